@@ -1,0 +1,1 @@
+"""Default settings, as YAML: what a key means stands beside it."""

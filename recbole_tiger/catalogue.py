@@ -1,0 +1,104 @@
+"""The way from item text to semantic IDs."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from recbole_tiger.encoder import encode, load_embeddings
+from recbole_tiger.errors import TigerError
+from recbole_tiger.item_text import text_of_items
+from recbole_tiger.quantizers import make_quantizer, quantizer_settings
+from recbole_tiger.semantic_ids import SemanticIDs, add_collision_level
+
+# A level whose codes are used as unevenly as if fewer than this share of them existed counts as collapsed.
+COLLAPSED = 0.1
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The items that a model recommends from.
+
+    Attributes:
+        titles: list of n_items strings.
+        semantic_ids: SemanticIDs; item i + 1 of RecBole is its row i.
+        embeddings: float32 array [n_items, dim], or None where neither the codes nor the model need them.
+    """
+
+    titles: list
+    semantic_ids: SemanticIDs
+    embeddings: np.ndarray | None
+
+    @property
+    def items(self):
+        """Item tokens."""
+        return self.semantic_ids.items
+
+
+def check_codebooks(statistics, codebook_size):
+    """Refuse codes that hardly tell items apart.
+
+    Raises:
+        TigerError: with the level and what to try.
+    """
+    for level, perplexity in enumerate(statistics["perplexity"], start=1):
+        if perplexity < max(1.5, COLLAPSED * codebook_size):
+            raise TigerError(
+                f"codebook {level} has collapsed: {statistics['used_codes'][level - 1]} of {codebook_size} codes used, "
+                f"perplexity {perplexity}; try --quantizer=rq_kmeans, a smaller codebook_size, more rq_vae_steps, or check "
+                f"that the item texts differ"
+            )
+
+
+def item_embeddings(config, items, texts):
+    """Embeddings of the items, the user's own (``item_embeddings``) or encoded from their text."""
+    if config["item_embeddings"]:
+        return load_embeddings(config["item_embeddings"], items)
+    return encode(texts, config["text_encoder"], config["device"], config["cache_dir"], config["show_progress"])
+
+
+def quantize(config, items, embeddings):
+    """Semantic IDs of the items, cached by the hash of the embeddings and of the quantizer's settings.
+
+    Raises:
+        TigerError: the codebook is larger than the catalogue, or has collapsed.
+    """
+    settings = quantizer_settings(config)
+    size = config["codebook_size"]
+    if size > len(items):
+        raise TigerError(f"codebook_size {size} is larger than the catalogue of {len(items)} items; choose a smaller one")
+    digest = hashlib.sha256(json.dumps([config["quantizer"], settings, config["seed"]], sort_keys=True).encode())
+    digest.update(json.dumps(list(items)).encode())
+    digest.update(np.ascontiguousarray(embeddings).tobytes())
+    cache = Path(config["cache_dir"]) / f"semantic-ids-{digest.hexdigest()[:20]}.tsv"
+    if cache.is_file():
+        try:
+            return SemanticIDs.load(cache).reordered(items, cache)
+        except TigerError as error:
+            raise TigerError(f"the cached semantic IDs are damaged ({error}): delete {cache}") from error
+    x = torch.from_numpy(embeddings).to(config["device"])
+    codes = make_quantizer(config).fit(x, seed=config["seed"], show_progress=config["show_progress"])
+    semantic_ids = SemanticIDs(items, add_collision_level(codes.cpu().numpy()))
+    check_codebooks(semantic_ids.statistics(), size)
+    semantic_ids.save(cache)
+    return semantic_ids
+
+
+def make_catalogue(config, items):
+    """The catalogue of a dataset.
+
+    Args:
+        items: item tokens in RecBole's order.
+    """
+    texts, titles = text_of_items(config, items)
+    own_ids = config["semantic_ids"]
+    if own_ids:
+        semantic_ids = SemanticIDs.load(own_ids).reordered(items, own_ids)
+        embeddings = item_embeddings(config, items, texts) if config["encoder_text"] else None
+    else:
+        embeddings = item_embeddings(config, items, texts)
+        semantic_ids = quantize(config, items, embeddings)
+    return Catalogue(titles, semantic_ids, embeddings)

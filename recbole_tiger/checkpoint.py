@@ -1,0 +1,88 @@
+"""Checkpoints: written whole, read without running code."""
+
+import importlib
+import pickle
+
+import numpy as np
+import torch
+import yaml
+from recbole.config import Config
+from recbole.model.abstract_recommender import AbstractRecommender
+from recbole.utils import EvaluatorType, InputType, ModelType
+
+from recbole_tiger.errors import TigerError
+from recbole_tiger.files import whole_file
+
+# What RecBole's pickled Config refers to; nothing among it runs code when it is built.
+SAFE_GLOBALS = [
+    Config,
+    ModelType,
+    EvaluatorType,
+    InputType,
+    yaml.FullLoader,
+    np.core.multiarray.scalar,
+    np.dtype,
+    *{type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int64, np.bool_)},
+]
+
+
+def save_checkpoint(state, file):
+    """Write ``state`` to ``file``, whole or not at all.
+
+    Protocol 2, because the weights-only loader reads no newer one.
+    """
+    with whole_file(file) as temporary:
+        try:
+            torch.save(state, temporary, pickle_protocol=2)
+        except RuntimeError as error:  # PyTorch's archive writer hides the OSError of a full disk
+            raise OSError(str(error).splitlines()[0]) from error
+
+
+def _model_class(name):
+    """The recommender class of that dotted name, or None if it is not one of RecBole's or ours."""
+    module, _, attribute = name.rpartition(".")
+    if not module.startswith(("recbole.model.", "recbole_tiger.model.")):
+        return None
+    found = getattr(importlib.import_module(module), attribute, None)
+    return found if isinstance(found, type) and issubclass(found, AbstractRecommender) else None
+
+
+def safe_globals_of(file):
+    """The globals that have to be allowed to read the checkpoint ``file``.
+
+    Raises:
+        TigerError: the file is absent, cut short, or refers to anything that a checkpoint of RecBole has no need of.
+    """
+    allowed = {f"{item.__module__}.{item.__name__}": item for item in SAFE_GLOBALS}
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(str(file))
+    except FileNotFoundError as error:
+        raise TigerError(f"checkpoint {file} does not exist") from error
+    except Exception as error:  # many kinds, for files cut short or of another format
+        raise TigerError(f"{file} is cut short or not a checkpoint: {str(error).splitlines()[0]}") from error
+    result = list(SAFE_GLOBALS)
+    for name in names:
+        if name in allowed:
+            continue
+        model_class = _model_class(name)
+        if model_class is None:
+            raise TigerError(f"checkpoint {file} refers to {name}, which could run code: refused")
+        result.append(model_class)
+    return result
+
+
+def load_checkpoint(file, device):
+    """Read a checkpoint.
+
+    Returns:
+        the dict that was saved, tensors on ``device``.
+
+    Raises:
+        TigerError: the file is absent, cut short, or carries executable pickles.
+    """
+    allowed = safe_globals_of(file)
+    try:
+        with torch.serialization.safe_globals(allowed):
+            return torch.load(file, map_location=device, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise TigerError(f"{file} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error

@@ -1,0 +1,139 @@
+"""What RecBole 1.2.1 needs on today's libraries: one function a defect, applied where the defect is present."""
+
+import ast
+import functools
+import os
+
+import scipy.sparse
+import torch
+from recbole import quick_start
+from recbole.config import Config
+from recbole.data.dataset import Dataset
+from recbole.evaluator.collector import Collector
+from recbole.quick_start import quick_start as quick_start_module
+from recbole.trainer import Trainer
+
+from recbole_tiger.checkpoint import SAFE_GLOBALS, safe_globals_of, save_checkpoint
+from recbole_tiger.errors import TigerError
+
+
+def checkpoints_without_code():
+    """PyTorch >= 2.6 reads weights only; RecBole pickles its Config, and with a protocol that this reader rejects."""
+    torch.serialization.add_safe_globals(SAFE_GLOBALS)
+
+    def _save_checkpoint(self, epoch, verbose=True, **kwargs):
+        if not self.config["single_spec"] and self.config["local_rank"] != 0:
+            return
+        file = kwargs.pop("saved_model_file", self.saved_model_file)
+        state = {
+            "config": self.config,
+            "epoch": epoch,
+            "cur_step": self.cur_step,
+            "best_valid_score": float(self.best_valid_score),
+            "state_dict": self.model.state_dict(),
+            "other_parameter": self.model.other_parameter(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        save_checkpoint(state, file)
+        if verbose:
+            self.logger.info(f"Saving current: {file}")
+
+    Trainer._save_checkpoint = _save_checkpoint
+
+    load_internal = Config._load_internal_config_dict
+
+    @functools.wraps(load_internal)
+    def _load_internal_config_dict(self, model, model_class, dataset):
+        torch.serialization.add_safe_globals([model_class])
+        return load_internal(self, model, model_class, dataset)
+
+    Config._load_internal_config_dict = _load_internal_config_dict
+
+    load = quick_start_module.load_data_and_model
+
+    @functools.wraps(load)
+    def load_data_and_model(model_file):
+        with torch.serialization.safe_globals(safe_globals_of(model_file)):
+            return load(model_file)
+
+    quick_start_module.load_data_and_model = quick_start.load_data_and_model = load_data_and_model
+
+
+def settings_without_eval():
+    """RecBole evaluates every string among its settings as Python; literals give the same values without running code."""
+
+    def _convert_config_dict(self, config_dict):
+        for key, value in config_dict.items():
+            if not isinstance(value, str):
+                continue
+            try:
+                config_dict[key] = ast.literal_eval(value)
+            except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+                config_dict[key] = {"true": True, "false": False}.get(value.lower(), value)
+        return config_dict
+
+    Config._convert_config_dict = _convert_config_dict
+
+
+def sparse_matrix_update():
+    """SciPy >= 1.13 has no ``dok_matrix._update``, by which LightGCN, NGCF and others fill their graph."""
+    if hasattr(scipy.sparse.dok_matrix, "_update"):
+        return
+
+    def _update(self, data):
+        self._dict.update(data)
+
+    scipy.sparse.dok_matrix._update = _update
+
+
+def collected_counts():
+    """``Collector.get_data_struct`` calls ``.cpu()`` on ints and counters (ItemCoverage, GiniIndex, ...)."""
+    original = Collector.get_data_struct
+
+    @functools.wraps(original)
+    def get_data_struct(self):
+        data = self.data_struct._data_dict
+        plain = {key: data.pop(key) for key in list(data) if not isinstance(data[key], torch.Tensor)}
+        struct = original(self)
+        for key, value in plain.items():
+            data[key] = value
+            struct.set(key, value)
+        return struct
+
+    Collector.get_data_struct = get_data_struct
+
+
+def download_in_one_process():
+    """``Dataset._download`` ends in a barrier, which raises where no process group exists."""
+    original = Dataset._download
+
+    @functools.wraps(original)
+    def _download(self):
+        barrier = torch.distributed.barrier
+        if not torch.distributed.is_initialized():
+            torch.distributed.barrier = lambda: None
+        try:
+            return original(self)
+        except (OSError, ValueError) as error:
+            if os.path.isdir(self.dataset_path) and not os.listdir(self.dataset_path):
+                os.rmdir(self.dataset_path)
+            raise TigerError(
+                f"dataset {self.dataset_name} is not at {self.dataset_path} and could not be fetched ({error}); "
+                f"put its atomic files there or give their parent folder by --data_path=..."
+            ) from error
+        finally:
+            torch.distributed.barrier = barrier
+
+    Dataset._download = _download
+
+
+def mend():
+    """Apply all of the above, once."""
+    if getattr(Config, "_mended_by_recbole_tiger", False):
+        return
+    Config._mended_by_recbole_tiger = True
+    checkpoints_without_code()
+    settings_without_eval()
+    sparse_matrix_update()
+    collected_counts()
+    download_in_one_process()

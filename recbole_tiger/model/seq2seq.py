@@ -1,0 +1,371 @@
+"""The Transformer encoder-decoder over semantic IDs (Rajput et al. 2023, section 3.2)."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+# A finite stand-in for minus infinity: a row in which every key is masked (padding) stays free of NaN.
+MASKED = -1e9
+
+
+class Dropout(nn.Module):
+    """Dropout whose mask costs 16 random bits an element.
+
+    On CPU, ``torch.nn.functional.dropout`` spends about 8 ns an element on its mask, more than the matrix products
+    around it leave room for; drawing four elements from one 64-bit number is several times cheaper. On other devices the
+    fused kernel of PyTorch is used.
+    """
+
+    def __init__(self, p):
+        super().__init__()
+        self.p = p
+
+    def forward(self, x):
+        if not self.training or self.p == 0:
+            return x
+        if x.device.type != "cpu":
+            return F.dropout(x, self.p)
+        words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+        bits = words.view(torch.int16)[: x.numel()].view(x.shape)
+        keep = bits >= round(self.p * 2**16) - 2**15
+        return x * keep.to(x.dtype).mul_(1 / (1 - self.p))
+
+
+class Attention(nn.Module):
+    """Multi-head attention with an additive bias in place of positions; no bias in its projections, as in T5."""
+
+    def __init__(self, hidden_size, n_heads, head_size, dropout):
+        super().__init__()
+        self.n_heads, self.head_size = n_heads, head_size
+        width = n_heads * head_size
+        self.query = nn.Linear(hidden_size, width, bias=False)
+        self.key_value = nn.Linear(hidden_size, 2 * width, bias=False)
+        self.output = nn.Linear(width, hidden_size, bias=False)
+        self.dropout = Dropout(dropout)
+
+    def split(self, x):
+        """[batch, tokens, n_heads * head_size] -> [batch, n_heads, tokens, head_size]."""
+        return x.view(*x.shape[:2], self.n_heads, self.head_size).transpose(1, 2)
+
+    def keys_values(self, x):
+        """Keys and values of ``x`` [batch, tokens, hidden_size], each [batch, n_heads, tokens, head_size]."""
+        key, value = self.key_value(x).chunk(2, dim=-1)
+        return self.split(key), self.split(value)
+
+    def forward(self, x, keys, values, bias):
+        """Attend from ``x`` [batch, tokens, hidden_size].
+
+        ``bias`` broadcasts to [batch, n_heads, tokens, keys].
+        """
+        query = self.split(self.query(x) * self.head_size**-0.5)
+        weights = (torch.matmul(query, keys.transpose(-1, -2)) + bias).softmax(dim=-1)
+        mixed = torch.matmul(self.dropout(weights).to(values.dtype), values)
+        return self.output(mixed.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    """Two linear maps with a ReLU between them."""
+
+    def __init__(self, hidden_size, inner_size, dropout):
+        super().__init__()
+        self.inner = nn.Linear(hidden_size, inner_size, bias=False)
+        self.dropout = Dropout(dropout)
+        self.output = nn.Linear(inner_size, hidden_size, bias=False)
+
+    def forward(self, x):
+        return self.output(self.dropout(F.relu(self.inner(x))))
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention and feed-forward, each behind its LayerNorm (pre-LN) and added to the stream."""
+
+    def __init__(self, hidden_size, n_heads, head_size, inner_size, hidden_dropout, attn_dropout):
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(hidden_size)
+        self.attention = Attention(hidden_size, n_heads, head_size, attn_dropout)
+        self.feed_forward_norm = nn.LayerNorm(hidden_size)
+        self.feed_forward = FeedForward(hidden_size, inner_size, hidden_dropout)
+        self.dropout = Dropout(hidden_dropout)
+
+    def forward(self, x, bias):
+        y = self.attention_norm(x)
+        x = x + self.dropout(self.attention(y, *self.attention.keys_values(y), bias))
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention within one semantic ID, cross-attention to the history, feed-forward."""
+
+    def __init__(self, hidden_size, n_heads, head_size, inner_size, hidden_dropout, attn_dropout):
+        super().__init__()
+        self.self_norm = nn.LayerNorm(hidden_size)
+        self.self_attention = Attention(hidden_size, n_heads, head_size, attn_dropout)
+        self.cross_norm = nn.LayerNorm(hidden_size)
+        self.cross_attention = Attention(hidden_size, n_heads, head_size, attn_dropout)
+        self.feed_forward_norm = nn.LayerNorm(hidden_size)
+        self.feed_forward = FeedForward(hidden_size, inner_size, hidden_dropout)
+        self.dropout = Dropout(hidden_dropout)
+
+    def forward(self, x, self_keys, self_values, self_bias, cross_keys, cross_values, cross_bias):
+        """``x`` [batch, targets * levels, hidden_size].
+
+        The self keys and values are [batch * targets, n_heads, levels so far, head_size]; those of the history stay at
+        [batch, n_heads, tokens, head_size] however many targets or beams attend to them.
+        """
+        batch, tokens, hidden = x.shape
+        targets = self_keys.shape[0]
+        y = self.self_norm(x).view(targets, -1, hidden)
+        x = x + self.dropout(self.self_attention(y, self_keys, self_values, self_bias)).view(batch, tokens, hidden)
+        x = x + self.dropout(self.cross_attention(self.cross_norm(x), cross_keys, cross_values, cross_bias))
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+
+    def self_keys_values(self, x, targets):
+        """Self keys and values of ``x`` [batch, targets * levels, hidden_size], [batch * targets, ...]."""
+        y = self.self_norm(x)
+        return self.self_attention.keys_values(y.view(targets, -1, y.shape[-1]))
+
+
+class RelativeBias(nn.Module):
+    """A learned bias per head for the distance in items and for the pair of levels.
+
+    Nothing in the model depends on where in a sequence a history starts, so a window, a whole sequence and a history at
+    inference mean the same.
+    """
+
+    def __init__(self, n_heads, first, last, query_levels, key_levels):
+        super().__init__()
+        self.first, self.last = first, last
+        self.distance = nn.Parameter(torch.zeros(n_heads, last - first + 1))
+        self.levels = nn.Parameter(torch.zeros(n_heads, query_levels, key_levels))
+
+    def forward(self, distances, causal):
+        """``distances`` [queries, keys] in items -> bias [n_heads, queries * query_levels, keys * key_levels].
+
+        With ``causal``, keys nearer than the first allowed distance are masked.
+        """
+        item = self.distance[:, (distances.clamp(self.first, self.last) - self.first)]
+        if causal:
+            item = item.masked_fill(distances < self.first, MASKED)
+        bias = item[:, :, None, :, None] + self.levels[:, None, :, None, :]
+        return bias.flatten(3, 4).flatten(1, 2)
+
+
+class Memory:
+    """What the decoder reads of a batch of histories: per layer keys and values, and which items are padding."""
+
+    def __init__(self, layers, items, padding, has_user):
+        self.layers = layers  # per decoder layer: keys, values [batch, n_heads, tokens, head_size]
+        self.items = items  # the width of the batch in items, padding included
+        self.padding = padding  # [batch, 1, 1, tokens] of 0 and MASKED, or None where no history is padded
+        self.has_user = has_user
+
+
+class Seq2Seq(nn.Module):
+    """Reads the semantic IDs of a history, predicts that of the next item level by level.
+
+    Args:
+        codes: int tensor [n_items + 1, levels]; row 0 is padding, row i the semantic ID of RecBole's item i.
+        text: float tensor [n_items + 1, dim] of standardised item embeddings for the encoder's input, or None.
+        hidden_size, n_heads, head_size, inner_size, n_layers, n_decoder_layers: widths and depths; ``n_layers`` is the
+            encoder's.
+        hidden_dropout_prob, attn_dropout_prob: probabilities of dropout.
+        code_dropout_prob: probability that a code of the input is hidden from the encoder in training.
+        max_items: longest history (``MAX_ITEM_LIST_LENGTH``).
+        encoder_tokens: "code" (one token a code, the paper's) or "item" (one an item, the sum of its codes).
+        bidirectional_encoder: items see those after them too (the paper's; one target a history), or only those before.
+        n_user_tokens: rows of the table of hashed users (the paper: 2,000), 0 for none.
+        initializer_range: standard deviation of the initial weights.
+    """
+
+    def __init__(
+        self,
+        codes,
+        text,
+        *,
+        hidden_size,
+        n_heads,
+        head_size,
+        inner_size,
+        n_layers,
+        n_decoder_layers,
+        hidden_dropout_prob,
+        attn_dropout_prob,
+        code_dropout_prob,
+        max_items,
+        encoder_tokens,
+        bidirectional_encoder,
+        n_user_tokens,
+        initializer_range,
+    ):
+        super().__init__()
+        self.levels = codes.shape[1]
+        self.widths = (codes[1:].max(dim=0).values + 1).tolist()
+        self.max_items = max_items
+        self.bidirectional = bidirectional_encoder
+        self.token_per_item = encoder_tokens == "item"
+        self.code_dropout_prob = code_dropout_prob
+        self.register_buffer("codes", codes)
+        self.register_buffer("text", text)
+        self.register_buffer("offsets", torch.tensor([0] + self.widths[:-1]).cumsum(0), persistent=False)
+
+        self.code_embedding = nn.Embedding(sum(self.widths), hidden_size)
+        self.start = nn.Parameter(torch.zeros(hidden_size))
+        self.text_projection = None if text is None else nn.Linear(text.shape[1], hidden_size)
+        self.user_embedding = nn.Embedding(n_user_tokens, hidden_size) if n_user_tokens else None
+        if n_user_tokens:
+            self.encoder_user_bias = nn.Parameter(torch.zeros(n_heads))
+            self.cross_user_bias = nn.Parameter(torch.zeros(n_heads))
+        self.input_dropout = Dropout(hidden_dropout_prob)
+
+        sizes = (hidden_size, n_heads, head_size, inner_size, hidden_dropout_prob, attn_dropout_prob)
+        self.encoder = nn.ModuleList(EncoderLayer(*sizes) for _ in range(n_layers))
+        self.encoder_norm = nn.LayerNorm(hidden_size)
+        self.decoder = nn.ModuleList(DecoderLayer(*sizes) for _ in range(n_decoder_layers))
+        self.decoder_norm = nn.LayerNorm(hidden_size)
+        self.classifiers = nn.ModuleList(nn.Linear(hidden_size, width) for width in self.widths)
+
+        token_levels = 1 if self.token_per_item else self.levels
+        farthest = max_items - 1
+        self.encoder_bias = RelativeBias(
+            n_heads, -farthest if bidirectional_encoder else 0, farthest, token_levels, token_levels
+        )
+        self.cross_bias = RelativeBias(n_heads, 1, max_items, self.levels, token_levels)
+        self.self_bias = RelativeBias(n_heads, 0, 0, self.levels, self.levels)
+        self._initialise(initializer_range)
+
+    def _initialise(self, std):
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=std)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        nn.init.normal_(self.start, std=std)
+        for layers, branches in ((self.encoder, 2), (self.decoder, 3)):
+            for layer in layers:
+                for module in layer.modules():
+                    if isinstance(module, Attention | FeedForward):
+                        module.output.weight.data /= math.sqrt(branches * len(layers))
+
+    # --- the history ---
+
+    def _embed_codes(self, codes):
+        """Codes [..., levels] -> embeddings [..., levels, hidden_size]."""
+        return self.code_embedding(codes + self.offsets)
+
+    def encode(self, items, users=None):
+        """Encode histories.
+
+        Args:
+            items: int tensor [batch, n], padded with zeros on the left.
+            users: int tensor [batch], hashed users, where the model has a user token.
+
+        Returns:
+            Memory for :meth:`decode` and :meth:`step`.
+        """
+        batch, n = items.shape
+        x = self._embed_codes(self.codes[items])
+        if self.training and self.code_dropout_prob > 0:
+            keep = torch.rand(x.shape[:3], device=x.device) >= self.code_dropout_prob
+            x = x * keep.unsqueeze(-1)
+        if self.token_per_item:
+            x = x.sum(dim=2, keepdim=True)
+        if self.text_projection is not None:
+            x = x + self.text_projection(self.text[items]).unsqueeze(2)
+        tokens = x.shape[2]
+        x = x.flatten(1, 2)
+
+        place = torch.arange(n, device=items.device)
+        bias = self.encoder_bias(place[:, None] - place, causal=not self.bidirectional)
+        is_padding = items == 0
+        padding = None
+        if bool(is_padding.any()):
+            padding = (is_padding * MASKED).repeat_interleave(tokens, dim=1)
+        if self.user_embedding is not None:
+            x = torch.cat([self.user_embedding(users).unsqueeze(1), x], dim=1)
+            bias = F.pad(bias, (1, 0, 1, 0))
+            bias[:, 0, 1:] = 0 if self.bidirectional else MASKED
+            bias[:, :, 0] = self.encoder_user_bias[:, None]
+            if padding is not None:
+                padding = F.pad(padding, (1, 0))
+        if padding is not None:
+            padding = padding[:, None, None, :]
+            bias = bias + padding
+
+        x = self.input_dropout(x)
+        for layer in self.encoder:
+            x = layer(x, bias)
+        x = self.encoder_norm(x)
+        layers = [layer.cross_attention.keys_values(x) for layer in self.decoder]
+        return Memory(layers, n, padding, self.user_embedding is not None)
+
+    def _cross_bias(self, memory, targets, level=None):
+        """Bias of the last ``targets`` targets (of every level, or of one) against the tokens of the memory."""
+        place = torch.arange(memory.items, device=self.start.device)
+        distances = place[-targets:, None] + 1 - place
+        bias = self.cross_bias(distances, causal=True)
+        if memory.has_user:
+            bias = F.pad(bias, (1, 0))
+            bias[:, :, 0] = self.cross_user_bias[:, None]
+        if level is not None:
+            bias = bias[:, level : level + 1]
+        return bias if memory.padding is None else bias + memory.padding
+
+    # --- the next item ---
+
+    def decode(self, memory, codes, shared=False):
+        """Predict given target IDs, each level from those before it (teacher forcing), all targets in parallel.
+
+        Args:
+            memory: of :meth:`encode`.
+            codes: int tensor [batch, targets, levels]. Target t of T follows item n - T + t of the history (that is, sees
+                all items up to that one), unless ``shared``: then every target follows the whole history.
+
+        Returns:
+            One tensor of logits a level, [batch, targets, width of the level].
+        """
+        batch, targets, levels = codes.shape
+        start = self.start.expand(batch, targets, 1, -1)
+        x = torch.cat([start, self._embed_codes(codes)[:, :, :-1]], dim=2).flatten(1, 2)
+        x = self.input_dropout(x)
+
+        distance = torch.zeros(1, 1, dtype=torch.long, device=codes.device)
+        later = torch.ones(levels, levels, dtype=torch.bool, device=codes.device).triu(1)
+        self_bias = self.self_bias(distance, causal=False).masked_fill(later, MASKED)
+        cross_bias = self._cross_bias(memory, 1).tile((targets, 1)) if shared else self._cross_bias(memory, targets)
+        for layer, (keys, values) in zip(self.decoder, memory.layers, strict=True):
+            self_keys, self_values = layer.self_keys_values(x, batch * targets)
+            x = layer(x, self_keys, self_values, self_bias, keys, values, cross_bias)
+        x = self.decoder_norm(x).view(batch, targets, levels, -1)
+        return [classify(x[:, :, level]) for level, classify in enumerate(self.classifiers)]
+
+    def step(self, memory, level, codes, caches):
+        """Predict one level for a set of prefixes of every history, from those levels' cached keys and values.
+
+        Args:
+            memory: of :meth:`encode`.
+            level: the level to predict, 0 first.
+            codes: int tensor [batch, prefixes], the code before (ignored at level 0, where there is one prefix).
+            caches: per decoder layer, keys and values of the levels so far, each
+                [batch, prefixes, n_heads, level, head_size]; empty list at level 0.
+
+        Returns:
+            logits [batch, prefixes, width of the level], caches for the next level.
+        """
+        batch = memory.layers[0][0].shape[0]
+        if level == 0:
+            x = self.start.expand(batch, 1, -1)
+        else:
+            x = self.code_embedding(codes + self.offsets[level - 1])
+        prefixes = x.shape[1]
+        self_bias = (self.self_bias.distance[:, :1] + self.self_bias.levels[:, level, : level + 1])[:, None]
+        cross_bias = self._cross_bias(memory, 1, level)
+        new_caches = []
+        for i, (layer, (keys, values)) in enumerate(zip(self.decoder, memory.layers, strict=True)):
+            new = layer.self_keys_values(x, batch * prefixes)
+            if level > 0:
+                new = tuple(torch.cat([old.flatten(0, 1), late], 2) for old, late in zip(caches[i], new, strict=True))
+            new_caches.append(tuple(cache.view(batch, prefixes, *cache.shape[1:]) for cache in new))
+            x = layer(x, *new, self_bias, keys, values, cross_bias)
+        return self.classifiers[level](self.decoder_norm(x)), new_caches

@@ -1,0 +1,233 @@
+"""TIGER as a RecBole sequential recommender."""
+
+import zlib
+
+import torch
+import torch.nn.functional as F
+from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.utils import InputType
+
+from recbole_tiger.errors import TigerError
+from recbole_tiger.model.decoding import beam_search, exact_scores, log_likelihood
+from recbole_tiger.model.seq2seq import Seq2Seq
+from recbole_tiger.trie import Trie
+
+# Histories decoded at once: larger slices gain no speed and cost memory.
+DECODE_BATCH = 256
+
+
+def user_slot(token, n_user_tokens):
+    """The row of a user's token in the table of hashed users (paper section 3.2)."""
+    return zlib.crc32(str(token).encode()) % n_user_tokens
+
+
+def left_padded(item_seq, lengths, max_items):
+    """RecBole's histories, padded on the right -> the last ``max_items`` of each, padded on the left.
+
+    Args:
+        item_seq: int tensor [batch, width]; lengths: int tensor [batch].
+
+    Returns:
+        int tensor [batch, longest history].
+    """
+    lengths = lengths.clamp(max=item_seq.shape[1])
+    n = int(lengths.clamp(max=max_items).max())
+    place = lengths.unsqueeze(1) - n + torch.arange(n, device=item_seq.device)
+    return item_seq.gather(1, place.clamp(min=0)).masked_fill(place < 0, 0)
+
+
+def standardised_text(embeddings):
+    """Item embeddings with mean 0 and standard deviation 1 per dimension, and a row of zeros for padding before them."""
+    x = torch.from_numpy(embeddings)
+    x = (x - x.mean(dim=0)) / x.std(dim=0).clamp(min=1e-6)
+    return F.pad(x, (0, 0, 1, 0))
+
+
+class TIGER(SequentialRecommender):
+    """Generative retrieval over semantic IDs (Rajput et al. 2023, arXiv 2305.05065).
+
+    Args:
+        config: RecBole's Config with the settings of ``properties/model/TIGER.yaml``.
+        dataset: has ``catalogue`` (a :class:`~recbole_tiger.catalogue.Catalogue`), as TIGERDataset does.
+    """
+
+    input_type = InputType.POINTWISE
+    other_parameter_name = ["items", "titles"]
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        catalogue = dataset.catalogue
+        self.items, self.titles = list(catalogue.items), list(catalogue.titles)
+        self.USER_ID = config["USER_ID_FIELD"]
+        self.beam_size, self.scoring = config["beam_size"], config["scoring"]
+        self.label_smoothing = config["label_smoothing"]
+        self.n_user_tokens = config["n_user_tokens"]
+        self.network_settings = {
+            "max_items": config["MAX_ITEM_LIST_LENGTH"],
+            "bidirectional_encoder": config["bidirectional_encoder"],
+            **{
+                name: config[name]
+                for name in (
+                    "hidden_size n_heads head_size inner_size n_layers n_decoder_layers hidden_dropout_prob attn_dropout_prob "
+                    "code_dropout_prob encoder_tokens n_user_tokens initializer_range"
+                ).split()
+            },
+        }
+        codes = F.pad(torch.tensor(catalogue.semantic_ids.codes), (0, 0, 1, 0))
+        text = standardised_text(catalogue.embeddings) if config["encoder_text"] else None
+        self._build(codes, text)
+        if self.n_user_tokens:
+            tokens = dataset.field2id_token[self.USER_ID]
+            slots = torch.tensor([user_slot(token, self.n_user_tokens) for token in tokens])
+            self.register_buffer("user_slots", slots, persistent=False)
+
+    def _build(self, codes, text):
+        self.network = Seq2Seq(codes, text, **self.network_settings)
+        self.trie = Trie(codes)
+
+    def load_state_dict(self, state_dict, strict=True):
+        """Load weights together with the codes that they were trained on.
+
+        Raises:
+            TigerError: they belong to another catalogue or other settings.
+        """
+        codes = state_dict.get("network.codes")
+        if codes is None:
+            raise TigerError("the checkpoint holds no semantic IDs: it is not one of TIGER")
+        if len(codes) != len(self.network.codes):
+            raise TigerError(
+                f"the checkpoint is of another dataset: it has {len(codes) - 1} items, this one {len(self.network.codes) - 1}"
+            )
+        own = self.network.codes
+        if codes.shape != own.shape or not torch.equal(codes.to(own.device), own):
+            text = state_dict.get("network.text")
+            self._build(codes.cpu(), None if text is None else text.cpu())
+            self.to(own.device)
+        try:
+            return super().load_state_dict(state_dict, strict)
+        except RuntimeError as error:
+            raise TigerError(f"the checkpoint was made with other settings: {str(error).splitlines()[-1].strip()}") from error
+
+    def load_other_parameter(self, para):
+        """Take over items and titles of a checkpoint, which have to be those of the dataset."""
+        if para and list(para["items"]) != self.items:
+            raise TigerError("the checkpoint is of another dataset: its items differ")
+        super().load_other_parameter(para)
+
+    # --- training ---
+
+    def window_loss(self, items, n_targets, users=None):
+        """Mean negative log-likelihood of a code, over the targets of a batch of windows.
+
+        Args:
+            items: int tensor [batch, n + 1], padded with zeros on the left; item t is predicted from those before it.
+            n_targets: int tensor [batch]: the last so many items of a window are targets.
+            users: int tensor [batch] of RecBole's user ids; read where the model has a user token.
+        """
+        memory = self.network.encode(items[:, :-1], self._slots(users))
+        targets = int(n_targets.max())
+        codes = self.network.codes[items[:, -targets:]]
+        counted = torch.arange(targets, 0, -1, device=items.device) <= n_targets.unsqueeze(1)
+        wanted = codes.masked_fill(~counted.unsqueeze(-1), -100)
+        loss = 0
+        for level, logits in enumerate(self.network.decode(memory, codes)):
+            loss = loss + F.cross_entropy(
+                logits.flatten(0, 1).float(),
+                wanted[..., level].flatten(),
+                ignore_index=-100,
+                label_smoothing=self.label_smoothing,
+            )
+        return loss / self.network.levels
+
+    def calculate_loss(self, interaction):
+        """Loss of RecBole's rows, one target a row."""
+        history = left_padded(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN], self.max_seq_length)
+        items = torch.cat([history, interaction[self.ITEM_ID].unsqueeze(1)], dim=1)
+        return self.window_loss(items, torch.ones_like(items[:, 0]), interaction[self.USER_ID])
+
+    def _slots(self, users):
+        return self.user_slots[users] if self.n_user_tokens else None
+
+    # --- inference ---
+
+    def recommend(self, histories, slots, k, beam_size, scoring):
+        """The k best items after each history.
+
+        Args:
+            histories: int tensor [batch, n], padded with zeros on the left.
+            slots: int tensor [batch] of user slots, or None.
+            scoring: "beam" or "exact".
+
+        Returns:
+            items (RecBole's ids) and scores (log-probabilities), each [batch, k], best first.
+        """
+        if scoring == "exact":
+            scores, items = self.exact(histories, slots).topk(k)
+            return items, scores
+        order = (histories != 0).sum(dim=1).argsort()
+        items = histories.new_empty(len(histories), k)
+        scores = torch.empty(len(histories), k, device=histories.device)
+        for rows in order.split(DECODE_BATCH):
+            memory = self.network.encode(_trimmed(histories[rows]), None if slots is None else slots[rows])
+            found, score = beam_search(self.network, self.trie, memory, beam_size)
+            items[rows], scores[rows] = found[:, :k], score[:, :k]
+        return items, scores
+
+    def exact(self, histories, slots):
+        """Log-likelihood of every item, [batch, n_items + 1]."""
+
+        def memory_of(rows):
+            return self.network.encode(_trimmed(histories[rows]), None if slots is None else slots[rows])
+
+        return exact_scores(self.network, self.trie, memory_of, len(histories))
+
+    def _history(self, interaction):
+        return left_padded(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN], self.max_seq_length)
+
+    @torch.no_grad()
+    def full_sort_predict(self, interaction):
+        """Scores of all items [batch, n_items]: log-probabilities of the beam's items, -inf for those it did not reach."""
+        history = self._history(interaction)
+        slots = self._slots(interaction[self.USER_ID])
+        if self.scoring == "exact":
+            return self.exact(history, slots)
+        items, found = self.recommend(history, slots, self.beam_size, self.beam_size, "beam")
+        scores = found.new_full((len(history), self.n_items), -torch.inf)
+        return scores.scatter_(1, items, found)
+
+    @torch.no_grad()
+    def predict(self, interaction):
+        """Log-likelihood of the given item after each history, [batch]; a history that repeats is encoded once."""
+        history = self._history(interaction)
+        slots = self._slots(interaction[self.USER_ID])
+        keyed = history if slots is None else torch.cat([history, slots.unsqueeze(1)], dim=1)
+        distinct, which = torch.unique(keyed, dim=0, return_inverse=True)
+        # Candidates of each history side by side: [histories, most candidates].
+        order = which.argsort(stable=True)
+        counts = torch.bincount(which, minlength=len(distinct))
+        column = torch.arange(len(order), device=order.device) - (counts.cumsum(0) - counts)[which[order]]
+        candidates = history.new_ones(len(distinct), int(counts.max()))
+        candidates[which[order], column] = interaction[self.ITEM_ID][order]
+        scores = torch.empty(len(history), device=history.device)
+        likelihood = torch.cat(
+            [
+                log_likelihood(
+                    self.network,
+                    self.network.encode(
+                        _trimmed(distinct[rows, : history.shape[1]]), None if slots is None else distinct[rows, -1]
+                    ),
+                    candidates[rows],
+                )
+                for rows in torch.arange(len(distinct), device=history.device).split(
+                    max(1, DECODE_BATCH * 20 // candidates.shape[1])
+                )
+            ]
+        )
+        scores[order] = likelihood[which[order], column]
+        return scores
+
+
+def _trimmed(histories):
+    """Without the columns that are padding in every row."""
+    longest = max(1, int((histories != 0).sum(dim=1).max()))
+    return histories[:, -longest:]

@@ -1,0 +1,27 @@
+"""Quantizers: embeddings -> codes, one file a quantizer.
+
+The protocol: a class whose constructor takes its settings by name and whose
+``fit(x, *, seed, show_progress=False)`` maps a float tensor [n_items, dim] to an int64 tensor of codes
+[n_items, codebook_depth], each below ``codebook_size``; the same input and seed give the same codes.
+"""
+
+import inspect
+
+from recbole_tiger.errors import TigerError
+from recbole_tiger.quantizers.rq_kmeans import RQKMeans
+from recbole_tiger.quantizers.rq_vae import RQVAE
+
+QUANTIZERS = {"rq_vae": RQVAE, "rq_kmeans": RQKMeans}
+
+
+def quantizer_settings(config):
+    """The settings that the configured quantizer reads, by name."""
+    name = config["quantizer"]
+    if name not in QUANTIZERS:
+        raise TigerError(f"unknown quantizer {name!r}: there are {', '.join(QUANTIZERS)}")
+    return {key: config[key] for key in inspect.signature(QUANTIZERS[name]).parameters}
+
+
+def make_quantizer(config):
+    """The configured quantizer."""
+    return QUANTIZERS[config["quantizer"]](**quantizer_settings(config))

@@ -1,0 +1,80 @@
+"""Lloyd's k-means with k-means++ seeding, in tensors."""
+
+import torch
+
+# Distances computed at once: bounds memory at large catalogues.
+CHUNK = 65536
+
+
+def assign(x, centroids):
+    """Nearest centroid of each row.
+
+    Args:
+        x: float tensor [n, dim]. centroids: [k, dim].
+
+    Returns:
+        int64 tensor [n] of indices, float tensor [n] of squared distances.
+    """
+    norms = centroids.pow(2).sum(1)
+    labels, distances = [], []
+    for part in x.split(CHUNK):
+        # |x|^2 is the same for all centroids and joins after the minimum.
+        smallest, index = torch.addmm(norms, part, centroids.T, alpha=-2).min(dim=1)
+        labels.append(index)
+        distances.append((smallest + part.pow(2).sum(1)).clamp_(min=0))
+    return torch.cat(labels), torch.cat(distances)
+
+
+def means(x, labels, k):
+    """Mean of the rows of each label, and how many there are.
+
+    Returns:
+        float tensor [k, dim] (0 where a label has no row), float tensor [k].
+    """
+    counts = torch.zeros(k, device=x.device).index_add_(0, labels, torch.ones(len(x), device=x.device))
+    sums = torch.zeros(k, x.shape[1], device=x.device).index_add_(0, labels, x)
+    return sums / counts.clamp(min=1).unsqueeze(1), counts
+
+
+def seed_centroids(x, k, generator):
+    """k-means++: each next centroid is a row drawn by its squared distance to the nearest so far."""
+    first = torch.randint(len(x), (1,), generator=generator)
+    chosen = [first]
+    nearest = (x - x[first.to(x.device)]).pow(2).sum(1)
+    for _ in range(k - 1):
+        cumulative = nearest.double().cumsum(0)
+        draw = torch.rand(1, generator=generator, dtype=torch.float64).to(x.device) * cumulative[-1]
+        index = torch.searchsorted(cumulative, draw).clamp(max=len(x) - 1)
+        chosen.append(index.cpu())
+        nearest = torch.minimum(nearest, (x - x[index]).pow(2).sum(1))
+    return x[torch.cat(chosen).to(x.device)].clone()
+
+
+def kmeans(x, k, *, iterations, generator, sample=None):
+    """Cluster ``x``.
+
+    A centroid that loses all its rows moves to a row far from its own centroid, so no code stays unused.
+
+    Args:
+        x: float tensor [n, dim]; k: number of centroids, at most n.
+        iterations: most Lloyd steps; ends sooner when no label changes.
+        generator: CPU random generator.
+        sample: fit on so many random rows where there are more.
+
+    Returns:
+        float tensor [k, dim].
+    """
+    if sample is not None and len(x) > sample:
+        x = x[torch.randperm(len(x), generator=generator)[:sample].to(x.device)]
+    centroids = seed_centroids(x, k, generator)
+    labels = None
+    for _ in range(iterations):
+        new_labels, distances = assign(x, centroids)
+        if labels is not None and torch.equal(new_labels, labels):
+            break
+        labels = new_labels
+        centroids, counts = means(x, labels, k)
+        dead = (counts == 0).nonzero().flatten()
+        if len(dead):
+            centroids[dead] = x[distances.topk(len(dead)).indices]
+    return centroids

@@ -1,0 +1,160 @@
+"""RQ-VAE: an autoencoder whose latent is residually quantized (paper section 3.1; Zeghidour et al. 2021)."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm import tqdm
+
+from recbole_tiger.quantizers.kmeans import assign, kmeans
+
+KMEANS_ITERATIONS = 30
+KMEANS_SAMPLE = 65536
+
+
+def mlp(sizes):
+    """Linear maps of the given sizes with ReLU between them."""
+    layers = []
+    for before, after in zip(sizes[:-1], sizes[1:], strict=True):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+class Network(nn.Module):
+    """Encoder, codebooks [depth, size, latent], decoder."""
+
+    def __init__(self, dim, hidden_sizes, latent_size, depth, size, beta):
+        super().__init__()
+        sizes = [dim, *hidden_sizes, latent_size]
+        self.encoder, self.decoder = mlp(sizes), mlp(sizes[::-1])
+        self.codebooks = nn.Parameter(torch.zeros(depth, size, latent_size))
+        self.beta = beta
+
+    def quantize(self, z):
+        """Codes [n, depth], sum of the chosen vectors [n, latent], and the residual that each level saw."""
+        residual, codes, residuals = z, [], []
+        for codebook in self.codebooks:
+            with torch.no_grad():
+                labels, _ = assign(residual, codebook)
+            codes.append(labels)
+            residuals.append(residual)
+            residual = residual - codebook[labels]
+        return torch.stack(codes, dim=1), z - residual, residuals
+
+    def losses(self, x):
+        """Reconstruction and quantization loss per item (paper section 3.1), and the codes.
+
+        ||x - x_hat||^2 and, over levels, ||sg[r] - e||^2 + beta ||r - sg[e]||^2, summed over dimensions.
+        """
+        z = self.encoder(x)
+        residual, codes, quantized, quantization = z, [], 0, 0
+        for codebook in self.codebooks:
+            with torch.no_grad():
+                labels, _ = assign(residual, codebook)
+            vector = codebook[labels]
+            quantization = quantization + (residual.detach() - vector).pow(2).sum(1)
+            quantization = quantization + self.beta * (residual - vector.detach()).pow(2).sum(1)
+            # The codebooks learn from the quantization loss alone; downstream they are constants.
+            vector = vector.detach()
+            quantized = quantized + vector
+            residual = residual - vector
+            codes.append(labels)
+        straight_through = z + (quantized - z).detach()
+        reconstruction = (x - self.decoder(straight_through)).pow(2).sum(1)
+        return reconstruction.mean(), quantization.mean(), torch.stack(codes, dim=1)
+
+
+class RQVAE:
+    """The paper's quantizer.
+
+    The input is standardised per dimension, the autoencoder warms up without quantization, every codebook then starts from
+    k-means of the whole catalogue's residuals, and a code that an epoch did not use restarts at a residual of the data.
+
+    Args:
+        codebook_size, codebook_depth: codes a level, levels.
+        rq_vae_hidden_sizes: widths of the encoder's hidden layers (the decoder mirrors them).
+        rq_vae_latent_size: width of the latent.
+        rq_vae_beta: weight of the commitment loss.
+        rq_vae_steps, rq_vae_warmup_steps: steps of training in all, and those of them before quantization begins.
+        rq_vae_batch_size, rq_vae_learning_rate: of AdamW.
+    """
+
+    def __init__(
+        self,
+        *,
+        codebook_size,
+        codebook_depth,
+        rq_vae_hidden_sizes,
+        rq_vae_latent_size,
+        rq_vae_beta,
+        rq_vae_steps,
+        rq_vae_warmup_steps,
+        rq_vae_batch_size,
+        rq_vae_learning_rate,
+    ):
+        self.codebook_size, self.codebook_depth = codebook_size, codebook_depth
+        self.hidden_sizes, self.latent_size, self.beta = rq_vae_hidden_sizes, rq_vae_latent_size, rq_vae_beta
+        self.steps, self.warmup_steps = rq_vae_steps, rq_vae_warmup_steps
+        self.batch_size, self.learning_rate = rq_vae_batch_size, rq_vae_learning_rate
+
+    def fit(self, x, *, seed, show_progress=False):
+        """Codes of ``x`` [n_items, dim], an int64 tensor [n_items, codebook_depth]."""
+        generator = torch.Generator().manual_seed(seed)
+        x = (x - x.mean(dim=0)) / x.std(dim=0).clamp(min=1e-6)
+        with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            network = Network(
+                x.shape[1], self.hidden_sizes, self.latent_size, self.codebook_depth, self.codebook_size, self.beta
+            ).to(x.device)
+        optimizer = torch.optim.AdamW(network.parameters(), lr=self.learning_rate)
+        used = torch.zeros(self.codebook_depth, self.codebook_size, dtype=torch.bool, device=x.device)
+        batches = iter(())
+        progress = tqdm(range(self.steps), desc="RQ-VAE", disable=not show_progress)
+        for step in progress:
+            if step == self.warmup_steps:
+                self._seed_codebooks(network, x, generator)
+            batch = next(batches, None)
+            if batch is None:
+                if step > self.warmup_steps:
+                    self._restart_dead(network, x, used, generator)
+                used.zero_()
+                batches = iter(torch.randperm(len(x), generator=generator).to(x.device).split(self.batch_size))
+                batch = next(batches)
+            if step < self.warmup_steps:
+                loss = F.mse_loss(network.decoder(network.encoder(x[batch])), x[batch]) * x.shape[1]
+            else:
+                reconstruction, quantization, codes = network.losses(x[batch])
+                loss = reconstruction + quantization
+                for level in range(self.codebook_depth):
+                    used[level, codes[:, level]] = True
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if show_progress and step % 50 == 0:
+                progress.set_postfix(loss=f"{loss.item():.1f}")
+        with torch.no_grad():
+            return network.quantize(network.encoder(x))[0]
+
+    @torch.no_grad()
+    def _seed_codebooks(self, network, x, generator):
+        residual = network.encoder(x)
+        for codebook in network.codebooks:
+            codebook.copy_(
+                kmeans(
+                    residual,
+                    self.codebook_size,
+                    iterations=KMEANS_ITERATIONS,
+                    generator=generator,
+                    sample=KMEANS_SAMPLE,
+                )
+            )
+            residual = residual - codebook[assign(residual, codebook)[0]]
+
+    @torch.no_grad()
+    def _restart_dead(self, network, x, used, generator):
+        if used.all():
+            return
+        rows = torch.randperm(len(x), generator=generator)[: self.codebook_size].to(x.device)
+        _, _, residuals = network.quantize(network.encoder(x[rows]))
+        for level, residual in enumerate(residuals):
+            dead = (~used[level]).nonzero().flatten()
+            network.codebooks[level, dead] = residual[: len(dead)]

@@ -1,0 +1,312 @@
+"""Settings: property files, what the command line says, and the checks before any long work."""
+
+import contextlib
+import difflib
+import hashlib
+import json
+import sys
+import tempfile
+from functools import cache
+from importlib import import_module, resources, util
+from pathlib import Path
+
+import yaml
+from recbole.config import Config
+from recbole.utils import argument_list
+
+from recbole_tiger.errors import TigerError
+from recbole_tiger.quantizers import QUANTIZERS
+
+PROPERTIES = "recbole_tiger.properties"
+
+# Settings that do not change what a run computes: a resumed or moved run may differ in them.
+NOT_OF_THE_RUN = {
+    "data_path",
+    "checkpoint_dir",
+    "cache_dir",
+    "show_progress",
+    "state",
+    "resume",
+    "gpu_id",
+    "use_gpu",
+    "device",
+    "worker",
+    "log_wandb",
+    "wandb_project",
+    "label",
+    "save_dataset",
+    "dataset_save_path",
+    "save_dataloaders",
+    "dataloaders_save_path",
+}
+
+# Keys that RecBole reads and no file of its properties lists.
+UNLISTED = {"model", "dataset", "benchmark_filename", "encoding", "token_num_threshold", "selected_features", "label"}
+
+
+class Loader(yaml.SafeLoader):
+    """Safe YAML that reads 1e-3 as a number, as RecBole's loader does."""
+
+
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    __import__("re").compile(r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+0123456789."),
+)
+
+
+def parse_yaml(text, source):
+    """Parse YAML without running code.
+
+    Raises:
+        TigerError: it is no YAML; ``source`` says where.
+    """
+    try:
+        return yaml.load(text, Loader=Loader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        raise TigerError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
+
+
+def property_file(kind, name):
+    """Settings of ``properties/<kind>/<name>.yaml``, or {} where there is none."""
+    file = resources.files(PROPERTIES) / kind / f"{name}.yaml"
+    return parse_yaml(file.read_text(encoding="utf-8"), file) or {} if file.is_file() else {}
+
+
+def protocol():
+    """The field's protocol, which every model of a comparison follows."""
+    return parse_yaml((resources.files(PROPERTIES) / "protocol.yaml").read_text(encoding="utf-8"), "protocol.yaml")
+
+
+def recipes():
+    """Names of the recipes: a model with settings of its own and a row of its own in every table."""
+    return sorted(file.name.removesuffix(".yaml") for file in (resources.files(PROPERTIES) / "recipe").iterdir())
+
+
+@cache
+def recbole_models():
+    """Names of RecBole's models, read off its modules without importing those that need further packages."""
+    import ast
+
+    folder = Path(import_module("recbole.model").__file__).parent
+    names = set()
+    for file in folder.glob("*_recommender/*.py"):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        names |= {
+            node.name
+            for node in tree.body
+            if isinstance(node, ast.ClassDef) and node.name.lower() == file.stem
+        }
+    return sorted(names)
+
+
+def model_of(name):
+    """The RecBole model behind a name: a recipe's ``model``, or the name itself.
+
+    Raises:
+        TigerError: there is no such model.
+    """
+    if name in recipes():
+        return property_file("recipe", name)["model"]
+    models = [*recbole_models(), "TIGER"]
+    if name not in models:
+        raise TigerError(f"unknown model {name!r}{nearest(name, [*models, *recipes()])}")
+    module = f"recbole.model.exlib_recommender.{name.lower()}"
+    if util.find_spec(module) and name in ("LightGBM", "XGBoost") and not util.find_spec(name.lower()):
+        raise TigerError(f"model {name} needs the package {name.lower()}: pip install {name.lower()}")
+    return name
+
+
+def nearest(word, words):
+    """'; did you mean ...?' where a known word is near."""
+    near = difflib.get_close_matches(word, words, n=1) or [w for w in words if w.lower() == word.lower()]
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+@cache
+def known_settings():
+    """Every key that RecBole or this package reads."""
+    known = set(UNLISTED)
+    for name in ("general", "training", "evaluation", "dataset"):
+        known |= set(getattr(argument_list, f"{name}_arguments"))
+    recbole = Path(import_module("recbole.properties").__path__[0]) if util.find_spec("recbole.properties") else None
+    folder = recbole or Path(import_module("recbole").__file__).parent / "properties"
+    for file in folder.rglob("*.yaml"):
+        if not file.name.endswith("url.yaml"):
+            content = yaml.load(file.read_text(encoding="utf-8"), Loader=Loader)  # noqa: S506 - a SafeLoader
+            known |= set(content or {})
+    known |= set(property_file("model", "TIGER")) | set(protocol())
+    return known
+
+
+def check_keys(settings, source):
+    """Refuse a setting that nothing reads.
+
+    Raises:
+        TigerError: with the nearest known one.
+    """
+    for key in settings:
+        if key not in known_settings():
+            raise TigerError(f"unknown setting {key!r} in {source}{nearest(key, sorted(known_settings()))}")
+
+
+def parse_arguments(arguments):
+    """``--key=value`` arguments -> settings; values are safe YAML, never evaluated."""
+    settings = {}
+    for argument in arguments:
+        key, equals, value = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") or not equals:
+            raise TigerError(f"cannot read the argument {argument!r}: settings are given as --key=value")
+        if key in settings:
+            raise TigerError(f"setting {key!r} is given twice on the command line")
+        try:
+            settings[key] = yaml.load(value, Loader=Loader)  # noqa: S506 - a SafeLoader
+        except yaml.YAMLError:
+            settings[key] = value
+    check_keys(settings, "the command line")
+    return settings
+
+
+def read_config_files(files):
+    """Merge the user's YAML files, later ones over earlier ones."""
+    settings = {}
+    for file in files:
+        if not Path(file).is_file():
+            raise TigerError(f"config file {file} does not exist")
+        content = parse_yaml(Path(file).read_text(encoding="utf-8"), file)
+        if content is not None and not isinstance(content, dict):
+            raise TigerError(f"config file {file} has to hold key: value lines")
+        check_keys(content or {}, file)
+        settings.update(content or {})
+    return settings
+
+
+def plugin_layer(dataset):
+    """What lies over RecBole's properties and under the user's settings, for TIGER."""
+    return {**protocol(), **property_file("model", "TIGER"), **property_file("dataset", dataset)}
+
+
+def make_config(name, dataset, user_settings):
+    """RecBole's Config for one run.
+
+    Args:
+        name: a RecBole model or a recipe.
+        user_settings: what the user said; lies over everything else.
+
+    Raises:
+        TigerError: a setting does not fit.
+    """
+    model = model_of(name)
+    layers = {**protocol(), **property_file("dataset", dataset)}
+    if model != "TIGER":
+        # The keys of the item text serve to load the same columns for every model.
+        layers["text_fields"] = layers.get("text_fields", property_file("model", "TIGER")["text_fields"])
+    layers.update(property_file("recipe", name))
+    layers.update(user_settings)
+    layers.setdefault("label", name)
+    layers = {key: value for key, value in layers.items() if key not in ("model", "dataset")}
+    if "train_neg_sample_args" not in layers and _is_cross_entropy(model, layers):
+        layers["train_neg_sample_args"] = None
+    with tempfile.TemporaryDirectory() as folder, plain_argv():
+        file = Path(folder) / "settings.yaml"
+        file.write_text(yaml.safe_dump(layers), encoding="utf-8")
+        try:
+            config = Config(model=model, dataset=dataset, config_file_list=[str(file)])
+        except TigerError:
+            raise
+        except (ValueError, TypeError, KeyError, NotImplementedError, RuntimeError, AssertionError) as error:
+            raise TigerError(f"{model}: {error}") from error
+    return config
+
+
+def _is_cross_entropy(model, layers):
+    """Whether the model trains by cross-entropy, which wants no negatives."""
+    folder = Path(import_module("recbole").__file__).parent / "properties/model"
+    file = folder / f"{model}.yaml"
+    own = parse_yaml(file.read_text(encoding="utf-8"), file) if file.is_file() else {}
+    return model == "TIGER" or {**(own or {}), **layers}.get("loss_type") == "CE"
+
+
+@contextlib.contextmanager
+def plain_argv():
+    """Hide the command line from RecBole's Config, which would read and judge it by itself."""
+    argv, sys.argv = sys.argv, sys.argv[:1]
+    try:
+        yield
+    finally:
+        sys.argv = argv
+
+
+def check_tiger(config):
+    """Refuse settings of TIGER that cannot work, before any long work.
+
+    Raises:
+        TigerError: with the setting and what it may be.
+    """
+    choices = {
+        "quantizer": tuple(QUANTIZERS),
+        "scoring": ("beam", "exact"),
+        "encoder_tokens": ("code", "item"),
+        "bidirectional_encoder": (True, False),
+        "encoder_text": (True, False),
+    }
+    for key, allowed in choices.items():
+        if config[key] not in allowed:
+            raise TigerError(f"unknown {key} {config[key]!r}: it may be {' or '.join(map(str, allowed))}")
+    counts = ["codebook_size", "codebook_depth", "beam_size", "MAX_ITEM_LIST_LENGTH", "train_batch_size", "epochs"]
+    for key in [*counts, "hidden_size", "n_heads", "head_size", "inner_size", "n_layers", "n_decoder_layers"]:
+        if not isinstance(config[key], int) or isinstance(config[key], bool) or config[key] < 1:
+            raise TigerError(f"{key} has to be a positive whole number, not {config[key]!r}")
+    for key in ["hidden_dropout_prob", "attn_dropout_prob", "code_dropout_prob", "label_smoothing", "warmup_ratio"]:
+        if not isinstance(config[key], int | float) or not 0 <= config[key] < 1:
+            raise TigerError(f"{key} has to be a number from 0 up to 1, not {config[key]!r}")
+    if not isinstance(config["text_fields"], list) or not config["text_fields"]:
+        raise TigerError(f"text_fields has to be a list of column names, not {config['text_fields']!r}")
+    if config["beam_size"] < max(config["topk"]):
+        raise TigerError(
+            f"beam_size {config['beam_size']} is less than the largest topk {max(config['topk'])}: "
+            f"a shorter list would be filled with arbitrary items; raise beam_size"
+        )
+    for key in ("dataset_save_path", "dataloaders_save_path"):
+        if config[key]:
+            raise TigerError(f"{key} names a pickle, which can run code: TIGER reads none; remove the setting")
+
+
+def refuse_pickles(config):
+    """Refuse RecBole's pickled caches in ``checkpoint_dir``: unpickling runs code, and they ignore TIGER's settings."""
+    folder = Path(config["checkpoint_dir"])
+    for name in (f"{config['dataset']}-TIGERDataset.pth", f"{config['dataset']}-for-TIGER-dataloader.pth"):
+        if (folder / name).exists():
+            raise TigerError(
+                f"{folder / name} is a pickled dataset cache, which can run code: TIGER reads none; "
+                f"remove it or choose another checkpoint_dir"
+            )
+
+
+def data_files(config):
+    """The dataset's atomic files that a run reads."""
+    folder, name = Path(config["data_path"]), config["dataset"]
+    split = config["benchmark_filename"]
+    inter = [f"{name}.{part}.inter" for part in split] if split else [f"{name}.inter"]
+    return [folder / file for file in [*inter, f"{name}.item"] if (folder / file).is_file()]
+
+
+def data_hash(config):
+    """Hash of the dataset's files."""
+    digest = hashlib.sha256()
+    for file in data_files(config):
+        with open(file, "rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def run_settings(config):
+    """The settings that decide what a run computes, as plain JSON values."""
+    settings = {key: value for key, value in config.final_config_dict.items() if key not in NOT_OF_THE_RUN}
+    return json.loads(json.dumps(settings, default=str, sort_keys=True))
+
+
+def run_key(config):
+    """Hash of the settings and the data of a run."""
+    text = json.dumps([run_settings(config), data_hash(config)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]

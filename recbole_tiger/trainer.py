@@ -1,0 +1,198 @@
+"""TIGERTrainer: batches of windows by length, warm-up and cosine, a state to resume from after every epoch."""
+
+import math
+import os
+from pathlib import Path
+
+import torch
+from recbole.trainer import Trainer
+from recbole.utils import dict2str, early_stopping
+from torch.nn.utils import clip_grad_norm_
+from tqdm import tqdm
+
+from recbole_tiger.checkpoint import load_checkpoint, save_checkpoint
+from recbole_tiger.dataset import training_windows
+from recbole_tiger.errors import TigerError
+from recbole_tiger.settings import run_key
+
+
+def warmup_cosine(step, total, warmup_ratio):
+    """Factor of the learning rate: linear over the first ``warmup_ratio`` of the steps, then a cosine to zero."""
+    warmup = max(1, round(warmup_ratio * total))
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))
+
+
+class TIGERTrainer(Trainer):
+    """RecBole's trainer for TIGER.
+
+    ``train_batch_size`` counts targets, as RecBole's counts rows. After every epoch the whole state goes to
+    ``<checkpoint_dir>/TIGER-<key>/last.pth``, where the key is a hash of the settings and the data; with ``resume`` the run
+    goes on from there and ends as if it had not been interrupted. The best epoch is kept in
+    ``<checkpoint_dir>/TIGER-<time>-<key>.pth``.
+
+    Attributes:
+        epoch_log: list of one dict an epoch.
+    """
+
+    def __init__(self, config, model):
+        super().__init__(config, model)
+        key = run_key(config)
+        self.saved_model_file = self.saved_model_file.removesuffix(".pth") + f"-{key}.pth"
+        self.state_file = Path(self.checkpoint_dir) / f"TIGER-{key}" / "last.pth"
+        self.epoch_log = []
+        self.schedule_step = 0
+        self.stopped = False
+
+    def _build_optimizer(self, **kwargs):
+        matrices = [p for p in self.model.parameters() if p.dim() >= 2]
+        others = [p for p in self.model.parameters() if p.dim() < 2]
+        betas = tuple(self.config["betas"])
+        groups = [
+            {"params": matrices, "weight_decay": self.weight_decay, "betas": betas},
+            {"params": others, "weight_decay": 0.0, "betas": betas},
+        ]
+        return super()._build_optimizer(params=groups, **kwargs)
+
+    def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
+        """One pass over the windows; returns the mean loss of a batch."""
+        self.model.train()
+        windows = train_data.windows
+        generator = torch.Generator().manual_seed(self.config["seed"] + epoch_idx)
+        batches = windows.batches(self.config["train_batch_size"], generator)
+        total_steps = len(batches) * self.epochs
+        total = torch.zeros((), device=self.device)
+        for batch in tqdm(batches, desc=f"Train {epoch_idx:>5}", ncols=100, disable=not show_progress):
+            factor = warmup_cosine(self.schedule_step, total_steps, self.config["warmup_ratio"])
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.learning_rate * factor
+            length = int(windows.lengths[batch].max())
+            items = windows.items[batch, -length:].to(self.device, non_blocking=True)
+            n_targets = windows.n_targets[batch].to(self.device, non_blocking=True)
+            users = windows.users[batch].to(self.device, non_blocking=True)
+            self.optimizer.zero_grad()
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.enable_amp):
+                loss = self.model.window_loss(items, n_targets, users)
+            loss.backward()
+            if self.clip_grad_norm:
+                clip_grad_norm_(self.model.parameters(), **self.clip_grad_norm)
+            self.optimizer.step()
+            self.schedule_step += 1
+            total += loss.detach()
+        mean = total / len(batches)
+        self._check_nan(mean)
+        return mean.item()
+
+    def _state(self, epoch):
+        return {
+            "config": self.config,
+            "epoch": epoch,
+            "cur_step": self.cur_step,
+            "best_valid_score": float(self.best_valid_score),
+            "best_valid_result": None if self.best_valid_result is None else dict(self.best_valid_result),
+            "state_dict": self.model.state_dict(),
+            "other_parameter": self.model.other_parameter(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule_step": self.schedule_step,
+            "random_state": torch.get_rng_state(),
+            "cuda_random_states": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+            "epoch_log": self.epoch_log,
+            "saved_model_file": os.path.basename(self.saved_model_file),
+            "stopped": self.stopped,
+        }
+
+    def _save_checkpoint(self, epoch, verbose=True, **kwargs):
+        if not self.config["single_spec"] and self.config["local_rank"] != 0:
+            return
+        file = kwargs.pop("saved_model_file", self.saved_model_file)
+        save_checkpoint(self._state(epoch), file)
+        if verbose:
+            self.logger.info(f"Saving current: {file}")
+
+    def resume_checkpoint(self, resume_file):
+        """Go on from a checkpoint of this trainer, of the best epoch or of the last."""
+        state = load_checkpoint(resume_file, self.device)
+        if state["config"]["model"] != self.config["model"]:
+            raise TigerError(f"{resume_file} is a checkpoint of {state['config']['model']}, not of {self.config['model']}")
+        if "schedule_step" not in state:
+            raise TigerError(f"{resume_file} was not written by this trainer: it lacks the state to resume from")
+        self.model.load_state_dict(state["state_dict"])
+        self.model.load_other_parameter(state["other_parameter"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.start_epoch = state["epoch"] + 1
+        self.cur_step = state["cur_step"]
+        self.best_valid_score = state["best_valid_score"]
+        self.best_valid_result = state["best_valid_result"]
+        self.schedule_step = state["schedule_step"]
+        self.epoch_log = state["epoch_log"]
+        self.stopped = state["stopped"]
+        torch.set_rng_state(state["random_state"].cpu())
+        if state["cuda_random_states"] and self.device.type == "cuda":
+            torch.cuda.set_rng_state_all([random_state.cpu() for random_state in state["cuda_random_states"]])
+        self.saved_model_file = os.path.join(self.checkpoint_dir, state["saved_model_file"])
+        self.logger.info(f"Resuming from {resume_file}: epochs 0 to {state['epoch']} are done")
+
+    def fit(
+        self,
+        train_data,
+        valid_data=None,
+        verbose=True,
+        saved=True,
+        show_progress=False,
+        callback_fn=None,
+    ):
+        """Train as RecBole's trainer does; see there for the arguments.
+
+        Returns:
+            best validation score and result; (-inf, None) without validation data.
+        """
+        if self.config["resume"] and self.start_epoch == 0 and self.state_file.is_file():
+            self.resume_checkpoint(self.state_file)
+        train_data.windows = training_windows(train_data._dataset, self.config["bidirectional_encoder"])
+        self.eval_collector.data_collect(train_data)
+        for epoch in range(self.start_epoch, self.epochs):
+            if self.stopped:
+                break
+            loss = self._train_epoch(train_data, epoch, show_progress=show_progress)
+            self.train_loss_dict[epoch] = loss
+            self._add_train_loss_to_tensorboard(epoch, loss)
+            self.wandblogger.log_metrics({"epoch": epoch, "train_loss": loss, "train_step": epoch}, head="train")
+            if verbose:
+                self.logger.info(f"epoch {epoch} training [train loss: {loss:.4f}]")
+            improved = not valid_data
+            if valid_data and self.eval_step > 0 and (epoch + 1) % self.eval_step == 0:
+                improved = self._validate(valid_data, epoch, verbose, show_progress, callback_fn)
+            if saved:
+                if improved:
+                    self._save_checkpoint(epoch, verbose=verbose)
+                self._save_checkpoint(epoch, verbose=False, saved_model_file=self.state_file)
+        self._add_hparam_to_tensorboard(self.best_valid_score)
+        return self.best_valid_score, self.best_valid_result
+
+    def _validate(self, valid_data, epoch, verbose, show_progress, callback_fn):
+        """Evaluate on validation, decide whether to stop; returns whether the epoch is the best so far."""
+        score, result = self._valid_epoch(valid_data, show_progress=show_progress)
+        self.best_valid_score, self.cur_step, self.stopped, improved = early_stopping(
+            score, self.best_valid_score, self.cur_step, max_step=self.stopping_step, bigger=self.valid_metric_bigger
+        )
+        if improved:
+            self.best_valid_result = result
+        if verbose:
+            self.logger.info(f"epoch {epoch} evaluating [valid_score: {score:f}]\nvalid result: \n{dict2str(result)}")
+            if self.stopped:
+                self.logger.info(f"Finished training, best eval result in epoch {epoch - self.cur_step * self.eval_step}")
+        self.tensorboard.add_scalar("Vaild_score", score, epoch)
+        self.wandblogger.log_metrics({**result, "valid_step": epoch}, head="valid")
+        if callback_fn:
+            callback_fn(epoch, score)
+        return improved
+
+    def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progress=False):
+        """Evaluate as RecBole's trainer does; see there for the arguments."""
+        if eval_data and load_best_model:
+            state = load_checkpoint(model_file or self.saved_model_file, self.device)
+            self.model.load_state_dict(state["state_dict"])
+            self.model.load_other_parameter(state["other_parameter"])
+            self.logger.info(f"Loading model structure and parameters from {model_file or self.saved_model_file}")
+        return super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)

@@ -1,0 +1,69 @@
+"""Prefix tree of all semantic IDs, as tensors."""
+
+import numpy as np
+import torch
+from torch import nn
+
+
+class Trie(nn.Module):
+    """Sorted children, one table a level (like a CSR matrix), and the item of each leaf.
+
+    A node of a level is a distinct prefix; nodes are numbered in lexicographic order, so the children of a node are
+    neighbours in the next level. A catalogue costs two 32-bit numbers a node instead of a table of all possible children.
+
+    Args:
+        codes: int tensor [n_items + 1, levels], row 0 is padding, the others distinct.
+    """
+
+    def __init__(self, codes):
+        super().__init__()
+        table = codes[1:].cpu().numpy()
+        order = np.lexsort(table.T[::-1])
+        table = table[order]
+        self.levels = table.shape[1]
+        self.max_children = []
+        starts = np.zeros(1, dtype=np.int64)
+        changed = np.zeros(len(table), dtype=bool)
+        changed[0] = True
+        for level in range(self.levels):
+            changed[1:] |= table[1:, level] != table[:-1, level]
+            rows = np.flatnonzero(changed)
+            first = np.append(np.searchsorted(rows, starts), len(rows))
+            self.max_children.append(int(np.diff(first).max()))
+            # first_child of the level above (of the root, for level 0), then the code of each node.
+            self.register_buffer(f"first_child_{level}", torch.from_numpy(first.astype(np.int32)), persistent=False)
+            node_codes = torch.from_numpy(table[rows, level].astype(np.int32))
+            self.register_buffer(f"code_{level}", node_codes, persistent=False)
+            starts = rows
+        self.register_buffer("item_of", torch.from_numpy((order + 1).astype(np.int32)), persistent=False)
+
+    def n_nodes(self, level):
+        """Number of distinct prefixes that end at ``level``."""
+        return len(self.get_buffer(f"code_{level}"))
+
+    def expand(self, nodes, level):
+        """Children at ``level`` of ``nodes`` (nodes of the level before; 0, the root, for level 0).
+
+        Args:
+            nodes: int tensor [...].
+
+        Returns:
+            nodes of the level [..., max_children], their codes of the same shape, and a mask of those that exist.
+        """
+        first = self.get_buffer(f"first_child_{level}")
+        codes = self.get_buffer(f"code_{level}")
+        begin, end = first[nodes].long(), first[nodes + 1].long()
+        child = begin.unsqueeze(-1) + torch.arange(self.max_children[level], device=nodes.device)
+        exists = child < end.unsqueeze(-1)
+        child = child.clamp(max=len(codes) - 1)
+        return child, codes[child].long(), exists
+
+    def all_nodes(self, level):
+        """The parent (a node of the level before) and the code of every node of ``level``."""
+        counts = self.get_buffer(f"first_child_{level}").long().diff()
+        parents = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+        return parents, self.get_buffer(f"code_{level}").long()
+
+    def bytes(self):
+        """Size of all tables in bytes."""
+        return sum(buffer.nbytes for buffer in self.buffers())
