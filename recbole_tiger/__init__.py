@@ -1,14 +1,19 @@
 """TIGER (generative retrieval over semantic IDs) as a plugin of RecBole: importing this package registers the model."""
 
-from recbole.quick_start import run_recbole
+import warnings
+
+with warnings.catch_warnings():
+    # Ray 2.6.3 imports pkg_resources, which says that it will go; the bound on setuptools keeps it.
+    warnings.simplefilter("ignore")
+    from recbole.quick_start import run_recbole
 
 from recbole_tiger import compat, plugin
-from recbole_tiger.semantic_ids import SemanticIDs
-from recbole_tiger.version import __version__
-
-__all__ = ["__version__", "Recommender", "SemanticIDs", "run_recbole"]
 
 compat.mend()
 plugin.register()
 
-from recbole_tiger.recommend import Recommender  # noqa: E402 - reads checkpoints, so after the mending
+from recbole_tiger.recommend import Recommender  # noqa: E402 - RecBole is mended first
+from recbole_tiger.semantic_ids import SemanticIDs  # noqa: E402
+from recbole_tiger.version import __version__  # noqa: E402
+
+__all__ = ["Recommender", "SemanticIDs", "__version__", "run_recbole"]

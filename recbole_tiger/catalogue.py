@@ -64,12 +64,9 @@ def quantize(config, items, embeddings):
     """Semantic IDs of the items, cached by the hash of the embeddings and of the quantizer's settings.
 
     Raises:
-        TigerError: the codebook is larger than the catalogue, or has collapsed.
+        TigerError: a codebook has collapsed, or the cached IDs are damaged.
     """
     settings = quantizer_settings(config)
-    size = config["codebook_size"]
-    if size > len(items):
-        raise TigerError(f"codebook_size {size} is larger than the catalogue of {len(items)} items; choose a smaller one")
     digest = hashlib.sha256(json.dumps([config["quantizer"], settings, config["seed"]], sort_keys=True).encode())
     digest.update(json.dumps(list(items)).encode())
     digest.update(np.ascontiguousarray(embeddings).tobytes())
@@ -82,9 +79,23 @@ def quantize(config, items, embeddings):
     x = torch.from_numpy(embeddings).to(config["device"])
     codes = make_quantizer(config).fit(x, seed=config["seed"], show_progress=config["show_progress"])
     semantic_ids = SemanticIDs(items, add_collision_level(codes.cpu().numpy()))
-    check_codebooks(semantic_ids.statistics(), size)
+    check_codebooks(semantic_ids.statistics(), config["codebook_size"])
     semantic_ids.save(cache)
     return semantic_ids
+
+
+def check_sizes(config, n_items):
+    """Refuse what does not fit the catalogue, before any long work.
+
+    Raises:
+        TigerError: codebook_size or beam_size is larger than the catalogue.
+    """
+    if not config["semantic_ids"] and config["codebook_size"] > n_items:
+        raise TigerError(
+            f"codebook_size {config['codebook_size']} is larger than the catalogue of {n_items} items; choose a smaller one"
+        )
+    if config["beam_size"] > n_items:
+        raise TigerError(f"beam_size {config['beam_size']} is larger than the catalogue of {n_items} items; lower it")
 
 
 def make_catalogue(config, items):
@@ -93,6 +104,7 @@ def make_catalogue(config, items):
     Args:
         items: item tokens in RecBole's order.
     """
+    check_sizes(config, len(items))
     texts, titles = text_of_items(config, items)
     own_ids = config["semantic_ids"]
     if own_ids:

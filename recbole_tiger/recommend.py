@@ -108,7 +108,9 @@ class Recommender:
             raise TigerError(f"without the history's items the catalogue has fewer than k = {k} items")
         beam_size = max(self.model.beam_size, wanted) if beam_size is None else beam_size
         if scoring == "beam" and not wanted <= beam_size <= n_items:
-            raise TigerError(f"beam_size {beam_size} has to be from {wanted}, what the list needs, to {n_items}, the catalogue")
+            raise TigerError(
+                f"beam_size {beam_size} has to be from {wanted}, what the list needs, to {n_items}, the catalogue"
+            )
 
         slots = self._slots(users, len(histories))
         longest = self.model.max_seq_length

@@ -59,8 +59,8 @@ class SemanticIDs:
             twin = distinct[counts > 1][0]
             twins = np.array(self.items)[(codes == twin).all(axis=1)]
             raise TigerError(
-                f"{len(codes) - len(distinct)} items repeat the ID of another, first {tuple(twin.tolist())}: {named(twins)}; "
-                f"number the items of such a group in the last column"
+                f"{len(codes) - len(distinct)} items repeat the ID of another, first {tuple(twin.tolist())}: "
+                f"{named(twins)}; number the items of such a group in the last column"
             )
 
     @property
@@ -140,7 +140,7 @@ class SemanticIDs:
         """Read a table written by :meth:`save` or by hand.
 
         Raises:
-            TigerError: with the line, where a row is ragged or a code is negative or not an integer, or an ID or item repeats.
+            TigerError: a row is ragged, a code is negative or not an integer (with the line), an ID or an item repeats.
         """
         path = Path(file)
         if not path.is_file():

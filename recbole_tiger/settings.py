@@ -1,23 +1,27 @@
 """Settings: property files, what the command line says, and the checks before any long work."""
 
+import ast
 import contextlib
 import difflib
 import hashlib
 import json
+import re
 import sys
 import tempfile
 from functools import cache
-from importlib import import_module, resources, util
+from importlib import resources
 from pathlib import Path
 
+import recbole
 import yaml
 from recbole.config import Config
-from recbole.utils import argument_list
+from recbole.utils import argument_list, get_model
 
 from recbole_tiger.errors import TigerError
 from recbole_tiger.quantizers import QUANTIZERS
 
 PROPERTIES = "recbole_tiger.properties"
+RECBOLE = Path(recbole.__file__).parent
 
 # Settings that do not change what a run computes: a resumed or moved run may differ in them.
 NOT_OF_THE_RUN = {
@@ -34,6 +38,7 @@ NOT_OF_THE_RUN = {
     "log_wandb",
     "wandb_project",
     "label",
+    "eval_batch_size",
     "save_dataset",
     "dataset_save_path",
     "save_dataloaders",
@@ -50,7 +55,7 @@ class Loader(yaml.SafeLoader):
 
 Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    __import__("re").compile(r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    re.compile(r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
     list("-+0123456789."),
 )
 
@@ -86,17 +91,10 @@ def recipes():
 @cache
 def recbole_models():
     """Names of RecBole's models, read off its modules without importing those that need further packages."""
-    import ast
-
-    folder = Path(import_module("recbole.model").__file__).parent
     names = set()
-    for file in folder.glob("*_recommender/*.py"):
+    for file in RECBOLE.joinpath("model").glob("*_recommender/*.py"):
         tree = ast.parse(file.read_text(encoding="utf-8"))
-        names |= {
-            node.name
-            for node in tree.body
-            if isinstance(node, ast.ClassDef) and node.name.lower() == file.stem
-        }
+        names |= {node.name for node in tree.body if isinstance(node, ast.ClassDef) and node.name.lower() == file.stem}
     return sorted(names)
 
 
@@ -111,9 +109,10 @@ def model_of(name):
     models = [*recbole_models(), "TIGER"]
     if name not in models:
         raise TigerError(f"unknown model {name!r}{nearest(name, [*models, *recipes()])}")
-    module = f"recbole.model.exlib_recommender.{name.lower()}"
-    if util.find_spec(module) and name in ("LightGBM", "XGBoost") and not util.find_spec(name.lower()):
-        raise TigerError(f"model {name} needs the package {name.lower()}: pip install {name.lower()}")
+    try:
+        get_model(name)
+    except ModuleNotFoundError as error:
+        raise TigerError(f"model {name} needs the package {error.name}: pip install {error.name}") from error
     return name
 
 
@@ -129,9 +128,7 @@ def known_settings():
     known = set(UNLISTED)
     for name in ("general", "training", "evaluation", "dataset"):
         known |= set(getattr(argument_list, f"{name}_arguments"))
-    recbole = Path(import_module("recbole.properties").__path__[0]) if util.find_spec("recbole.properties") else None
-    folder = recbole or Path(import_module("recbole").__file__).parent / "properties"
-    for file in folder.rglob("*.yaml"):
+    for file in RECBOLE.joinpath("properties").rglob("*.yaml"):
         if not file.name.endswith("url.yaml"):
             content = yaml.load(file.read_text(encoding="utf-8"), Loader=Loader)  # noqa: S506 - a SafeLoader
             known |= set(content or {})
@@ -221,8 +218,7 @@ def make_config(name, dataset, user_settings):
 
 def _is_cross_entropy(model, layers):
     """Whether the model trains by cross-entropy, which wants no negatives."""
-    folder = Path(import_module("recbole").__file__).parent / "properties/model"
-    file = folder / f"{model}.yaml"
+    file = RECBOLE / "properties" / "model" / f"{model}.yaml"
     own = parse_yaml(file.read_text(encoding="utf-8"), file) if file.is_file() else {}
     return model == "TIGER" or {**(own or {}), **layers}.get("loss_type") == "CE"
 

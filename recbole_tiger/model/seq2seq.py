@@ -208,7 +208,7 @@ class Seq2Seq(nn.Module):
         self.code_dropout_prob = code_dropout_prob
         self.register_buffer("codes", codes)
         self.register_buffer("text", text)
-        self.register_buffer("offsets", torch.tensor([0] + self.widths[:-1]).cumsum(0), persistent=False)
+        self.register_buffer("offsets", torch.tensor([0, *self.widths[:-1]]).cumsum(0), persistent=False)
 
         self.code_embedding = nn.Embedding(sum(self.widths), hidden_size)
         self.start = nn.Parameter(torch.zeros(hidden_size))
@@ -264,7 +264,7 @@ class Seq2Seq(nn.Module):
         Returns:
             Memory for :meth:`decode` and :meth:`step`.
         """
-        batch, n = items.shape
+        n = items.shape[1]
         x = self._embed_codes(self.codes[items])
         if self.training and self.code_dropout_prob > 0:
             keep = torch.rand(x.shape[:3], device=x.device) >= self.code_dropout_prob
@@ -354,10 +354,8 @@ class Seq2Seq(nn.Module):
             logits [batch, prefixes, width of the level], caches for the next level.
         """
         batch = memory.layers[0][0].shape[0]
-        if level == 0:
-            x = self.start.expand(batch, 1, -1)
-        else:
-            x = self.code_embedding(codes + self.offsets[level - 1])
+        before = self.offsets[level - 1]
+        x = self.code_embedding(codes + before) if level else self.start.expand(batch, 1, -1)
         prefixes = x.shape[1]
         self_bias = (self.self_bias.distance[:, :1] + self.self_bias.levels[:, level, : level + 1])[:, None]
         cross_bias = self._cross_bias(memory, 1, level)

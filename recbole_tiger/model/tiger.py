@@ -67,10 +67,20 @@ class TIGER(SequentialRecommender):
             "bidirectional_encoder": config["bidirectional_encoder"],
             **{
                 name: config[name]
-                for name in (
-                    "hidden_size n_heads head_size inner_size n_layers n_decoder_layers hidden_dropout_prob attn_dropout_prob "
-                    "code_dropout_prob encoder_tokens n_user_tokens initializer_range"
-                ).split()
+                for name in [
+                    "hidden_size",
+                    "n_heads",
+                    "head_size",
+                    "inner_size",
+                    "n_layers",
+                    "n_decoder_layers",
+                    "hidden_dropout_prob",
+                    "attn_dropout_prob",
+                    "code_dropout_prob",
+                    "encoder_tokens",
+                    "n_user_tokens",
+                    "initializer_range",
+                ]
             },
         }
         codes = F.pad(torch.tensor(catalogue.semantic_ids.codes), (0, 0, 1, 0))
@@ -96,7 +106,7 @@ class TIGER(SequentialRecommender):
             raise TigerError("the checkpoint holds no semantic IDs: it is not one of TIGER")
         if len(codes) != len(self.network.codes):
             raise TigerError(
-                f"the checkpoint is of another dataset: it has {len(codes) - 1} items, this one {len(self.network.codes) - 1}"
+                f"the checkpoint is of another dataset: {len(codes) - 1} items, here {len(self.network.codes) - 1}"
             )
         own = self.network.codes
         if codes.shape != own.shape or not torch.equal(codes.to(own.device), own):
@@ -106,7 +116,9 @@ class TIGER(SequentialRecommender):
         try:
             return super().load_state_dict(state_dict, strict)
         except RuntimeError as error:
-            raise TigerError(f"the checkpoint was made with other settings: {str(error).splitlines()[-1].strip()}") from error
+            raise TigerError(
+                f"the checkpoint was made with other settings: {str(error).splitlines()[-1].strip()}"
+            ) from error
 
     def load_other_parameter(self, para):
         """Take over items and titles of a checkpoint, which have to be those of the dataset."""

@@ -1,5 +1,7 @@
 """RQ-VAE: an autoencoder whose latent is residually quantized (paper section 3.1; Zeghidour et al. 2021)."""
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -14,7 +16,7 @@ KMEANS_SAMPLE = 65536
 def mlp(sizes):
     """Linear maps of the given sizes with ReLU between them."""
     layers = []
-    for before, after in zip(sizes[:-1], sizes[1:], strict=True):
+    for before, after in pairwise(sizes):
         layers += [nn.Linear(before, after), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 

@@ -1,0 +1,187 @@
+"""The command line: recbole-tiger run | compare | tokenize | recommend."""
+
+import argparse
+import json
+import sys
+import textwrap
+import warnings
+
+from tabulate import tabulate
+
+from recbole_tiger import experiment
+from recbole_tiger.dataset import TIGERDataset
+from recbole_tiger.errors import TigerError
+from recbole_tiger.files import whole_file
+from recbole_tiger.recommend import Recommender, read_histories
+from recbole_tiger.results import leaderboard
+from recbole_tiger.settings import parse_arguments, read_config_files
+from recbole_tiger.version import __version__
+
+SETTINGS_HELP = "Any setting of RecBole or of TIGER is given as --key=value; values are YAML."
+
+
+def _list(text):
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        prog="recbole-tiger", description="TIGER beside the models of RecBole.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="run | compare | tokenize | recommend")
+
+    def command(name, summary, example, settings=True):
+        sub = commands.add_parser(
+            name,
+            help=summary,
+            description=f"{summary}. {SETTINGS_HELP if settings else ''}",
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        if settings:
+            sub.add_argument("--dataset", required=True, help="name of a dataset: the folder under data_path")
+            sub.add_argument(
+                "--config_files", type=_list, default=[], help="YAML files of settings, separated by commas; later ones win"
+            )
+        return sub
+
+    run = command("run", "Train and test one model", "recbole-tiger run --model=TIGER --dataset=ml-100k --epochs=3")
+    run.add_argument("--model", required=True, help="a model of RecBole, TIGER, or a recipe of it")
+    run.add_argument("--resume", action="store_true", help="go on from the last epoch of the same run, if it was killed")
+    run.add_argument("--results_dir", default="results", help="folder of the result files (default: results)")
+
+    compare = command(
+        "compare",
+        "Run several models under one protocol and print a leaderboard",
+        "recbole-tiger compare --models=GRU4Rec,SASRec,BERT4Rec,TIGER --dataset=ml-100k",
+    )
+    compare.add_argument("--models", required=True, type=_list, help="models and recipes, separated by commas")
+    compare.add_argument("--results_dir", default="results", help="folder of the result files (default: results)")
+
+    tokenize = command(
+        "tokenize",
+        "Make the semantic IDs of a dataset and show how well they tell items apart",
+        "recbole-tiger tokenize --dataset=ml-100k --quantizer=rq_kmeans --output=ids.tsv",
+    )
+    tokenize.add_argument("--output", help="write the semantic IDs to this file")
+
+    recommend = command(
+        "recommend",
+        "Recommend the next items after a history",
+        "recbole-tiger recommend --checkpoint=saved/TIGER-....pth --history=50,172,181",
+        settings=False,
+    )
+    recommend.add_argument("--checkpoint", required=True, help="a TIGER-*.pth that a run saved")
+    which = recommend.add_mutually_exclusive_group(required=True)
+    which.add_argument("--history", type=_list, help="item tokens, oldest first, separated by commas")
+    which.add_argument("--histories", help="file with a history a line; the answer is a line of JSON each")
+    recommend.add_argument("--k", type=int, default=10, help="length of the list (default: 10)")
+    recommend.add_argument("--beam_size", type=int, help="width of the beam")
+    recommend.add_argument("--scoring", default="beam", help="beam, or exact to score the whole catalogue")
+    recommend.add_argument("--exclude_history", action="store_true", help="leave out the items of the history")
+    recommend.add_argument("--user", help="user token, for a model trained with user tokens")
+    recommend.add_argument("--output", help="file for the JSON lines of --histories (default: standard output)")
+    return parser
+
+
+def _run(args, settings):
+    config = experiment.prepare(args.model, args.dataset, {**settings, "resume": args.resume})
+    run = experiment.run_or_read if args.resume else experiment.run
+    result = run(config, args.results_dir)
+    print()
+    print(leaderboard([result]))
+    print(f"\nresult: {experiment.result_path(config, args.results_dir)}\ncheckpoint: {result['checkpoint']}")
+
+
+def _compare(args, settings):
+    results = experiment.compare(args.models, args.dataset, settings, args.results_dir)
+    print(f"\n{args.dataset}, test set, full ranking, best validation epoch\n")
+    print(leaderboard(results))
+
+
+def _tokenize(args, settings):
+    config = experiment.prepare("TIGER", args.dataset, settings)
+    catalogue = TIGERDataset(config).catalogue
+    ids = catalogue.semantic_ids
+    statistics = ids.statistics()
+    levels = [
+        [level + 1, *(statistics[name][level] for name in ("used_codes", "perplexity", "distinct_prefixes"))]
+        for level in range(ids.depth)
+    ]
+    print()
+    print(tabulate(levels, ["level", "used codes", "perplexity", "distinct prefixes"], tablefmt="github"))
+    overall = [[name, statistics[name]] for name in ("items", "distinct_ids", "collision_rate", "largest_group")]
+    print()
+    print(tabulate(overall, tablefmt="plain"))
+    print("\nitems that share a prefix:")
+    print(tabulate(_examples(catalogue), ["semantic ID", "item", "title"], tablefmt="github"))
+    if args.output:
+        ids.save(args.output)
+        print(f"\nsemantic IDs: {args.output}")
+
+
+def _examples(catalogue, groups=3, members=4):
+    """Rows of items of the largest groups that share their first codes (all but the last of the depth)."""
+    shared = max(1, catalogue.semantic_ids.depth - 1)
+    by_prefix = {}
+    for i, codes in enumerate(catalogue.semantic_ids.codes.tolist()):
+        by_prefix.setdefault(tuple(codes[:shared]), []).append(i)
+    rows = []
+    for rows_of in sorted(by_prefix.values(), key=len, reverse=True)[:groups]:
+        for i in rows_of[:members]:
+            codes = tuple(catalogue.semantic_ids.codes[i].tolist())
+            rows.append([codes, catalogue.items[i], textwrap.shorten(catalogue.titles[i], 60, placeholder="...")])
+    return rows
+
+
+def _recommend(args):
+    recommender = Recommender.load(args.checkpoint)
+    options = {
+        "k": args.k,
+        "beam_size": args.beam_size,
+        "scoring": args.scoring,
+        "exclude_history": args.exclude_history,
+    }
+    if args.histories is None:
+        found = recommender.recommend(args.history, user=args.user, **options)
+        rows = [[i, row["item"], row["title"], f"{row['score']:.4f}"] for i, row in enumerate(found, start=1)]
+        print(tabulate(rows, ["", "item", "title", "log-probability"], tablefmt="github", disable_numparse=True))
+        return
+    histories = read_histories(args.histories)
+    if not histories:
+        raise TigerError(f"{args.histories} has no histories: one a line, items separated by commas")
+    users = None if args.user is None else [args.user] * len(histories)
+    found = recommender.recommend(histories, user=users, **options)
+    lines = "".join(
+        json.dumps({"history": history, "recommendations": rows}, ensure_ascii=False) + "\n"
+        for history, rows in zip(histories, found, strict=True)
+    )
+    if args.output:
+        with whole_file(args.output) as temporary:
+            temporary.write_text(lines, encoding="utf-8")
+    else:
+        sys.stdout.write(lines)
+
+
+def main(argv=None):
+    """Entry point; returns the exit status."""
+    warnings.simplefilter("ignore", FutureWarning)  # RecBole's use of pandas, dozens a run
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    try:
+        if args.command == "recommend":
+            if rest:
+                raise TigerError(f"unknown argument {rest[0]!r} of recommend; see --help")
+            _recommend(args)
+        else:
+            settings = {**read_config_files(args.config_files), **parse_arguments(rest)}
+            {"run": _run, "compare": _compare, "tokenize": _tokenize}[args.command](args, settings)
+    except TigerError as error:
+        print(f"recbole-tiger: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("recbole-tiger: interrupted", file=sys.stderr)
+        return 130
+    return 0

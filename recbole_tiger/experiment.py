@@ -1,0 +1,207 @@
+"""One run from settings to a result file, for any model; and several side by side."""
+
+import os
+import platform
+import time
+from collections import Counter
+from importlib import metadata
+from logging import getLogger
+from pathlib import Path
+
+import psutil
+import torch
+from recbole.data import create_dataset, data_preparation
+from recbole.data.dataset import Dataset
+from recbole.utils import get_model, get_trainer, init_logger, init_seed
+
+from recbole_tiger.dataset import text_load_col
+from recbole_tiger.errors import TigerError
+from recbole_tiger.item_text import check_interactions
+from recbole_tiger.results import SCHEMA, read_result, write_result
+from recbole_tiger.settings import check_keys, data_hash, make_config, property_file, run_key, run_settings
+
+PACKAGES = ("recbole-tiger", "recbole", "torch", "numpy", "pandas", "sentence-transformers", "ray")
+
+
+def ensure_dataset(config):
+    """Fetch a dataset of RecBole's list that is not there.
+
+    Raises:
+        TigerError: it is unknown or cannot be fetched.
+    """
+    if os.path.exists(config["data_path"]):
+        return
+    dataset = Dataset.__new__(Dataset)
+    dataset.config, dataset.logger = config, getLogger()
+    dataset.dataset_name, dataset.dataset_path = config["dataset"], config["data_path"]
+    dataset._download()
+
+
+def prepare(name, dataset, user_settings):
+    """Config of a run, checked against the data: the columns to load are filled in, the same for every model."""
+    check_keys(user_settings, "the settings")
+    config = make_config(name, dataset, user_settings)
+    ensure_dataset(config)
+    if config["load_col"] is None:
+        config["load_col"] = text_load_col(config)
+    if "item" in config["load_col"]:
+        check_interactions(config)
+    return config
+
+
+def budget(name, dataset):
+    """The committed budget of epochs of a model on a dataset, as settings; {} where there is none."""
+    epochs = property_file("budget", dataset).get(name)
+    return {} if epochs is None else {"epochs": epochs}
+
+
+class Stopwatch:
+    """Times the epochs of any RecBole trainer, in its ``epoch_log``: one dict an epoch.
+
+    Keys: ``train_seconds``, ``train_loss``, and where it was evaluated ``eval_seconds`` and ``valid_result``.
+    """
+
+    def __init__(self, trainer):
+        if not hasattr(trainer, "epoch_log"):
+            trainer.epoch_log = []
+        train, valid = trainer._train_epoch, trainer._valid_epoch
+
+        def timed_train(*args, **kwargs):
+            begin = time.perf_counter()
+            loss = train(*args, **kwargs)
+            total = float(sum(loss)) if isinstance(loss, tuple) else float(loss)
+            trainer.epoch_log.append({"train_seconds": time.perf_counter() - begin, "train_loss": total})
+            return loss
+
+        def timed_valid(*args, **kwargs):
+            begin = time.perf_counter()
+            score, result = valid(*args, **kwargs)
+            entry = {"eval_seconds": time.perf_counter() - begin, "valid_score": float(score), "valid_result": plain(result)}
+            if trainer.epoch_log:
+                trainer.epoch_log[-1].update(entry)
+            return score, result
+
+        trainer._train_epoch, trainer._valid_epoch = timed_train, timed_valid
+
+
+def plain(result):
+    """Metrics as a dict of floats."""
+    return {name: float(value) for name, value in result.items()}
+
+
+def hardware():
+    """What the run ran on."""
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def versions():
+    """Versions of Python and of the packages that a result depends on."""
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}}
+
+
+def result_path(config, results_dir):
+    """Where the result of a run is written."""
+    return Path(results_dir) / f"{config['dataset']}-{config['label']}-{config['seed']}-{run_key(config)}.json"
+
+
+def run(config, results_dir):
+    """Train and test one model, as RecBole's ``run_recbole`` does, and write the result file.
+
+    Args:
+        config: of :func:`prepare`.
+
+    Returns:
+        dict: the result, with ``checkpoint`` the path of the best epoch's.
+    """
+    file = result_path(config, results_dir)
+    settings, files_hash = run_settings(config), data_hash(config)
+    root = getLogger()
+    for handler in root.handlers[:]:
+        root.removeHandler(handler)
+    init_logger(config)
+    root.info(config)
+
+    begin = time.perf_counter()
+    init_seed(config["seed"], config["reproducibility"])
+    dataset = create_dataset(config)
+    root.info(dataset)
+    train_data, valid_data, test_data = data_preparation(config, dataset)
+    prepare_seconds = time.perf_counter() - begin
+
+    init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
+    model = get_model(config["model"])(config, train_data._dataset).to(config["device"])
+    root.info(model)
+    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
+    Stopwatch(trainer)
+    best_valid_score, best_valid_result = trainer.fit(
+        train_data, valid_data, saved=True, show_progress=config["show_progress"]
+    )
+    begin = time.perf_counter()
+    test_result = trainer.evaluate(test_data, load_best_model=True, show_progress=config["show_progress"])
+    test_seconds = time.perf_counter() - begin
+
+    log = trainer.epoch_log
+    scored = [i for i, epoch in enumerate(log) if "valid_score" in epoch]
+    best = max(scored, key=lambda i: (log[i]["valid_score"] * (1 if config["valid_metric_bigger"] else -1), i))
+    result = {
+        "schema": SCHEMA,
+        "model": config["model"],
+        "label": config["label"],
+        "dataset": config["dataset"],
+        "seed": config["seed"],
+        "best_valid_score": float(best_valid_score),
+        "valid_score_bigger": config["valid_metric_bigger"],
+        "best_valid_result": plain(best_valid_result),
+        "test_result": plain(test_result),
+        "epochs": len(log),
+        "best_epoch": best,
+        "still_improving": len(log) == config["epochs"] and best == scored[-1],
+        "prepare_seconds": round(prepare_seconds, 2),
+        "train_seconds": round(sum(epoch["train_seconds"] for epoch in log), 2),
+        "eval_seconds": round(test_seconds, 2),
+        "eval_users_per_second": round(len(test_data._dataset) / test_seconds, 2),
+        "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "epoch_log": log,
+        "settings": settings,
+        "data_hash": files_hash,
+        "versions": versions(),
+        "hardware": hardware(),
+        "checkpoint": str(trainer.saved_model_file),
+    }
+    if config["model"] == "TIGER":
+        result["semantic_ids"] = train_data._dataset.catalogue.semantic_ids.statistics()
+    write_result(result, file)
+    if config["model"] == "TIGER":
+        # The state to resume from has served; the best epoch's checkpoint stays.
+        trainer.state_file.unlink(missing_ok=True)
+        if trainer.state_file.parent.is_dir():
+            trainer.state_file.parent.rmdir()
+    return result
+
+
+def run_or_read(config, results_dir):
+    """The result of a finished run of the same settings and data, or else of a run now."""
+    file = result_path(config, results_dir)
+    if file.is_file():
+        print(f"{config['label']} on {config['dataset']}: already run, {file}")
+        return read_result(file)
+    return run(config, results_dir)
+
+
+def compare(names, dataset, user_settings, results_dir):
+    """Run several models on one dataset under one protocol; finished runs are not run again.
+
+    Returns:
+        list of results in the order of ``names``.
+    """
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise TigerError(f"models named twice: {', '.join(twice)}")
+    configs = [prepare(name, dataset, {**budget(name, dataset), **user_settings, "resume": True}) for name in names]
+    return [run_or_read(config, results_dir) for config in configs]
