@@ -1,0 +1,131 @@
+"""A plain reading of the model: one history, one target, one token at a time; slow and easy to check by eye."""
+
+import math
+
+import torch
+
+from recbole_tiger.model.seq2seq import Seq2Seq
+
+
+def small_network(seed=0, n_items=30, **changes):
+    """A Seq2Seq with random weights (biases too, which start at zero in training) and distinct random codes."""
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.unique(torch.randint(0, 4, (n_items * 3, 3), generator=generator), dim=0)
+    codes = codes[torch.randperm(len(codes), generator=generator)[:n_items]]
+    codes = torch.cat([torch.zeros(1, 3, dtype=torch.long), codes])
+    settings = {
+        "hidden_size": 12,
+        "n_heads": 3,
+        "head_size": 5,
+        "inner_size": 20,
+        "n_layers": 2,
+        "n_decoder_layers": 2,
+        "hidden_dropout_prob": 0.0,
+        "attn_dropout_prob": 0.0,
+        "code_dropout_prob": 0.0,
+        "max_items": 6,
+        "encoder_tokens": "code",
+        "bidirectional_encoder": False,
+        "n_user_tokens": 0,
+        "initializer_range": 0.3,
+        **changes,
+    }
+    text = torch.randn(len(codes), 7, generator=generator) if settings.pop("text", False) else None
+    torch.manual_seed(seed)
+    network = Seq2Seq(codes, text, **settings).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.abs().sum() == 0:
+                parameter.normal_(std=0.5, generator=generator)
+    return network
+
+
+def attend(attention, queries, keys, bias):
+    """Outputs of attention for lists of vectors; ``bias(h, q, k)`` is added, None masks."""
+    heads, size = attention.n_heads, attention.head_size
+    key_value = [attention.key_value(key) for key in keys]
+    outputs = []
+    for q, vector in enumerate(queries):
+        query = attention.query(vector)
+        mixed = []
+        for h in range(heads):
+            part = slice(h * size, (h + 1) * size)
+            seen = [k for k in range(len(keys)) if bias(h, q, k) is not None]
+            scores = torch.stack(
+                [query[part] @ key_value[k][: heads * size][part] / math.sqrt(size) + bias(h, q, k) for k in seen]
+            )
+            weights = torch.exp(scores - scores.max())
+            weights = weights / weights.sum()
+            mixed.append(sum(w * key_value[k][heads * size :][part] for w, k in zip(weights, seen, strict=True)))
+        outputs.append(attention.output(torch.cat(mixed)))
+    return outputs
+
+
+def feed(layer, x):
+    y = layer.feed_forward_norm(x)
+    return x + layer.feed_forward.output(torch.relu(layer.feed_forward.inner(y)))
+
+
+@torch.no_grad()
+def level_logits(network, history, target, user=None):
+    """Logits of each level for ``target`` after ``history`` (lists of item ids), given the target's codes before it."""
+    levels, offsets = network.levels, network.offsets.tolist()
+    codes = network.codes.tolist()
+    tokens, place = [], []  # the encoder's tokens and (item position, level) of each; None for the user
+    if user is not None:
+        tokens.append(network.user_embedding.weight[user])
+        place.append(None)
+    for i, item in enumerate(history):
+        vectors = [network.code_embedding.weight[codes[item][level] + offsets[level]] for level in range(levels)]
+        if network.token_per_item:
+            vectors = [sum(vectors)]
+        for level, vector in enumerate(vectors):
+            if network.text is not None:
+                vector = vector + network.text_projection(network.text[item])
+            tokens.append(vector)
+            place.append((i, level))
+
+    def encoder_bias(h, q, k):
+        if place[k] is None:
+            return network.encoder_user_bias[h]
+        if place[q] is None:
+            return torch.zeros(()) if network.bidirectional else None
+        (i, a), (j, b) = place[q], place[k]
+        if j > i and not network.bidirectional:
+            return None
+        table = network.encoder_bias
+        return table.distance[h, i - j - table.first] + table.levels[h, a, b]
+
+    x = tokens
+    for layer in network.encoder:
+        y = [layer.attention_norm(v) for v in x]
+        x = [v + a for v, a in zip(x, attend(layer.attention, y, y, encoder_bias), strict=True)]
+        x = [feed(layer, v) for v in x]
+    memory = [network.encoder_norm(v) for v in x]
+
+    def self_bias(h, q, k):
+        return None if k > q else network.self_bias.distance[h, 0] + network.self_bias.levels[h, q, k]
+
+    def cross_bias(h, q, k):
+        if place[k] is None:
+            return network.cross_user_bias[h]
+        j, b = place[k]
+        return network.cross_bias.distance[h, len(history) - j - 1] + network.cross_bias.levels[h, q, b]
+
+    x = [network.start]
+    x += [network.code_embedding.weight[codes[target][level] + offsets[level]] for level in range(levels - 1)]
+    for layer in network.decoder:
+        y = [layer.self_norm(v) for v in x]
+        x = [v + a for v, a in zip(x, attend(layer.self_attention, y, y, self_bias), strict=True)]
+        y = [layer.cross_norm(v) for v in x]
+        x = [v + a for v, a in zip(x, attend(layer.cross_attention, y, memory, cross_bias), strict=True)]
+        x = [feed(layer, v) for v in x]
+    return [network.classifiers[level](network.decoder_norm(v)) for level, v in enumerate(x)]
+
+
+def log_likelihood(network, history, target, user=None):
+    """Log-probability of the target's semantic ID."""
+    total = 0.0
+    for level, logits in enumerate(level_logits(network, history, target, user)):
+        total += torch.log_softmax(logits, dim=0)[network.codes[target, level]].item()
+    return total

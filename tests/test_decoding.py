@@ -1,0 +1,156 @@
+"""Trie, beam and exact scorer, against enumeration and a plain reading of the model."""
+
+import numpy as np
+import pytest
+import torch
+
+from recbole_tiger.model.decoding import beam_search, exact_scores, log_likelihood
+from recbole_tiger.trie import Trie
+from tests import plain
+
+HISTORIES = [[3, 1, 4], [5, 9, 2, 6, 5, 3], [7]]
+
+
+@pytest.fixture(params=[{}, {"encoder_tokens": "item", "text": True}, {"bidirectional_encoder": True, "n_user_tokens": 3}])
+def network(request):
+    return plain.small_network(**request.param)
+
+
+@pytest.fixture
+def trie(network):
+    return Trie(network.codes)
+
+
+@pytest.fixture
+def users(network):
+    return torch.tensor([0, 2, 1]) if network.user_embedding is not None else None
+
+
+@pytest.fixture
+def items():
+    return torch.tensor([[0] * (6 - len(history)) + history for history in HISTORIES])
+
+
+@pytest.fixture
+def memory(network, items, users):
+    return network.encode(items, users)
+
+
+@pytest.fixture
+def plain_scores(network, users):
+    """Every item's log-likelihood by the plain reading."""
+    n_items = len(network.codes) - 1
+    return torch.tensor(
+        [
+            [
+                plain.log_likelihood(network, history, item, None if users is None else int(users[row]))
+                for item in range(1, n_items + 1)
+            ]
+            for row, history in enumerate(HISTORIES)
+        ]
+    )
+
+
+def exact(network, trie, items, users):
+    return exact_scores(
+        network, trie, lambda rows: network.encode(items[rows], None if users is None else users[rows]), len(items)
+    )
+
+
+def test_exact_equals_plain_reading(network, trie, items, users, plain_scores):
+    scores = exact(network, trie, items, users)
+    assert torch.isneginf(scores[:, 0]).all()
+    torch.testing.assert_close(scores[:, 1:], plain_scores, atol=1e-4, rtol=1e-4)
+
+
+def test_exact_in_small_slices_is_the_same(network, trie, items, users, monkeypatch):
+    whole = exact(network, trie, items, users)
+    monkeypatch.setattr("recbole_tiger.model.decoding.EXACT_BUDGET", 5)
+    torch.testing.assert_close(exact(network, trie, items, users), whole, atol=1e-5, rtol=1e-5)
+
+
+def test_beam_as_wide_as_the_catalogue_ranks_as_the_exact_scorer(network, trie, items, users, memory):
+    n_items = len(network.codes) - 1
+    found, scores = beam_search(network, trie, memory, n_items)
+    expected = exact(network, trie, items, users)
+    order = expected.argsort(dim=1, descending=True, stable=True)[:, :n_items]
+    torch.testing.assert_close(scores, expected.gather(1, order), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(expected.gather(1, found), scores, atol=1e-4, rtol=1e-4)
+    assert [set(row) for row in found.tolist()] == [set(range(1, n_items + 1))] * len(HISTORIES)
+
+
+@pytest.mark.parametrize("beam_size", [1, 3, 8, 20])
+def test_beam_equals_a_beam_by_hand(network, trie, memory, plain_scores, users, beam_size):
+    """The beam keeps the best prefixes level by level, where a prefix's score comes from the plain reading."""
+    found, scores = beam_search(network, trie, memory, beam_size)
+    codes = network.codes[1:].tolist()
+    for row, history in enumerate(HISTORIES):
+        user = None if users is None else int(users[row])
+        log_probs = {}
+        for item in range(1, len(codes) + 1):
+            logits = plain.level_logits(network, history, item, user)
+            log_probs[item] = [torch.log_softmax(level, 0)[codes[item - 1][i]].item() for i, level in enumerate(logits)]
+        alive = {()}
+        for level in range(network.levels):
+            candidates = {
+                tuple(codes[item - 1][: level + 1]): sum(log_probs[item][: level + 1])
+                for item in log_probs
+                if tuple(codes[item - 1][:level]) in alive
+            }
+            alive = set(sorted(candidates, key=candidates.get, reverse=True)[:beam_size])
+        best = sorted(alive, key=candidates.get, reverse=True)
+        assert [tuple(codes[item - 1]) for item in found[row].tolist()] == best
+        np.testing.assert_allclose(scores[row].tolist(), [candidates[prefix] for prefix in best], atol=1e-4)
+
+
+def test_every_beam_is_full_of_distinct_items(network, trie, memory):
+    for beam_size in range(1, len(network.codes)):
+        found, scores = beam_search(network, trie, memory, beam_size)
+        assert found.shape == (3, beam_size)
+        assert torch.isfinite(scores).all()
+        assert found.min() >= 1
+        assert all(len(set(row)) == beam_size for row in found.tolist())
+        assert (scores.diff(dim=1) <= 0).all()
+
+
+def test_given_items_score_as_in_the_exact_scorer(network, trie, items, users, memory):
+    wanted = torch.tensor([[1, 2, 3, 30], [4, 4, 5, 6], [7, 8, 9, 10]])
+    expected = exact(network, trie, items, users).gather(1, wanted)
+    torch.testing.assert_close(log_likelihood(network, memory, wanted), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_probabilities_of_all_ids_sum_below_one(network, trie, items, users):
+    """The trie masks and never renormalises, so items share what is left of impossible IDs."""
+    assert (exact(network, trie, items, users).exp().sum(dim=1) < 1).all()
+
+
+def random_codes(n_items, levels, size, seed):
+    rng = np.random.default_rng(seed)
+    codes = np.unique(rng.integers(0, size, (n_items * 2, levels)), axis=0)
+    return torch.from_numpy(np.vstack([np.zeros((1, levels), int), rng.permutation(codes)[:n_items]]))
+
+
+@pytest.mark.parametrize(("n_items", "levels", "size"), [(1, 2, 3), (5, 1, 9), (200, 3, 7), (500, 4, 5)])
+def test_trie_holds_exactly_the_catalogue(n_items, levels, size):
+    codes = random_codes(n_items, levels, size, seed=1)
+    trie = Trie(codes)
+    paths = {(): 0}
+    for level in range(levels):
+        following = {}
+        for prefix, node in paths.items():
+            child, code, exists = trie.expand(torch.tensor(node), level)
+            for c, k, e in zip(child.tolist(), code.tolist(), exists.tolist(), strict=True):
+                if e:
+                    following[(*prefix, k)] = c
+        paths = following
+        assert set(paths) == {tuple(row[: level + 1]) for row in codes[1:].tolist()}
+        assert trie.n_nodes(level) == len(paths)
+        parents, node_codes = trie.all_nodes(level)
+        assert len(parents) == len(node_codes) == len(paths)
+    for path, leaf in paths.items():
+        assert tuple(codes[trie.item_of[leaf]].tolist()) == path
+
+
+def test_trie_is_small():
+    codes = random_codes(20000, 4, 40, seed=2)
+    assert Trie(codes).bytes() < 100 * 20000

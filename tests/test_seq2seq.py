@@ -1,0 +1,118 @@
+"""The network against a plain reading of it, and its dropout."""
+
+import pytest
+import torch
+
+from recbole_tiger.model.seq2seq import Dropout
+from tests.plain import level_logits, small_network
+
+VARIANTS = {
+    "paper": {"bidirectional_encoder": True},
+    "causal": {},
+    "item tokens": {"encoder_tokens": "item"},
+    "text on codes": {"text": True},
+    "text on items": {"text": True, "encoder_tokens": "item", "bidirectional_encoder": True},
+    "user token": {"n_user_tokens": 5},
+    "user token, bidirectional": {"n_user_tokens": 5, "bidirectional_encoder": True},
+}
+
+
+@pytest.fixture(params=VARIANTS.values(), ids=VARIANTS.keys())
+def network(request):
+    return small_network(**request.param)
+
+
+def users_of(network, n):
+    return torch.arange(n) % 5 if network.user_embedding is not None else None
+
+
+def test_last_target_equals_plain_reading(network):
+    """Histories of different lengths in one batch, so the padding has to be without effect."""
+    histories = [[3, 1, 4], [5, 9, 2, 6, 5, 3], [7]]
+    targets = [8, 1, 2]
+    items = torch.tensor([[0] * (6 - len(history)) + history for history in histories])
+    users = users_of(network, 3)
+    logits = network.decode(network.encode(items, users), network.codes[torch.tensor(targets)].unsqueeze(1))
+    for row, (history, target) in enumerate(zip(histories, targets, strict=True)):
+        user = None if users is None else int(users[row])
+        for level, expected in enumerate(level_logits(network, history, target, user)):
+            torch.testing.assert_close(logits[level][row, 0], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_all_prefixes_at_once_equal_each_prefix_alone(network):
+    if network.bidirectional:
+        pytest.skip("a bidirectional encoder reads one prefix a row")
+    sequences = torch.tensor([[3, 1, 4, 11, 5, 9, 2], [0, 0, 0, 8, 7, 6, 5]])
+    users = users_of(network, 2)
+    logits = network.decode(network.encode(sequences[:, :-1], users), network.codes[sequences[:, 1:]])
+    for row, sequence in enumerate(sequences.tolist()):
+        items = [item for item in sequence if item]
+        user = None if users is None else int(users[row])
+        for place in range(1, len(items)):
+            column = len(sequence) - len(items) + place - 1
+            for level, expected in enumerate(level_logits(network, items[:place], items[place], user)):
+                torch.testing.assert_close(logits[level][row, column], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_steps_equal_teacher_forcing(network):
+    items = torch.tensor([[0, 3, 1, 4], [5, 9, 2, 6]])
+    memory = network.encode(items, users_of(network, 2))
+    targets = network.codes[torch.tensor([[10, 11, 12], [13, 14, 15]])]
+    expected = network.decode(memory, targets, shared=True)
+    codes, caches = None, []
+    for level in range(network.levels):
+        logits, caches = network.step(memory, level, codes, caches)
+        if level == 0:
+            logits = logits.expand(-1, 3, -1)
+            caches = [tuple(cache.expand(-1, 3, -1, -1, -1) for cache in layer) for layer in caches]
+        torch.testing.assert_close(logits, expected[level], atol=1e-4, rtol=1e-4)
+        codes = targets[..., level]
+
+
+def test_result_does_not_depend_on_where_a_history_stands(network):
+    history = torch.tensor([[3, 1, 4]])
+    padded = torch.tensor([[0, 0, 0, 3, 1, 4]])
+    target = network.codes[torch.tensor([[8]])]
+    users = users_of(network, 1)
+    for here, there in zip(
+        network.decode(network.encode(history, users), target),
+        network.decode(network.encode(padded, users), target),
+        strict=True,
+    ):
+        torch.testing.assert_close(here, there, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_dropout_keeps_its_share_and_its_mean(p):
+    torch.manual_seed(0)
+    dropout = Dropout(p).train()
+    x = torch.ones(1001, 999)
+    y = dropout(x)
+    assert set(y.unique().tolist()) == {0.0, torch.tensor(1 / (1 - p)).item()}
+    share = (y == 0).float().mean().item()
+    # Five standard deviations of a binomial share.
+    assert abs(share - p) < 5 * (p * (1 - p) / y.numel()) ** 0.5
+    neighbours = ((y[:, :-1] == 0) & (y[:, 1:] == 0)).float().mean().item()
+    assert abs(neighbours - p * p) < 0.005
+    assert not torch.equal(dropout(x), y)
+    assert dropout.eval()(x) is x
+
+
+def test_dropout_passes_the_gradient_of_what_it_keeps():
+    x = torch.ones(64, 64, requires_grad=True)
+    y = Dropout(0.3).train()(x)
+    y.sum().backward()
+    torch.testing.assert_close(x.grad, y.detach())
+
+
+def test_codes_are_hidden_from_the_encoder_in_training_only():
+    network = small_network(code_dropout_prob=0.5)
+    items = torch.tensor([[1, 2, 3, 4, 5]])
+    target = network.codes[torch.tensor([[8]])]
+
+    def logits():
+        return network.decode(network.encode(items), target)[0]
+
+    assert torch.equal(logits(), logits())
+    network.train()
+    assert not torch.equal(logits(), logits())
