@@ -1,5 +1,6 @@
 """Checkpoints: written whole, read without running code."""
 
+import contextlib
 import importlib
 import pickle
 
@@ -47,6 +48,18 @@ def _model_class(name):
     return found if isinstance(found, type) and issubclass(found, AbstractRecommender) else None
 
 
+@contextlib.contextmanager
+def allowing(classes):
+    """Let PyTorch's weights-only loader read ``classes``.
+
+    Unlike ``torch.serialization.safe_globals``, leaving it takes back only what was not allowed before: RecBole's own loads,
+    which come later, need the others.
+    """
+    before = torch.serialization.get_safe_globals()
+    with torch.serialization.safe_globals([item for item in classes if item not in before]):
+        yield
+
+
 def safe_globals_of(file):
     """The globals that have to be allowed to read the checkpoint ``file``.
 
@@ -82,7 +95,7 @@ def load_checkpoint(file, device):
     """
     allowed = safe_globals_of(file)
     try:
-        with torch.serialization.safe_globals(allowed):
+        with allowing(allowed):
             return torch.load(file, map_location=device, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise TigerError(f"{file} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error

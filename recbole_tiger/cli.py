@@ -87,8 +87,8 @@ def _parser():
 
 
 def _run(args, settings):
-    config = experiment.prepare(args.model, args.dataset, {**settings, "resume": args.resume})
-    run = experiment.run_or_read if args.resume else experiment.run
+    config = experiment.prepare(args.model, args.dataset, {**settings, **({"resume": True} if args.resume else {})})
+    run = experiment.run_or_read if config["resume"] else experiment.run
     result = run(config, args.results_dir)
     print()
     print(leaderboard([result]))

@@ -13,7 +13,7 @@ from recbole.evaluator.collector import Collector
 from recbole.quick_start import quick_start as quick_start_module
 from recbole.trainer import Trainer
 
-from recbole_tiger.checkpoint import SAFE_GLOBALS, safe_globals_of, save_checkpoint
+from recbole_tiger.checkpoint import SAFE_GLOBALS, allowing, safe_globals_of, save_checkpoint
 from recbole_tiger.errors import TigerError
 
 
@@ -25,13 +25,15 @@ def checkpoints_without_code():
         if not self.config["single_spec"] and self.config["local_rank"] != 0:
             return
         file = kwargs.pop("saved_model_file", self.saved_model_file)
+        other = self.model.other_parameter()
         state = {
             "config": self.config,
             "epoch": epoch,
             "cur_step": self.cur_step,
             "best_valid_score": float(self.best_valid_score),
             "state_dict": self.model.state_dict(),
-            "other_parameter": self.model.other_parameter(),
+            # FDSA, SASRecF, DIN and others list submodules here, whose weights are in the state_dict anyway.
+            "other_parameter": {key: value for key, value in other.items() if not isinstance(value, torch.nn.Module)},
             "optimizer": self.optimizer.state_dict(),
         }
         save_checkpoint(state, file)
@@ -53,7 +55,7 @@ def checkpoints_without_code():
 
     @functools.wraps(load)
     def load_data_and_model(model_file):
-        with torch.serialization.safe_globals(safe_globals_of(model_file)):
+        with allowing(safe_globals_of(model_file)):
             return load(model_file)
 
     quick_start_module.load_data_and_model = quick_start.load_data_and_model = load_data_and_model

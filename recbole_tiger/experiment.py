@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shutil
 import time
 from collections import Counter
 from importlib import metadata
@@ -179,9 +180,7 @@ def run(config, results_dir):
     write_result(result, file)
     if config["model"] == "TIGER":
         # The state to resume from has served; the best epoch's checkpoint stays.
-        trainer.state_file.unlink(missing_ok=True)
-        if trainer.state_file.parent.is_dir():
-            trainer.state_file.parent.rmdir()
+        shutil.rmtree(trainer.state_file.parent, ignore_errors=True)
     return result
 
 

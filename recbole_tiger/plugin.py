@@ -8,6 +8,7 @@ import recbole.data.dataset
 import recbole.data.utils
 import recbole.quick_start.quick_start
 import recbole.trainer
+import torch
 from recbole.config import Config
 
 from recbole_tiger.dataset import TIGERDataset
@@ -33,6 +34,8 @@ def register():
     sys.modules["recbole.model.sequential_recommender.tiger"] = tiger
     recbole.data.dataset.TIGERDataset = TIGERDataset
     recbole.trainer.TIGERTrainer = TIGERTrainer
+    # So that a load_data_and_model which was imported before this package reads TIGER's checkpoints, too.
+    torch.serialization.add_safe_globals([tiger.TIGER])
 
     load_internal = Config._load_internal_config_dict
 

@@ -4,6 +4,7 @@ import math
 import os
 from pathlib import Path
 
+import numpy as np
 import torch
 from recbole.trainer import Trainer
 from recbole.utils import dict2str, early_stopping
@@ -85,6 +86,7 @@ class TIGERTrainer(Trainer):
         return mean.item()
 
     def _state(self, epoch):
+        kind, key, *rest = np.random.get_state()
         return {
             "config": self.config,
             "epoch": epoch,
@@ -96,6 +98,7 @@ class TIGERTrainer(Trainer):
             "optimizer": self.optimizer.state_dict(),
             "schedule_step": self.schedule_step,
             "random_state": torch.get_rng_state(),
+            "numpy_random_state": [kind, key.tolist(), *rest],  # RecBole draws the negatives of sampled evaluation with it
             "cuda_random_states": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
             "epoch_log": self.epoch_log,
             "saved_model_file": os.path.basename(self.saved_model_file),
@@ -128,6 +131,7 @@ class TIGERTrainer(Trainer):
         self.epoch_log = state["epoch_log"]
         self.stopped = state["stopped"]
         torch.set_rng_state(state["random_state"].cpu())
+        np.random.set_state(tuple(state["numpy_random_state"]))
         if state["cuda_random_states"] and self.device.type == "cuda":
             torch.cuda.set_rng_state_all([random_state.cpu() for random_state in state["cuda_random_states"]])
         self.saved_model_file = os.path.join(self.checkpoint_dir, state["saved_model_file"])

@@ -1,6 +1,10 @@
 """A small catalogue with structure to learn, and settings that train on it in a second."""
 
 import os
+
+# Small tensors: a second thread costs more than it brings, and the processes that tests start inherit this.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from pathlib import Path
 
 import numpy as np

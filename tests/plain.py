@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from recbole_tiger.model.seq2seq import Seq2Seq
+from recbole_tiger.model.seq2seq import BIAS_SCALE, Seq2Seq
 
 
 def small_network(seed=0, n_items=30, **changes):
@@ -36,7 +36,7 @@ def small_network(seed=0, n_items=30, **changes):
     with torch.no_grad():
         for parameter in network.parameters():
             if parameter.abs().sum() == 0:
-                parameter.normal_(std=0.5, generator=generator)
+                parameter.normal_(std=0.1, generator=generator)
     return network
 
 
@@ -67,8 +67,8 @@ def feed(layer, x):
 
 
 @torch.no_grad()
-def level_logits(network, history, target, user=None):
-    """Logits of each level for ``target`` after ``history`` (lists of item ids), given the target's codes before it."""
+def read_history(network, history, user=None):
+    """The encoder's output for a history (item ids), a list of vectors, and the place of each."""
     levels, offsets = network.levels, network.offsets.tolist()
     codes = network.codes.tolist()
     tokens, place = [], []  # the encoder's tokens and (item position, level) of each; None for the user
@@ -94,26 +94,35 @@ def level_logits(network, history, target, user=None):
         if j > i and not network.bidirectional:
             return None
         table = network.encoder_bias
-        return table.distance[h, i - j - table.first] + table.levels[h, a, b]
+        return BIAS_SCALE * (table.distance[h, i - j - table.first] + table.levels[h, a, b])
 
     x = tokens
     for layer in network.encoder:
         y = [layer.attention_norm(v) for v in x]
         x = [v + a for v, a in zip(x, attend(layer.attention, y, y, encoder_bias), strict=True)]
         x = [feed(layer, v) for v in x]
-    memory = [network.encoder_norm(v) for v in x]
+    return [network.encoder_norm(v) for v in x], place
+
+
+@torch.no_grad()
+def level_logits(network, history, target, user=None, memory=None):
+    """Logits of each level for ``target`` after ``history``, given the target's codes before it."""
+    memory, place = memory or read_history(network, history, user)
+    codes, offsets = network.codes.tolist(), network.offsets.tolist()
 
     def self_bias(h, q, k):
-        return None if k > q else network.self_bias.distance[h, 0] + network.self_bias.levels[h, q, k]
+        table = network.self_bias
+        return None if k > q else BIAS_SCALE * (table.distance[h, 0] + table.levels[h, q, k])
 
     def cross_bias(h, q, k):
         if place[k] is None:
             return network.cross_user_bias[h]
         j, b = place[k]
-        return network.cross_bias.distance[h, len(history) - j - 1] + network.cross_bias.levels[h, q, b]
+        table = network.cross_bias
+        return BIAS_SCALE * (table.distance[h, len(history) - j - 1] + table.levels[h, q, b])
 
     x = [network.start]
-    x += [network.code_embedding.weight[codes[target][level] + offsets[level]] for level in range(levels - 1)]
+    x += [network.code_embedding.weight[codes[target][level] + offsets[level]] for level in range(network.levels - 1)]
     for layer in network.decoder:
         y = [layer.self_norm(v) for v in x]
         x = [v + a for v, a in zip(x, attend(layer.self_attention, y, y, self_bias), strict=True)]
@@ -123,9 +132,13 @@ def level_logits(network, history, target, user=None):
     return [network.classifiers[level](network.decoder_norm(v)) for level, v in enumerate(x)]
 
 
-def log_likelihood(network, history, target, user=None):
-    """Log-probability of the target's semantic ID."""
-    total = 0.0
-    for level, logits in enumerate(level_logits(network, history, target, user)):
-        total += torch.log_softmax(logits, dim=0)[network.codes[target, level]].item()
-    return total
+def log_probs(network, history, user=None):
+    """Log-probabilities of the codes of every item's semantic ID, [n_items, levels]."""
+    memory = read_history(network, history, user)
+    rows = []
+    for item in range(1, len(network.codes)):
+        logits = level_logits(network, history, item, memory=memory)
+        rows.append(
+            [torch.log_softmax(level, 0)[code].item() for level, code in zip(logits, network.codes[item], strict=True)]
+        )
+    return torch.tensor(rows)

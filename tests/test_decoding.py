@@ -11,22 +11,26 @@ from tests import plain
 HISTORIES = [[3, 1, 4], [5, 9, 2, 6, 5, 3], [7]]
 
 
-@pytest.fixture(params=[{}, {"encoder_tokens": "item", "text": True}, {"bidirectional_encoder": True, "n_user_tokens": 3}])
+@pytest.fixture(
+    scope="module",
+    params=[{}, {"encoder_tokens": "item", "text": True}, {"bidirectional_encoder": True, "n_user_tokens": 3}],
+    ids=["causal", "text", "bidirectional"],
+)
 def network(request):
     return plain.small_network(**request.param)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def trie(network):
     return Trie(network.codes)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def users(network):
     return torch.tensor([0, 2, 1]) if network.user_embedding is not None else None
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def items():
     return torch.tensor([[0] * (6 - len(history)) + history for history in HISTORIES])
 
@@ -36,19 +40,13 @@ def memory(network, items, users):
     return network.encode(items, users)
 
 
-@pytest.fixture
-def plain_scores(network, users):
-    """Every item's log-likelihood by the plain reading."""
-    n_items = len(network.codes) - 1
-    return torch.tensor(
-        [
-            [
-                plain.log_likelihood(network, history, item, None if users is None else int(users[row]))
-                for item in range(1, n_items + 1)
-            ]
-            for row, history in enumerate(HISTORIES)
-        ]
-    )
+@pytest.fixture(scope="module")
+def plain_log_probs(network, users):
+    """Per history, the log-probabilities of every item's codes by the plain reading, [n_items, levels]."""
+    return [
+        plain.log_probs(network, history, None if users is None else int(users[row]))
+        for row, history in enumerate(HISTORIES)
+    ]
 
 
 def exact(network, trie, items, users):
@@ -57,10 +55,11 @@ def exact(network, trie, items, users):
     )
 
 
-def test_exact_equals_plain_reading(network, trie, items, users, plain_scores):
+def test_exact_equals_plain_reading(network, trie, items, users, plain_log_probs):
     scores = exact(network, trie, items, users)
     assert torch.isneginf(scores[:, 0]).all()
-    torch.testing.assert_close(scores[:, 1:], plain_scores, atol=1e-4, rtol=1e-4)
+    expected = torch.stack([table.sum(dim=1) for table in plain_log_probs])
+    torch.testing.assert_close(scores[:, 1:], expected, atol=1e-4, rtol=1e-4)
 
 
 def test_exact_in_small_slices_is_the_same(network, trie, items, users, monkeypatch):
@@ -80,22 +79,18 @@ def test_beam_as_wide_as_the_catalogue_ranks_as_the_exact_scorer(network, trie, 
 
 
 @pytest.mark.parametrize("beam_size", [1, 3, 8, 20])
-def test_beam_equals_a_beam_by_hand(network, trie, memory, plain_scores, users, beam_size):
+def test_beam_equals_a_beam_by_hand(network, trie, memory, plain_log_probs, beam_size):
     """The beam keeps the best prefixes level by level, where a prefix's score comes from the plain reading."""
     found, scores = beam_search(network, trie, memory, beam_size)
     codes = network.codes[1:].tolist()
-    for row, history in enumerate(HISTORIES):
-        user = None if users is None else int(users[row])
-        log_probs = {}
-        for item in range(1, len(codes) + 1):
-            logits = plain.level_logits(network, history, item, user)
-            log_probs[item] = [torch.log_softmax(level, 0)[codes[item - 1][i]].item() for i, level in enumerate(logits)]
+    for row in range(len(HISTORIES)):
+        table = plain_log_probs[row].tolist()
         alive = {()}
         for level in range(network.levels):
             candidates = {
-                tuple(codes[item - 1][: level + 1]): sum(log_probs[item][: level + 1])
-                for item in log_probs
-                if tuple(codes[item - 1][:level]) in alive
+                tuple(codes[i][: level + 1]): sum(table[i][: level + 1])
+                for i in range(len(codes))
+                if tuple(codes[i][:level]) in alive
             }
             alive = set(sorted(candidates, key=candidates.get, reverse=True)[:beam_size])
         best = sorted(alive, key=candidates.get, reverse=True)

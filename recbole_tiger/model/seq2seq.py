@@ -8,6 +8,8 @@ from torch import nn
 
 # A finite stand-in for minus infinity: a row in which every key is masked (padding) stays free of NaN.
 MASKED = -1e9
+# Adam moves a parameter by about the learning rate a step; biases of attention have to become as large as its logits.
+BIAS_SCALE = 8.0
 
 
 class Dropout(nn.Module):
@@ -137,7 +139,9 @@ class RelativeBias(nn.Module):
     def __init__(self, n_heads, first, last, query_levels, key_levels):
         super().__init__()
         self.first, self.last = first, last
-        self.distance = nn.Parameter(torch.zeros(n_heads, last - first + 1))
+        slopes = 2.0 ** -torch.arange(n_heads)
+        distance = torch.arange(first, last + 1).abs()
+        self.distance = nn.Parameter(-slopes[:, None] * distance / BIAS_SCALE)
         self.levels = nn.Parameter(torch.zeros(n_heads, query_levels, key_levels))
 
     def forward(self, distances, causal):
@@ -145,10 +149,10 @@ class RelativeBias(nn.Module):
 
         With ``causal``, keys nearer than the first allowed distance are masked.
         """
-        item = self.distance[:, (distances.clamp(self.first, self.last) - self.first)]
+        item = self.distance[:, (distances.clamp(self.first, self.last) - self.first)] * BIAS_SCALE
         if causal:
             item = item.masked_fill(distances < self.first, MASKED)
-        bias = item[:, :, None, :, None] + self.levels[:, None, :, None, :]
+        bias = item[:, :, None, :, None] + self.levels[:, None, :, None, :] * BIAS_SCALE
         return bias.flatten(3, 4).flatten(1, 2)
 
 
@@ -357,7 +361,8 @@ class Seq2Seq(nn.Module):
         before = self.offsets[level - 1]
         x = self.code_embedding(codes + before) if level else self.start.expand(batch, 1, -1)
         prefixes = x.shape[1]
-        self_bias = (self.self_bias.distance[:, :1] + self.self_bias.levels[:, level, : level + 1])[:, None]
+        place = torch.zeros(1, 1, dtype=torch.long, device=x.device)
+        self_bias = self.self_bias(place, causal=False)[:, level : level + 1, : level + 1]
         cross_bias = self._cross_bias(memory, 1, level)
         new_caches = []
         for i, (layer, (keys, values)) in enumerate(zip(self.decoder, memory.layers, strict=True)):

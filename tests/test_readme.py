@@ -1,0 +1,104 @@
+"""Every command and snippet of the README runs, in its order, in one folder, with fewer epochs and a smaller model."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from recbole_tiger.settings import property_file, protocol
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SMALL = {
+    "epochs": 1,
+    "hidden_size": 32,
+    "inner_size": 64,
+    "n_layers": 1,
+    "n_heads": 2,
+    "eval_step": 1,
+    "show_progress": False,
+}
+SMALL_TIGER = {"head_size": 16, "n_decoder_layers": 1, "rq_vae_steps": 150, "rq_vae_warmup_steps": 30}
+
+
+def blocks():
+    """Language and lines of the README's code blocks."""
+    return re.findall(r"^```(bash|python)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands():
+    """The recbole-tiger commands and the Python snippets, in the order of the README."""
+    for language, text in blocks():
+        if language == "python":
+            yield "python", text
+        else:
+            for line in text.splitlines():
+                found = re.search(r"recbole-tiger .*", line)
+                if found:
+                    yield "command", found.group()
+
+
+def shortened(line, folder):
+    """Arguments of a command with fewer epochs, and the newest checkpoint where the README writes a placeholder."""
+    arguments = shlex.split(line.replace("<", "\\<").replace(">", "\\>"))[1:]
+    if arguments[0] == "recommend":
+        newest = max((folder / "saved").glob("TIGER-*.pth"), key=lambda file: file.stat().st_mtime)
+        return [f"--checkpoint={newest}" if part.startswith("--checkpoint=") else part for part in arguments]
+    small = {**SMALL, **SMALL_TIGER}
+    kept = [part for part in arguments if part.removeprefix("--").split("=")[0] not in small]
+    return [*kept, *(f"--{key}={value}" for key, value in small.items())]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("readme")
+
+
+@pytest.mark.parametrize("number", range(len(list(commands()))))
+def test_runs(number, folder):
+    kind, text = list(commands())[number]
+    if kind == "command":
+        arguments = ["-m", "recbole_tiger", *shortened(text, folder)]
+    else:
+        text = text.replace('{"epochs": 3}', repr({**SMALL, **SMALL_TIGER}))
+        arguments = ["-W", "ignore", "-c", text]
+    environment = {**os.environ, "TQDM_DISABLE": "1"}
+    done = subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    if kind == "command" and arguments[2] in ("run", "compare"):
+        models = re.search(r"--models?=(\S+)", text).group(1).split(",")
+        assert all(re.search(rf"^\| *{model} ", done.stdout, flags=re.MULTILINE) for model in models)
+    if kind == "command" and arguments[2] == "recommend":
+        assert "log-probability" in done.stdout
+
+
+def test_ci_uses_the_commands_of_the_readme():
+    script = (ROOT / ".ci/run").read_text(encoding="utf-8")
+    setup = [text for language, text in blocks() if language == "bash" and "-m pytest" in text]
+    assert len(setup) == 1
+    for command in setup[0].strip().split(" && "):
+        words = [word for word in command.split() if word != "--quiet"]
+        assert any([w for w in line.split() if w != "--quiet"] == words for line in script.splitlines()), command
+
+
+def test_dependencies_table_names_every_dependency_with_its_bound():
+    declared = re.search(r"^dependencies = \[(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.MULTILINE | re.DOTALL)
+    for requirement in re.findall(r'"([^"]+)"', declared.group(1)):
+        name, bound = re.match(r"([a-z0-9\-\[\]]+)(.*)", requirement).groups()
+        assert f"| {name} {bound} |" in README, requirement
+
+
+def test_settings_table_tells_the_defaults():
+    defaults = {**protocol(), **property_file("model", "TIGER")}
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| ([^|]+) \|", README.split("## Settings")[1], flags=re.MULTILINE)
+    checked = 0
+    for names, values in rows:
+        for name, value in zip(re.findall(r"`(\w+)`", names), re.split(r", ", values.strip()), strict=True):
+            if name in defaults:
+                assert str(defaults[name]) == value.strip("`"), name
+                checked += 1
+    assert checked >= 8

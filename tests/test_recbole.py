@@ -1,0 +1,332 @@
+"""RecBole's own functions work with TIGER once the plugin is imported, and as before with its other models."""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from recbole.config import Config
+from recbole.data import create_dataset, data_preparation
+from recbole.quick_start import load_data_and_model, objective_function, run_recbole
+from recbole.trainer import Trainer
+from recbole.utils import get_model, get_trainer, init_logger, init_seed
+from recbole.utils.case_study import full_sort_scores, full_sort_topk
+
+import recbole_tiger  # noqa: F401 - registers TIGER
+from recbole_tiger.dataset import TIGERDataset
+from recbole_tiger.model.tiger import TIGER
+from recbole_tiger.trainer import TIGERTrainer
+
+
+def built(settings, model="TIGER"):
+    """Config, data, model and trainer, by RecBole's functions alone."""
+    config = Config(model=model, dataset="tiny", config_dict=dict(settings))
+    init_seed(config["seed"], config["reproducibility"])
+    init_logger(config)
+    data = data_preparation(config, create_dataset(config))
+    init_seed(config["seed"], config["reproducibility"])
+    network = get_model(config["model"])(config, data[0]._dataset).to(config["device"])
+    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, network)
+    return config, data, network, trainer
+
+
+def scores_of(model, data):
+    """Scores of all items for all rows of a full-ranking loader, with the rows' true items."""
+    model.eval()
+    scores, items = [], []
+    for interaction, _, _, positive in data:
+        scores.append(model.full_sort_predict(interaction))
+        items.append(positive)
+    return torch.cat(scores), torch.cat(items)
+
+
+# --- settings ---
+
+
+def test_settings_lie_in_layers(settings, tmp_path):
+    del settings["codebook_depth"]
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump({"codebook_depth": 4, "n_layers": 3, "stopping_step": 7}))
+    config = Config(model="TIGER", dataset="tiny", config_file_list=[str(file)], config_dict=dict(settings))
+    assert config["codebook_size"] == 8  # config_dict over the plugin's 256
+    assert config["codebook_depth"] == 4  # the file over the plugin's 3
+    assert config["n_layers"] == 1  # config_dict over the file
+    assert config["stopping_step"] == 7  # the file over RecBole's and the plugin's
+    assert config["beam_size"] == 20  # the plugin's, which RecBole does not have
+    assert (config["MAX_ITEM_LIST_LENGTH"], config["valid_metric"]) == (20, "NDCG@10")  # the plugin's over RecBole's
+    assert config["ITEM_LIST_LENGTH_FIELD"] == "item_length"  # RecBole's
+
+
+def test_settings_of_other_models_stay_recboles(settings):
+    config = Config(model="SASRec", dataset="ml-100k", config_dict={"train_neg_sample_args": None})
+    assert config["MAX_ITEM_LIST_LENGTH"] == 50
+    assert config["valid_metric"] == "MRR@10"
+    assert config["load_col"] == {"inter": ["user_id", "item_id", "rating", "timestamp"]}
+    assert config["codebook_size"] is None
+
+
+# --- one run ---
+
+
+def test_run_recbole_then_load_data_and_model(settings):
+    result = run_recbole(model="TIGER", dataset="tiny", config_dict=dict(settings))
+    assert 0 < result["test_result"]["recall@10"] <= 1
+    (file,) = Path(settings["checkpoint_dir"]).glob("TIGER-*.pth")
+
+    config, model, dataset, _, valid_data, test_data = load_data_and_model(str(file))
+    assert isinstance(model, TIGER)
+    assert isinstance(dataset, TIGERDataset)
+    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
+    assert trainer.evaluate(test_data, load_best_model=False) == result["test_result"]
+    assert trainer.evaluate(valid_data, load_best_model=False) == result["best_valid_result"]
+
+
+def test_loaded_model_scores_as_the_trained_one(settings):
+    _, (train_data, valid_data, test_data), model, trainer = built({**settings, "epochs": 1})
+    trainer.fit(train_data, valid_data)
+    expected, _ = scores_of(model, test_data)
+    _, loaded, _, _, _, same_test_data = load_data_and_model(trainer.saved_model_file)
+    found, _ = scores_of(loaded, same_test_data)
+    assert torch.equal(found, expected)
+
+
+EARLY = """
+from recbole.quick_start import load_data_and_model  # sorted imports bring RecBole first
+import sys
+import recbole_tiger
+
+file, sys.argv = sys.argv[1], sys.argv[:1]
+print(type(load_data_and_model(file)[1]).__name__)
+"""
+
+
+def test_load_data_and_model_imported_before_the_plugin(settings, tmp_path):
+    _, (train_data, valid_data, _), _, trainer = built({**settings, "epochs": 1})
+    trainer.fit(train_data, valid_data)
+    (tmp_path / "early.py").write_text(EARLY)
+    done = subprocess.run(
+        [sys.executable, "early.py", trainer.saved_model_file], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1] == "TIGER"
+
+
+def test_evaluate_equals_metrics_by_hand(settings):
+    _, (train_data, valid_data, test_data), model, trainer = built({**settings, "metric_decimal_place": 10})
+    trainer.fit(train_data, valid_data)
+    result = trainer.evaluate(test_data)
+    scores, items = scores_of(model, test_data)
+    assert len(scores) == 120
+    hits = gains = 0
+    for row, item in zip(scores.tolist(), items.tolist(), strict=True):
+        row[0] = -math.inf
+        ranked = sorted(range(len(row)), key=lambda i: -row[i])[:10]
+        if item in ranked:
+            hits += 1
+            gains += 1 / math.log2(ranked.index(item) + 2)
+    assert hits > 0
+    assert result["recall@10"] == pytest.approx(hits / len(scores))
+    assert result["ndcg@10"] == pytest.approx(gains / len(scores))
+
+
+def test_case_study(settings):
+    config, (train_data, valid_data, test_data), model, trainer = built({**settings, "epochs": 1})
+    trainer.fit(train_data, valid_data)
+    users = test_data.dataset.token2id("user_id", ["u3", "u70"])
+    all_scores = full_sort_scores(users, model, test_data, device=config["device"])
+    scores, items = full_sort_topk(users, model, test_data, k=5, device=config["device"])
+    assert all_scores.shape == (2, 61)
+    assert torch.equal(all_scores.gather(1, items), scores)
+    assert torch.isfinite(scores).all()
+    assert (scores.diff(dim=1) <= 0).all()
+    assert (items > 0).all()
+    assert [len(set(row)) for row in items.tolist()] == [5, 5]
+
+
+@pytest.mark.parametrize("mode", ["uni20", "pop20"])
+def test_sampled_evaluation_goes_by_predict(settings, mode):
+    settings["eval_args"] = {"split": {"LS": "valid_and_test"}, "order": "TO", "mode": mode}
+    _, (train_data, valid_data, test_data), model, trainer = built(
+        {
+            **settings,
+            "repeatable": True,
+            "topk": [5],
+            "valid_metric": "NDCG@5",
+            "metric_decimal_place": 10,
+            "eval_batch_size": 630,
+        }
+    )
+    trainer.fit(train_data, valid_data)
+
+    hits = users = 0
+    collect = trainer.eval_collector.eval_batch_collect
+
+    def collect_and_rank(scores, interaction, positive_u, positive_i):
+        """Count the hits among the candidates by ``predict``, in the very batch that RecBole evaluates."""
+        nonlocal hits, users
+        likelihood = model.predict(interaction).view(len(positive_u), 21).tolist()
+        candidates = interaction["item_id"].view(len(positive_u), 21).tolist()
+        for row, items, positive in zip(likelihood, candidates, positive_i.tolist(), strict=True):
+            assert items[0] == positive
+            better = {item for score, item in zip(row, items, strict=True) if score > row[0]}
+            hits += len(better) < 5
+            users += 1
+        return collect(scores, interaction, positive_u, positive_i)
+
+    trainer.eval_collector.eval_batch_collect = collect_and_rank
+    result = trainer.evaluate(test_data)
+    assert users == 120
+    assert hits > 0
+    assert result["recall@5"] == pytest.approx(hits / users)
+
+
+def test_metrics_over_the_recommended_items(settings):
+    settings["metrics"] = ["NDCG", "ItemCoverage", "GiniIndex", "ShannonEntropy", "AveragePopularity", "TailPercentage"]
+    _, (train_data, valid_data, test_data), model, trainer = built(settings)
+    trainer.fit(train_data, valid_data)
+    result = trainer.evaluate(test_data)
+    scores, _ = scores_of(model, test_data)
+    top = scores[:, 1:].topk(10).indices
+    # RecBole counts the padding item among the items.
+    assert result["itemcoverage@10"] == pytest.approx(len(top.unique()) / 61, abs=1e-4)
+    assert 0 < result["giniindex@10"] < 1
+    assert result["shannonentropy@10"] > 0
+    assert result["averagepopularity@10"] > 0
+    assert 0 <= result["tailpercentage@10"] <= 1
+    assert trainer.evaluate(test_data) == result
+
+
+def test_objective_function(settings):
+    result = objective_function({**settings, "model": "TIGER", "dataset": "tiny", "epochs": 1})
+    assert result["model"] == "TIGER"
+    assert set(result["best_valid_result"]) == set(result["test_result"])
+    assert result["best_valid_score"] == result["best_valid_result"]["ndcg@10"]
+
+
+# --- checkpoints ---
+
+
+def test_resume_checkpoint_ends_as_the_uninterrupted_run(settings, tmp_path):
+    settings |= {"epochs": 4, "stopping_step": 10}
+    _, (train_data, valid_data, test_data), model, trainer = built(settings)
+
+    def keep_state_of_epoch_1(epoch, score):
+        if epoch == 2:
+            shutil.copy(trainer.state_file, tmp_path / "kept.pth")
+
+    best = trainer.fit(train_data, valid_data, callback_fn=keep_state_of_epoch_1)
+    tested = trainer.evaluate(test_data)
+
+    _, (train_data, valid_data, test_data), again, trainer = built(settings)
+    trainer.resume_checkpoint(tmp_path / "kept.pth")
+    assert trainer.start_epoch == 2
+    assert trainer.fit(train_data, valid_data) == best
+    assert trainer.evaluate(test_data) == tested
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+
+
+def test_recboles_own_trainer_trains_saves_and_resumes(settings, tmp_path):
+    """``recbole.trainer.Trainer`` itself, on the dataset's ordinary rows."""
+    config, (train_data, valid_data, test_data), model, trainer = built(settings)
+    assert type(trainer) is TIGERTrainer
+    trainer = Trainer(config, model)
+    trainer.fit(train_data, valid_data)
+    assert trainer.train_loss_dict[1] < trainer.train_loss_dict[0]
+    trainer._save_checkpoint(1, saved_model_file=str(tmp_path / "own.pth"))
+
+    config, _, again, _ = built(settings)
+    resumed = Trainer(config, again)
+    resumed.resume_checkpoint(tmp_path / "own.pth")
+    assert resumed.start_epoch == 2
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+    assert resumed.optimizer.state_dict()["state"].keys() == trainer.optimizer.state_dict()["state"].keys()
+    assert resumed.evaluate(test_data, load_best_model=False) == trainer.evaluate(test_data, load_best_model=False)
+
+
+# --- other models ---
+
+OTHERS = {
+    "SASRec": {"train_neg_sample_args": None, "n_layers": 1},
+    "GRU4Rec": {"train_neg_sample_args": None},
+    "BERT4Rec": {"train_neg_sample_args": None, "n_layers": 1},
+    "LightGCN": {"valid_metric": "NDCG@10", "metrics": ["Recall", "NDCG"]},
+    "FDSA": {"train_neg_sample_args": None, "selected_features": ["brand"], "n_layers": 1},
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_models_train_save_and_load(name, tmp_path, data_path):
+    settings = {
+        "data_path": str(data_path),
+        "checkpoint_dir": str(tmp_path / "saved"),
+        "load_col": {"inter": ["user_id", "item_id", "timestamp"], "item": ["item_id", "brand"]},
+        "epochs": 1,
+        "show_progress": False,
+        **OTHERS[name],
+    }
+    result = run_recbole(model=name, dataset="tiny", config_dict=settings, saved=True)
+    (file,) = (tmp_path / "saved").glob(f"{name}-*.pth")
+    config, model, _, _, _, test_data = load_data_and_model(str(file))
+    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
+    assert trainer.evaluate(test_data, load_best_model=False) == result["test_result"]
+    trainer.resume_checkpoint(file)
+    assert trainer.start_epoch == 1
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
+def test_tiger_and_another_model_in_one_process(settings, first):
+    """What reading one model's checkpoint allows does not take away what the other's needs."""
+    own = {key: settings[key] for key in ("data_path", "checkpoint_dir", "show_progress")}
+    own |= {"load_col": {"inter": ["user_id", "item_id", "timestamp"]}, "train_neg_sample_args": None, "epochs": 1}
+    runs = [("SASRec", own), ("TIGER", {**settings, "epochs": 1})]
+    for name, config_dict in runs if first else runs[::-1]:
+        run_recbole(model=name, dataset="tiny", config_dict=dict(config_dict))
+    for name, _ in runs:
+        (file,) = Path(settings["checkpoint_dir"]).glob(f"{name}-*.pth")
+        torch.load(file, weights_only=True)
+
+
+DRIVER = """
+import json, sys
+if json.load(open("settings.json"))["plugin"]:
+    import recbole_tiger
+from recbole.config import Config
+from recbole.quick_start import run_recbole
+
+settings = json.load(open("settings.json"))["settings"]
+assert ("recbole_tiger" in sys.modules) == json.load(open("settings.json"))["plugin"]
+config = Config(model="SASRec", dataset="tiny", config_dict=dict(settings))
+result = run_recbole(model="SASRec", dataset="tiny", config_dict=settings, saved=False)
+shown = {key: str(value) for key, value in config.final_config_dict.items()}
+print("RESULT" + json.dumps([result, shown], sort_keys=True))
+"""
+
+
+def test_import_leaves_another_model_unchanged(tmp_path, data_path):
+    """saved=False: without the plugin RecBole cannot read the checkpoint that it writes, on PyTorch >= 2.6."""
+    (tmp_path / "driver.py").write_text(DRIVER)
+    settings = {
+        "data_path": str(data_path),
+        "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
+        "train_neg_sample_args": None,
+        "metric_decimal_place": 10,
+        "epochs": 1,
+        "show_progress": False,
+    }
+    found = []
+    for plugin in (False, True):
+        (tmp_path / "settings.json").write_text(json.dumps({"settings": settings, "plugin": plugin}))
+        done = subprocess.run([sys.executable, "driver.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        found.append(json.loads(done.stdout.partition("RESULT")[2].splitlines()[0]))
+    (without, without_config), (with_plugin, with_config) = found
+    assert without["test_result"]["ndcg@10"] > 0
+    assert with_plugin == without
+    assert with_config == without_config

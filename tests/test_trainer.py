@@ -1,0 +1,263 @@
+"""TIGERTrainer: a killed run ends as an uninterrupted one, early stopping, schedule, weight decay, mixed precision."""
+
+import json
+import math
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from recbole_tiger import experiment
+from recbole_tiger.checkpoint import load_checkpoint
+from recbole_tiger.trainer import TIGERTrainer, warmup_cosine
+from tests.test_recbole import built
+
+# Trains the run of settings.json and kills itself: after the state of an epoch is written, or halfway through writing it.
+DRIVER = """
+import io, json, os, signal
+import torch
+from recbole_tiger import checkpoint, experiment, trainer
+
+job = json.load(open("job.json"))
+write, torch_save = trainer.save_checkpoint, torch.save
+
+
+def half(state, file, **kwargs):
+    buffer = io.BytesIO()
+    torch_save(state, buffer, **kwargs)
+    with open(file, "wb") as stream:
+        stream.write(buffer.getvalue()[: buffer.tell() // 2])
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def save(state, file):
+    last = str(file).endswith("last.pth") and state["epoch"] == job["epoch"]
+    if last and job["during"]:
+        torch.save = half
+    write(state, file)
+    if last:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+trainer.save_checkpoint = save
+config = experiment.prepare("TIGER", "tiny", job["settings"])
+experiment.run(config, "results")
+"""
+
+
+def run_until_killed(folder, settings, epoch, during=False):
+    """Train in another process until it is killed at the state of ``epoch``; returns the path of that state."""
+    (folder / "driver.py").write_text(DRIVER)
+    (folder / "job.json").write_text(json.dumps({"settings": settings, "epoch": epoch, "during": during}))
+    done = subprocess.run([sys.executable, "driver.py"], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    (state,) = Path(settings["checkpoint_dir"]).glob("TIGER-*/last.pth")
+    return state
+
+
+def run(settings, **more):
+    return experiment.run(experiment.prepare("TIGER", "tiny", {**settings, **more}), "results")
+
+
+def log_text():
+    return "".join(file.read_text() for file in sorted(Path("log/TIGER").glob("*.log")))
+
+
+def outcome(result):
+    """All that a run computes: metrics, the course of training, the best weights."""
+    course = [{key: epoch[key] for key in ("train_loss", "valid_score", "valid_result")} for epoch in result["epoch_log"]]
+    names = ("best_valid_score", "best_valid_result", "test_result", "best_epoch", "epochs")
+    return [result[name] for name in names], course
+
+
+def same_weights(one, other):
+    weights = [load_checkpoint(result["checkpoint"], "cpu")["state_dict"] for result in (one, other)]
+    assert weights[0].keys() == weights[1].keys()
+    for name in weights[0]:
+        assert torch.equal(weights[0][name], weights[1][name]), name
+
+
+# --- resuming ---
+
+
+@pytest.fixture
+def resumable(settings):
+    """Four epochs with all the dropouts on."""
+    more = {"epochs": 4, "stopping_step": 10, "hidden_dropout_prob": 0.2, "metric_decimal_place": 10}
+    return {**settings, **more, "topk": [10], "beam_size": 10}
+
+
+@pytest.mark.parametrize(
+    ("killed_at", "during", "sampled"),
+    [(0, False, False), (2, False, True), (2, True, False)],
+    ids=["after epoch 0", "after epoch 2, sampled evaluation", "while the state of epoch 2 is written"],
+)
+def test_killed_run_resumes_and_ends_as_the_uninterrupted_one(resumable, tmp_path, killed_at, during, sampled):
+    settings = resumable
+    if sampled:
+        settings["eval_args"] = {"split": {"LS": "valid_and_test"}, "order": "TO", "mode": "uni20"}
+    whole = run(settings, checkpoint_dir=str(tmp_path / "whole"))
+
+    state = run_until_killed(tmp_path, settings, killed_at, during)
+    done = killed_at - during
+    assert load_checkpoint(state, "cpu")["epoch"] == done
+    assert "Resuming" not in log_text()
+    resumed = run(settings, resume=True)
+    assert f"epochs 0 to {done} are done" in log_text()
+    assert outcome(resumed) == outcome(whole)
+    same_weights(resumed, whole)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_only_resume_takes_up_the_state_that_lies_there(settings, resume):
+    _, (train_data, valid_data, _), _, trainer = built(settings)
+    trainer.fit(train_data, valid_data)
+    assert load_checkpoint(trainer.state_file, "cpu")["epoch"] == 1
+    _, (train_data, valid_data, _), _, trainer = built({**settings, "resume": resume})
+    trainer.fit(train_data, valid_data)
+    assert list(trainer.train_loss_dict) == ([] if resume else [0, 1])
+
+
+def test_a_run_of_other_settings_does_not_resume(settings, tmp_path):
+    _, (train_data, valid_data, _), _, trainer = built({**settings, "epochs": 1})
+    trainer.fit(train_data, valid_data)
+    assert trainer.state_file.is_file()
+    _, _, _, same = built({**settings, "epochs": 1, "resume": True, "eval_batch_size": 7})
+    assert same.state_file == trainer.state_file
+    for change in ({"learning_rate": 0.002}, {"seed": 1}, {"codebook_size": 9}):
+        _, _, _, other = built({**settings, "epochs": 1, "resume": True, **change})
+        assert other.state_file != trainer.state_file
+
+
+def test_finished_run_leaves_its_best_checkpoint_only(settings):
+    result = run(settings)
+    left = list(Path(settings["checkpoint_dir"]).iterdir())
+    assert [str(file) for file in left] == [result["checkpoint"]]
+    assert left[0].name.startswith("TIGER-")
+    assert left[0].suffix == ".pth"
+
+
+# --- stopping ---
+
+
+def test_early_stopping_and_the_best_epoch_is_tested(settings):
+    result = run(settings, epochs=60, stopping_step=2, learning_rate=0.02, metric_decimal_place=10, topk=[10], beam_size=10)
+    scores = [epoch["valid_score"] for epoch in result["epoch_log"]]
+    best, since = -math.inf, 0
+    for number, score in enumerate(scores):
+        best, since = (score, 0) if score >= best else (best, since + 1)
+        assert (since == 3) == (number == len(scores) - 1)  # more than stopping_step evaluations without a better one
+    assert len(scores) < 60
+    assert result["best_epoch"] == len(scores) - 4
+    assert result["best_valid_score"] == max(scores)
+    assert "best eval result in epoch " + str(result["best_epoch"]) in log_text()
+
+    state = load_checkpoint(result["checkpoint"], "cpu")
+    assert state["epoch"] == result["best_epoch"]
+    _, (_, valid_data, test_data), model, trainer = built(
+        {**settings, "metric_decimal_place": 10, "topk": [10], "beam_size": 10}
+    )
+    model.load_state_dict(state["state_dict"])
+    assert trainer.evaluate(test_data, load_best_model=False) == result["test_result"]
+    assert trainer.evaluate(valid_data, load_best_model=False)["ndcg@10"] == max(scores)
+
+
+def test_evaluation_every_other_epoch(settings):
+    result = run(settings, epochs=4, eval_step=2)
+    assert ["valid_score" in epoch for epoch in result["epoch_log"]] == [False, True, False, True]
+    assert load_checkpoint(result["checkpoint"], "cpu")["epoch"] == result["best_epoch"]
+    assert result["best_epoch"] in (1, 3)
+
+
+def test_without_validation_data_the_last_epoch_is_kept(settings):
+    _, (train_data, _, test_data), model, trainer = built(settings)
+    assert trainer.fit(train_data, None) == (-math.inf, None)
+    assert load_checkpoint(trainer.saved_model_file, "cpu")["epoch"] == 1
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    trainer.evaluate(test_data)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, weights[name]), name
+
+
+# --- the optimizer ---
+
+
+def test_schedule_by_hand():
+    # Ten steps, two of them warm-up, eight of cosine.
+    expected = [0.5, 1.0, 1.0, 0.9619398, 0.8535534, 0.6913417, 0.5, 0.3086583, 0.1464466, 0.0380602]
+    assert [warmup_cosine(step, 10, 0.2) for step in range(10)] == pytest.approx(expected, abs=1e-7)
+    assert warmup_cosine(10, 10, 0.2) == pytest.approx(0)
+    assert [warmup_cosine(step, 100, 0.03) for step in range(4)] == pytest.approx([1 / 3, 2 / 3, 1, 1])
+    assert warmup_cosine(0, 10, 0.0) == 1
+
+
+def test_training_follows_the_schedule(settings):
+    _, (train_data, valid_data, _), _, trainer = built(
+        {**settings, "epochs": 3, "warmup_ratio": 0.25, "learning_rate": 0.01}
+    )
+    rates = []
+    trainer.optimizer.register_step_pre_hook(
+        lambda optimizer, *_: rates.append([group["lr"] for group in optimizer.param_groups])
+    )
+    trainer.fit(train_data, valid_data)
+    targets = len(train_data._dataset)
+    steps = 3 * -(-targets // 128)
+    assert len(rates) == steps
+    assert all(rate == rates[i][:1] * 2 for i, rate in enumerate(rates))
+    assert rates[round(0.25 * steps) - 1][0] == pytest.approx(0.01)
+    assert max(rates)[0] == pytest.approx(0.01)
+    assert rates[0][0] == pytest.approx(0.01 / round(0.25 * steps))
+    assert 0 < rates[-1][0] < 0.001
+
+
+def test_weight_decay_shrinks_matrices_only(settings):
+    _, _, model, trainer = built({**settings, "learning_rate": 0.1, "weight_decay": 0.5})
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    trainer.optimizer.step()
+    kinds = set()
+    for name, parameter in model.named_parameters():
+        factor = 1 - 0.1 * 0.5 if parameter.dim() >= 2 else 1
+        kinds.add(factor)
+        torch.testing.assert_close(parameter.detach(), before[name] * factor, msg=name)
+    assert kinds == {0.95, 1}
+
+
+def test_the_betas_reach_the_optimizer(settings):
+    _, _, _, trainer = built({**settings, "betas": [0.8, 0.95]})
+    assert isinstance(trainer, TIGERTrainer)
+    assert [group["betas"] for group in trainer.optimizer.param_groups] == [(0.8, 0.95)] * 2
+
+
+def test_gradients_are_clipped(settings):
+    _, (train_data, valid_data, _), model, trainer = built({**settings, "epochs": 1, "clip_grad_norm": {"max_norm": 0.01}})
+    norms = []
+    trainer.optimizer.register_step_pre_hook(
+        lambda *_: norms.append(math.sqrt(sum(float(p.grad.square().sum()) for p in model.parameters())))
+    )
+    trainer.fit(train_data, valid_data)
+    assert norms
+    assert max(norms) <= 0.01 * 1.001
+
+
+def test_mixed_precision(settings):
+    losses = {}
+    for amp in (False, True):
+        _, (train_data, _, test_data), model, trainer = built({**settings, "epochs": 1, "enable_amp": amp})
+        kinds = set()
+        linear = next(module for module in model.network.modules() if isinstance(module, torch.nn.Linear))
+        handle = linear.register_forward_hook(lambda module, inputs, output, kinds=kinds: kinds.add(output.dtype))
+        trainer.fit(train_data, None)
+        handle.remove()
+        assert kinds == {torch.bfloat16 if amp else torch.float32}
+        losses[amp] = trainer.train_loss_dict[0]
+        assert all(p.dtype == torch.float32 and torch.isfinite(p).all() for p in model.parameters())
+        result = trainer.evaluate(test_data)
+        assert all(np.isfinite(value) for value in result.values())
+    assert losses[True] == pytest.approx(losses[False], rel=0.03)
+    assert losses[True] != losses[False]
