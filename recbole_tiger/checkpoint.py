@@ -44,7 +44,10 @@ def _model_class(name):
     module, _, attribute = name.rpartition(".")
     if not module.startswith(("recbole.model.", "recbole_tiger.model.")):
         return None
-    found = getattr(importlib.import_module(module), attribute, None)
+    try:
+        found = getattr(importlib.import_module(module), attribute, None)
+    except ImportError:
+        return None
     return found if isinstance(found, type) and issubclass(found, AbstractRecommender) else None
 
 
@@ -72,14 +75,17 @@ def safe_globals_of(file):
     except FileNotFoundError as error:
         raise TigerError(f"checkpoint {file} does not exist") from error
     except Exception as error:  # many kinds, for files cut short or of another format
-        raise TigerError(f"{file} is cut short or not a checkpoint: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0].split(". ")[0]
+        raise TigerError(f"{file} is cut short or not a checkpoint ({reason}); delete it or give another") from error
     result = list(SAFE_GLOBALS)
     for name in names:
         if name in allowed:
             continue
         model_class = _model_class(name)
         if model_class is None:
-            raise TigerError(f"checkpoint {file} refers to {name}, which could run code: refused")
+            raise TigerError(
+                f"checkpoint {file} refers to {name}, which could run code: refused; give a checkpoint that you trained"
+            )
         result.append(model_class)
     return result
 
@@ -96,6 +102,10 @@ def load_checkpoint(file, device):
     allowed = safe_globals_of(file)
     try:
         with allowing(allowed):
-            return torch.load(file, map_location=device, weights_only=True)
+            state = torch.load(file, map_location=device, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise TigerError(f"{file} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0]
+        raise TigerError(f"{file} cannot be read as a checkpoint ({reason}); delete it or give another") from error
+    if not isinstance(state, dict) or not {"config", "state_dict", "other_parameter"} <= state.keys():
+        raise TigerError(f"{file} is not a checkpoint of RecBole: it lacks settings and weights; give another")
+    return state

@@ -66,7 +66,10 @@ class TIGERDataset(SequentialDataset):
                 )
         text_columns(self.config)
         check_interactions(self.config)
-        super()._load_data(token, dataset_path)
+        try:
+            super()._load_data(token, dataset_path)
+        except ValueError as error:  # of pandas, for a value that is not of its column's type
+            raise TigerError(f"{dataset_path}: {error}; mend the value or the type in the header") from error
 
     def _data_processing(self):
         super()._data_processing()

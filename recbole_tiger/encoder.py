@@ -79,9 +79,17 @@ def encode(texts, text_encoder, device, cache_dir, show_progress):
         return embeddings
     encoder = load_encoder(text_encoder, device)
     embeddings = encoder.encode(texts, show_progress_bar=show_progress, convert_to_numpy=True).astype(np.float32)
-    with whole_file(cache) as temporary, open(temporary, "wb") as stream:
-        np.savez(stream, key=np.array(key), embeddings=embeddings)
+    with whole_file(cache) as temporary:
+        write_arrays(temporary, key=np.array(key), embeddings=embeddings)
     return embeddings
+
+
+def write_arrays(path, **arrays):
+    """Write an npz file as ``np.savez`` does, but close the archive on a full disk too."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
+                np.lib.format.write_array(stream, array, allow_pickle=False)
 
 
 def read_arrays(path, *names):
@@ -91,14 +99,19 @@ def read_arrays(path, *names):
         TigerError: the file is absent, cut short, not an npz, or lacks one of the arrays.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        file = np.load(path, allow_pickle=False)
+        if isinstance(file, np.ndarray):
+            raise ValueError("it is one array, of an npy file")
+        with file:
             return [file[name] for name in names]
     except FileNotFoundError as error:
         raise TigerError(f"{path} does not exist") from error
     except KeyError as error:
         raise TigerError(f"{path} lacks an array: it has to hold {' and '.join(names)}") from error
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise TigerError(f"{path} is cut short or not an npz file of plain arrays ({error}); make it anew") from error
+        raise TigerError(
+            f"{path} is cut short or not an npz file of plain arrays ({error}); delete it and make it anew"
+        ) from error
 
 
 def load_embeddings(path, items):
@@ -113,14 +126,17 @@ def load_embeddings(path, items):
     """
     tokens, embeddings = read_arrays(path, "items", "embeddings")
     tokens = tokens.astype(str)
-    if embeddings.ndim != 2 or len(embeddings) != len(tokens):
+    if embeddings.ndim != 2 or tokens.shape != embeddings.shape[:1]:
         raise TigerError(
-            f"{path}: embeddings has the shape {embeddings.shape}, but there are {len(tokens)} items; one row an item"
+            f"{path}: embeddings has the shape {embeddings.shape} and items {tokens.shape}; one row an item is needed"
         )
     row = {token: i for i, token in enumerate(tokens)}
+    if len(row) < len(tokens):
+        values, counts = np.unique(tokens, return_counts=True)
+        raise TigerError(f"{path}: items with more than one row: {named(values[counts > 1])}; keep one of each")
     missing = [item for item in items if item not in row]
     if missing:
-        raise TigerError(f"{path} lacks {len(missing)} items of the dataset: {named(missing)}")
+        raise TigerError(f"{path} lacks {len(missing)} items of the dataset: {named(missing)}; add their rows")
     if not np.issubdtype(embeddings.dtype, np.number):
         raise TigerError(f"{path}: embeddings holds {embeddings.dtype}, not numbers")
     embeddings = embeddings[[row[item] for item in items]].astype(np.float32)

@@ -17,6 +17,7 @@ from recbole.utils import get_model, get_trainer, init_logger, init_seed
 
 from recbole_tiger.dataset import text_load_col
 from recbole_tiger.errors import TigerError
+from recbole_tiger.files import make_folder
 from recbole_tiger.item_text import check_interactions
 from recbole_tiger.results import SCHEMA, read_result, write_result
 from recbole_tiger.settings import check_keys, data_hash, make_config, property_file, run_key, run_settings
@@ -121,6 +122,7 @@ def run(config, results_dir):
         dict: the result, with ``checkpoint`` the path of the best epoch's.
     """
     file = result_path(config, results_dir)
+    make_folder(file.parent)
     settings, files_hash = run_settings(config), data_hash(config)
     root = getLogger()
     for handler in root.handlers[:]:
@@ -199,6 +201,8 @@ def compare(names, dataset, user_settings, results_dir):
     Returns:
         list of results in the order of ``names``.
     """
+    if not names:
+        raise TigerError("no model to compare: name some by --models=GRU4Rec,TIGER")
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise TigerError(f"models named twice: {', '.join(twice)}")

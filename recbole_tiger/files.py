@@ -8,6 +8,18 @@ from pathlib import Path
 from recbole_tiger.errors import TigerError
 
 
+def make_folder(path):
+    """Make a folder where there is none.
+
+    Raises:
+        TigerError: it cannot be made.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TigerError(f"cannot make the folder {path}: {error.strerror or error}; choose another folder") from error
+
+
 @contextlib.contextmanager
 def whole_file(path):
     """Yield a temporary path beside ``path``; rename it to ``path`` at the end, remove it on any failure.

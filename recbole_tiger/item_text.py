@@ -24,7 +24,10 @@ def header(path, config):
         dict of field name to its type (``token``, ``token_seq``, ``float``, ``float_seq``), in the file's order.
     """
     with open(path, encoding=config["encoding"] or "utf-8") as file:
-        line = file.readline().rstrip("\n")
+        try:
+            line = file.readline().rstrip("\n")
+        except UnicodeDecodeError as error:
+            raise _of_another_encoding(path, error) from error
     fields = {}
     for column in line.split(config["field_separator"]):
         name, colon, kind = column.partition(":")
@@ -32,6 +35,42 @@ def header(path, config):
             raise TigerError(f"{path}: the header's column {column!r} is not of the form name:type")
         fields[name] = kind
     return fields
+
+
+def _of_another_encoding(path, error):
+    return TigerError(f"{path} is not of the encoding utf-8 or that of the settings ({error}); name it by --encoding=...")
+
+
+def read_columns(path, names, config):
+    """Columns of an atomic file as strings, before RecBole fills, rescales or remaps anything.
+
+    Raises:
+        TigerError: the file is of another encoding, or a row is longer than the header.
+    """
+    fields = header(path, config)
+    separator, encoding = config["field_separator"], config["encoding"] or "utf-8"
+    try:
+        # pandas and RecBole drop what is too much in a row, and its values may lie in the wrong columns.
+        with open(path, encoding=encoding, newline="\n") as file:
+            for number, line in enumerate(file, start=1):
+                if line.count(separator) >= len(fields):
+                    raise TigerError(
+                        f"{path}, line {number}: {line.count(separator) + 1} values where the header has {len(fields)}; "
+                        f"take the separator out of the values"
+                    )
+        frame = pd.read_csv(
+            path,
+            sep=separator,
+            usecols=[f"{name}:{fields[name]}" for name in names],
+            dtype=str,
+            keep_default_na=False,
+            quoting=3,
+            encoding=encoding,
+        )
+    except UnicodeDecodeError as error:
+        raise _of_another_encoding(path, error) from error
+    frame.columns = [name.rpartition(":")[0] for name in frame.columns]
+    return frame
 
 
 def item_file(config):
@@ -81,16 +120,7 @@ def read_item_text(config):
     fields = header(path, config)
     columns = text_columns(config)
     item_id = config["ITEM_ID_FIELD"]
-    frame = pd.read_csv(
-        path,
-        sep=config["field_separator"],
-        usecols=[f"{name}:{fields[name]}" for name in [item_id, *columns]],
-        dtype=str,
-        keep_default_na=False,
-        quoting=3,
-        encoding=config["encoding"] or "utf-8",
-    )
-    frame.columns = [name.rpartition(":")[0] for name in frame.columns]
+    frame = read_columns(path, [item_id, *columns], config)
     frame = frame.drop_duplicates(item_id, keep="first").set_index(item_id)[columns]
     for column in columns:
         if fields[column].endswith("_seq"):
@@ -131,21 +161,21 @@ def text_of_items(config, items):
 
 def check_interactions(config):
     """Refuse interactions with items that the item file lacks, which RecBole would drop without a word."""
-    path = Path(config["data_path"]) / f"{config['dataset']}.inter"
-    if not path.is_file():
-        return  # pre-split files; RecBole names one that is absent
-    fields = header(path, config)
-    item_id = config["ITEM_ID_FIELD"]
-    if item_id not in fields:
-        raise TigerError(f"{path} has no column {item_id}: it has {', '.join(fields)}; name it by --ITEM_ID_FIELD=...")
-    options = {"sep": config["field_separator"], "dtype": str, "keep_default_na": False, "quoting": 3}
-    options["encoding"] = config["encoding"] or "utf-8"
-    used = pd.read_csv(path, usecols=[f"{item_id}:{fields[item_id]}"], **options).iloc[:, 0]
+    folder, dataset, item_id = Path(config["data_path"]), config["dataset"], config["ITEM_ID_FIELD"]
+    parts = config["benchmark_filename"]
+    paths = [folder / f"{dataset}.{part}.inter" for part in parts] if parts else [folder / f"{dataset}.inter"]
     items = item_file(config)
-    known = pd.read_csv(items, usecols=[f"{item_id}:{header(items, config)[item_id]}"], **options).iloc[:, 0]
-    lost = used[~used.isin(set(known)) & (used != "")]
-    if len(lost):
-        raise TigerError(
-            f"{len(lost)} interactions of {path} are with {lost.nunique()} items that {items} lacks: "
-            f"{named(lost.unique())}; add their rows to the item file"
-        )
+    known = set(read_columns(items, [item_id], config)[item_id])
+    for path in paths:
+        if not path.is_file():
+            continue  # RecBole names it
+        fields = header(path, config)
+        if item_id not in fields:
+            raise TigerError(f"{path} has no column {item_id}: it has {', '.join(fields)}; name it by --ITEM_ID_FIELD=...")
+        used = read_columns(path, [item_id], config)[item_id]
+        lost = used[~used.isin(known) & (used != "")]
+        if len(lost):
+            raise TigerError(
+                f"{len(lost)} interactions of {path} are with {lost.nunique()} items that {items} lacks: "
+                f"{named(lost.unique())}; add their rows to the item file"
+            )

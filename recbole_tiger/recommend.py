@@ -42,9 +42,9 @@ class Recommender:
         """
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         state = load_checkpoint(checkpoint, device)
-        config = state.get("config")
-        if config is None or config["model"] != "TIGER":
-            raise TigerError(f"{checkpoint} is a checkpoint of {config and config['model']}, not of TIGER")
+        config = state["config"]
+        if config["model"] != "TIGER":
+            raise TigerError(f"{checkpoint} is a checkpoint of {config['model']}, not of TIGER; give a TIGER-*.pth")
         weights, other = state["state_dict"], state["other_parameter"]
         codes = weights["network.codes"][1:].cpu().numpy()
         text = weights.get("network.text")
@@ -82,9 +82,10 @@ class Recommender:
         Raises:
             TigerError: a history is empty or has unknown items, or k or beam_size does not fit the catalogue.
         """
-        if isinstance(history, str):
-            raise TigerError("a history is a list of item tokens, not one string")
-        if len(history) and not isinstance(history[0], str):
+        batch = not isinstance(history, str) and len(history) and not isinstance(history[0], str)
+        if isinstance(history, str) or (batch and not all(isinstance(one, list | tuple) for one in history)):
+            raise TigerError("a history is a list of item tokens, which are strings; several are a list of such lists")
+        if batch:
             users = user if user is not None else [None] * len(history)
             return self._recommend([list(one) for one in history], users, k, beam_size, scoring, exclude_history)
         return self._recommend([list(history)], [user], k, beam_size, scoring, exclude_history)[0]
@@ -143,5 +144,8 @@ def read_histories(file):
     path = Path(file)
     if not path.is_file():
         raise TigerError(f"file of histories {path} does not exist")
-    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise TigerError(f"file of histories {path} is not UTF-8 text ({error}); save it as UTF-8") from error
     return [[item.strip() for item in line.split(",") if item.strip()] for line in lines]

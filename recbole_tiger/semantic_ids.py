@@ -10,6 +10,9 @@ from recbole_tiger.errors import TigerError
 from recbole_tiger.files import whole_file
 from recbole_tiger.item_text import named
 
+# A level's embeddings and classifier have a row for every code up to the largest.
+MOST_DIGITS = 7
+
 
 def add_collision_level(codes):
     """Number the items that share all codes (paper section 3.1).
@@ -157,8 +160,11 @@ class SemanticIDs:
             item, *codes = line.split("\t")
             if len(codes) != width - 1:
                 raise TigerError(f"{path}, line {number}: {len(codes)} codes where the header has {width - 1}")
-            if not all(code.isdecimal() and code.isascii() for code in codes):
-                raise TigerError(f"{path}, line {number}: codes have to be non-negative integers, not {' '.join(codes)}")
+            if not all(code.isdecimal() and code.isascii() and len(code) <= MOST_DIGITS for code in codes):
+                raise TigerError(
+                    f"{path}, line {number}: codes have to be non-negative integers of at most {MOST_DIGITS} digits, "
+                    f"not {' '.join(codes)}"
+                )
             items.append(item)
             rows.append([int(code) for code in codes])
         if len(set(items)) < len(items):

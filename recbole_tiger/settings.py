@@ -118,7 +118,7 @@ def model_of(name):
 
 def nearest(word, words):
     """'; did you mean ...?' where a known word is near."""
-    near = difflib.get_close_matches(word, words, n=1) or [w for w in words if w.lower() == word.lower()]
+    near = [w for w in words if w.lower() == word.lower()] or difflib.get_close_matches(word, words, n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
 
@@ -170,7 +170,11 @@ def read_config_files(files):
     for file in files:
         if not Path(file).is_file():
             raise TigerError(f"config file {file} does not exist")
-        content = parse_yaml(Path(file).read_text(encoding="utf-8"), file)
+        try:
+            text = Path(file).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise TigerError(f"config file {file} is not UTF-8 text ({error}); save it as UTF-8") from error
+        content = parse_yaml(text, file)
         if content is not None and not isinstance(content, dict):
             raise TigerError(f"config file {file} has to hold key: value lines")
         check_keys(content or {}, file)
@@ -213,6 +217,7 @@ def make_config(name, dataset, user_settings):
             raise
         except (ValueError, TypeError, KeyError, NotImplementedError, RuntimeError, AssertionError) as error:
             raise TigerError(f"{model}: {error}") from error
+    check_run(config)
     return config
 
 
@@ -233,6 +238,43 @@ def plain_argv():
         sys.argv = argv
 
 
+def _check_counts(config, keys):
+    for key in keys:
+        if not isinstance(config[key], int) or isinstance(config[key], bool) or config[key] < 1:
+            raise TigerError(f"{key} has to be a positive whole number, not {config[key]!r}")
+
+
+def check_run(config):
+    """Refuse settings with which a run of any model would fail after its data are made or its epochs are over.
+
+    Raises:
+        TigerError: with the setting and what it may be.
+    """
+    _check_counts(config, ["epochs", "eval_step"])
+    if not isinstance(config["seed"], int):
+        raise TigerError(f"seed has to be a whole number, not {config['seed']!r}")
+    if not isinstance(config["learning_rate"], int | float) or config["learning_rate"] <= 0:
+        raise TigerError(f"learning_rate has to be a positive number, not {config['learning_rate']!r}")
+    # The label is part of the name of the result file.
+    if Path(str(config["label"])).name != str(config["label"]):
+        raise TigerError(f"label {config['label']!r} has to be usable in a file name: leave out its slashes")
+    metric, at, k = config["valid_metric"].partition("@")
+    if metric.lower() not in [name.lower() for name in config["metrics"]] or (at and k not in map(str, config["topk"])):
+        raise TigerError(
+            f"valid_metric {config['valid_metric']} is not among metrics {config['metrics']} at topk {config['topk']}: "
+            f"add it to them or choose another"
+        )
+    split = config["eval_args"]["split"]
+    ratios = split.get("RS", [1, 1, 1])
+    if not config["benchmark_filename"] and (
+        split.get("LS", "valid_and_test") != "valid_and_test" or len(ratios) != 3 or 0 in ratios
+    ):
+        raise TigerError(
+            f"eval_args: the split {split} leaves no validation or no test set, and a run needs both; "
+            f"try {{LS: valid_and_test}} or {{RS: [0.8,0.1,0.1]}}"
+        )
+
+
 def check_tiger(config):
     """Refuse settings of TIGER that cannot work, before any long work.
 
@@ -250,14 +292,14 @@ def check_tiger(config):
         if config[key] not in allowed:
             raise TigerError(f"unknown {key} {config[key]!r}: it may be {' or '.join(map(str, allowed))}")
     counts = ["codebook_size", "codebook_depth", "beam_size", "MAX_ITEM_LIST_LENGTH", "train_batch_size", "epochs"]
-    for key in [*counts, "hidden_size", "n_heads", "head_size", "inner_size", "n_layers", "n_decoder_layers"]:
-        if not isinstance(config[key], int) or isinstance(config[key], bool) or config[key] < 1:
-            raise TigerError(f"{key} has to be a positive whole number, not {config[key]!r}")
+    _check_counts(config, [*counts, "hidden_size", "n_heads", "head_size", "inner_size", "n_layers", "n_decoder_layers"])
     for key in ["hidden_dropout_prob", "attn_dropout_prob", "code_dropout_prob", "label_smoothing", "warmup_ratio"]:
         if not isinstance(config[key], int | float) or not 0 <= config[key] < 1:
             raise TigerError(f"{key} has to be a number from 0 up to 1, not {config[key]!r}")
     if not isinstance(config["text_fields"], list) or not config["text_fields"]:
         raise TigerError(f"text_fields has to be a list of column names, not {config['text_fields']!r}")
+    if not config["topk"]:
+        raise TigerError("topk is empty: give the lengths of the lists that are evaluated, as --topk=[5,10]")
     if config["beam_size"] < max(config["topk"]):
         raise TigerError(
             f"beam_size {config['beam_size']} is less than the largest topk {max(config['topk'])}: "

@@ -2,6 +2,7 @@
 
 import math
 import os
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -113,15 +114,34 @@ class TIGERTrainer(Trainer):
         if verbose:
             self.logger.info(f"Saving current: {file}")
 
+    def _load_model(self, state, file):
+        """Take over the weights of a checkpoint.
+
+        Raises:
+            TigerError: it is of another model, dataset or other settings.
+        """
+        if state["config"]["model"] != self.config["model"]:
+            raise TigerError(
+                f"{file} is a checkpoint of {state['config']['model']}, not of {self.config['model']}; give another"
+            )
+        theirs, own = state["state_dict"]["network.codes"].shape[1], self.model.network.codes.shape[1]
+        try:
+            if theirs != own:
+                raise TigerError(f"the checkpoint was made with other settings: IDs of {theirs} codes, here {own}")
+            self.model.load_state_dict(state["state_dict"])
+            self.model.load_other_parameter(state["other_parameter"])
+        except TigerError as error:
+            reason = textwrap.shorten(str(error), 200, placeholder="...")
+            raise TigerError(f"{file}: {reason}; use the settings and data that it was trained with") from error
+
     def resume_checkpoint(self, resume_file):
         """Go on from a checkpoint of this trainer, of the best epoch or of the last."""
         state = load_checkpoint(resume_file, self.device)
-        if state["config"]["model"] != self.config["model"]:
-            raise TigerError(f"{resume_file} is a checkpoint of {state['config']['model']}, not of {self.config['model']}")
+        self._load_model(state, resume_file)
         if "schedule_step" not in state:
             raise TigerError(f"{resume_file} was not written by this trainer: it lacks the state to resume from")
-        self.model.load_state_dict(state["state_dict"])
-        self.model.load_other_parameter(state["other_parameter"])
+        # With codes other than those made here the model has built its network anew.
+        self.optimizer = self._build_optimizer()
         self.optimizer.load_state_dict(state["optimizer"])
         self.start_epoch = state["epoch"] + 1
         self.cur_step = state["cur_step"]
@@ -164,8 +184,8 @@ class TIGERTrainer(Trainer):
             self.wandblogger.log_metrics({"epoch": epoch, "train_loss": loss, "train_step": epoch}, head="train")
             if verbose:
                 self.logger.info(f"epoch {epoch} training [train loss: {loss:.4f}]")
-            improved = not valid_data
-            if valid_data and self.eval_step > 0 and (epoch + 1) % self.eval_step == 0:
+            improved = not valid_data or self.eval_step <= 0
+            if not improved and (epoch + 1) % self.eval_step == 0:
                 improved = self._validate(valid_data, epoch, verbose, show_progress, callback_fn)
             if saved:
                 if improved:
@@ -196,7 +216,6 @@ class TIGERTrainer(Trainer):
         """Evaluate as RecBole's trainer does; see there for the arguments."""
         if eval_data and load_best_model:
             state = load_checkpoint(model_file or self.saved_model_file, self.device)
-            self.model.load_state_dict(state["state_dict"])
-            self.model.load_other_parameter(state["other_parameter"])
+            self._load_model(state, model_file or self.saved_model_file)
             self.logger.info(f"Loading model structure and parameters from {model_file or self.saved_model_file}")
         return super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)

@@ -1,0 +1,70 @@
+"""What does a beam lose? Recall of beams of several widths against exact scores, on test users of a trained model.
+
+python benchmarks/beam_vs_exact.py --checkpoint=saved/TIGER-....pth --output=benchmarks/results/beam_vs_exact.json
+"""
+
+import argparse
+import time
+
+import numpy as np
+import torch
+from recbole.quick_start import load_data_and_model
+from tabulate import tabulate
+from tqdm import tqdm
+
+import recbole_tiger  # noqa: F401 - registers TIGER
+from recbole_tiger.model.tiger import left_padded
+from recbole_tiger.results import write_result
+
+TOPK = 10
+
+
+def main():
+    """Print a table, one row a width, and write it as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", required=True)
+    parser.add_argument("--users", type=int, default=500)
+    parser.add_argument("--beam_sizes", default="10,20,50,100")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample of users")
+    parser.add_argument("--output")
+    args = parser.parse_args()
+
+    config, model, _, _, _, test_data = load_data_and_model(args.checkpoint)
+    model.eval()
+    rows = np.random.default_rng(args.seed).permutation(len(test_data._dataset))[: args.users]
+    interaction = test_data._dataset[rows].to(config["device"])
+    history = left_padded(interaction[model.ITEM_SEQ], interaction[model.ITEM_SEQ_LEN], model.max_seq_length)
+    slots = model._slots(interaction[model.USER_ID])
+    target = interaction[model.ITEM_ID].unsqueeze(1)
+
+    found, seconds = {}, {}
+    begin = time.perf_counter()
+    parts = torch.arange(len(rows)).split(10)
+    exact = torch.cat(
+        [model.exact(history[part], None if slots is None else slots[part]).topk(TOPK)[1] for part in tqdm(parts, "exact")]
+    )
+    found["exact"], seconds["exact"] = exact, time.perf_counter() - begin
+    for width in map(int, args.beam_sizes.split(",")):
+        begin = time.perf_counter()
+        found[f"beam {width}"] = model.recommend(history, slots, TOPK, width, "beam")[0]
+        seconds[f"beam {width}"] = time.perf_counter() - begin
+
+    def share_of(items):
+        return np.mean([len(set(a) & set(b)) / TOPK for a, b in zip(items.tolist(), exact.tolist(), strict=True)])
+
+    table = [
+        {
+            "scoring": name,
+            "recall@10": (items == target).any(dim=1).float().mean().item(),
+            "share of the exact top 10": float(share_of(items)),
+            "users/s": len(rows) / seconds[name],
+        }
+        for name, items in found.items()
+    ]
+    print(tabulate(table, headers="keys", tablefmt="github", floatfmt=".4f"))
+    if args.output:
+        write_result({"dataset": config["dataset"], "users": len(rows), "seed": args.seed, "rows": table}, args.output)
+
+
+if __name__ == "__main__":
+    main()

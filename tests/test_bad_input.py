@@ -1,0 +1,891 @@
+"""Bad input: a clear sentence with the fact, the place and the remedy, before any long work, and nothing half-written."""
+
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from recbole_tiger import Recommender, SemanticIDs, experiment, run_recbole
+from recbole_tiger.cli import main
+from recbole_tiger.errors import TigerError
+from recbole_tiger.results import read_results
+from tests.conftest import N_ITEMS, small_settings, write_dataset
+from tests.test_command_line import arguments, files_under, rows_of
+from tests.test_recbole import built
+
+from recbole.quick_start import load_data_and_model  # isort: skip - after the plugin's import, as users have it
+
+QUIET = {"state": "ERROR"}  # RecBole logs to standard error; errors alone are to be seen there
+NO_ENCODER = {"item_embeddings": None, "text_encoder": "no/such/encoder"}
+
+
+def sentence(capsys):
+    """The one line on standard error that says what is wrong."""
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("recbole-tiger: error: ")
+    return lines[0].removeprefix("recbole-tiger: error: ")
+
+
+def refused(capsys, command, settings=None):
+    """Assert that a command is refused with status 2 and leaves no file; returns the message."""
+    before = files_under(".")
+    capsys.readouterr()
+    assert main([*command, *arguments({**(settings or {}), **(QUIET if settings else {})})]) == 2
+    assert files_under(".") == before
+    return sentence(capsys)
+
+
+def run(capsys, settings, *more, dataset="tiny", model="TIGER"):
+    return refused(capsys, ["run", f"--model={model}", f"--dataset={dataset}", *more], settings)
+
+
+def has(message, *parts):
+    for part in parts:
+        assert str(part) in message, message
+    return message
+
+
+@pytest.fixture
+def own(tmp_path, settings):
+    """A copy of the dataset to spoil, and settings for it.
+
+    They name an encoder that does not exist: a message about anything else came before the encoding.
+    """
+    folder = write_dataset(tmp_path / "data")
+    return folder, {**settings, "data_path": str(tmp_path / "data"), **NO_ENCODER}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, data_path):
+    """A folder with checkpoints of TIGER and SASRec, and TIGER's settings."""
+    folder = tmp_path_factory.mktemp("trained")
+    settings = {**small_settings(folder, data_path), "epochs": 1}
+    shared = {key: settings[key] for key in ("data_path", "checkpoint_dir", "epochs", "show_progress")}
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        assert main(["run", "--model=TIGER", "--dataset=tiny", *arguments(settings)]) == 0
+        assert main(["run", "--model=SASRec", "--dataset=tiny", "--n_layers=1", *arguments(shared)]) == 0
+    finally:
+        os.chdir(before)
+    files = {result["model"]: Path(result["checkpoint"]) for result in read_results(folder / "results")}
+    return files, settings
+
+
+# --- dataset ---
+
+
+def test_unknown_dataset(capsys, own):
+    _, settings = own
+    has(run(capsys, settings, dataset="tinny"), "tinny", settings["data_path"], "--data_path=")
+    assert not Path(settings["data_path"], "tinny").exists()
+
+
+def test_no_interaction_file(capsys, own):
+    folder, settings = own
+    (folder / "tiny.inter").unlink()
+    has(run(capsys, settings), "no interaction file", folder / "tiny.inter")
+
+
+@pytest.mark.parametrize("model", ["TIGER", "SASRec"])
+def test_no_item_file(capsys, own, model):
+    folder, settings = own
+    (folder / "tiny.item").unlink()
+    if model != "TIGER":
+        settings = {"data_path": settings["data_path"], "epochs": 1}
+    has(run(capsys, settings, model=model), "no item file", folder / "tiny.item", "item_id:token title:token")
+
+
+def test_no_text_field(capsys, own):
+    folder, settings = own
+    message = run(capsys, {**settings, "text_fields": ["name", "blurb"]})
+    has(message, "none of text_fields name, blurb", folder / "tiny.item", "title, brand, price", "--text_fields=")
+
+
+@pytest.mark.parametrize("stock", [False, True], ids=["command", "run_recbole"])
+def test_interactions_with_unknown_items(capsys, own, stock):
+    folder, settings = own
+    items = (folder / "tiny.item").read_text().splitlines()
+    (folder / "tiny.item").write_text("\n".join([*items[:6], *items[7:31], *items[32:]]) + "\n")  # without i5 and i30
+    used = [line.split("\t")[1] for line in (folder / "tiny.inter").read_text().splitlines()]
+    count = used.count("i5") + used.count("i30")
+    if stock:
+        with pytest.raises(TigerError) as error:
+            run_recbole(model="TIGER", dataset="tiny", config_dict=settings)
+        message = str(error.value)
+    else:
+        message = run(capsys, settings)
+    has(
+        message,
+        f"{count} interactions",
+        folder / "tiny.inter",
+        "2 items",
+        folder / "tiny.item",
+        "i5",
+        "i30",
+        "add their rows",
+    )
+
+
+def test_items_without_text(capsys, own):
+    folder, settings = own
+    lines = (folder / "tiny.item").read_text().splitlines()
+    for number in (3, 7, 11, 13):
+        lines[number + 1] = f"i{number}\t \t\t"
+    (folder / "tiny.item").write_text("\n".join(lines) + "\n")
+    message = has(
+        run(capsys, settings), "4 items have no text", folder / "tiny.item", "title, brand, price", "give them text"
+    )
+    assert len({f"i{number}" for number in (3, 7, 11, 13)} & set(re.findall(r"i\d+", message))) == 3  # a few are named
+
+
+def test_header_without_types(capsys, own):
+    folder, settings = own
+    text = (folder / "tiny.item").read_text()
+    (folder / "tiny.item").write_text(text.replace("title:token", "title", 1))
+    has(run(capsys, settings), folder / "tiny.item", "'title'", "name:type")
+
+
+def test_ragged_item_file(capsys, own):
+    folder, settings = own
+    with open(folder / "tiny.item", "a") as stream:
+        stream.write("i60\tA title\twith\ttoo\tmany\ttabs\n")
+    has(run(capsys, settings), folder / "tiny.item", "line 62")
+
+
+@pytest.mark.parametrize("kind", ["item", "inter"])
+def test_file_of_another_encoding(capsys, own, kind):
+    folder, settings = own
+    with open(folder / f"tiny.{kind}", "ab") as stream:
+        stream.write("i60\tCrème\tbrûlée\t1\n".encode("latin-1"))
+    has(run(capsys, settings), folder / f"tiny.{kind}", "utf-8", "--encoding=")
+
+
+def test_price_that_is_no_number(capsys, own):
+    folder, settings = own
+    text = (folder / "tiny.item").read_text()
+    (folder / "tiny.item").write_text(text + "i60\tA soap\tAcme\tcheap\n")
+    has(run(capsys, settings), folder, "price:float", "mend the value or the type in the header")
+
+
+# --- settings ---
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ({"codebook_size": 61}, ["codebook_size 61", "60 items", "smaller"]),
+        ({"beam_size": 61}, ["beam_size 61", "60 items", "lower"]),
+        ({"beam_size": 19}, ["beam_size 19", "topk 20", "raise beam_size"]),
+        ({"beam_size": 20, "topk": [5, 30]}, ["beam_size 20", "topk 30"]),
+        ({"quantizer": "rq_means"}, ["unknown quantizer 'rq_means'", "rq_vae or rq_kmeans"]),
+        ({"scoring": "greedy"}, ["unknown scoring 'greedy'", "beam or exact"]),
+        ({"encoder_tokens": "word"}, ["unknown encoder_tokens 'word'", "code or item"]),
+        ({"epochs": "many"}, ["epochs", "'many'"]),
+        ({"epochs": 0}, ["epochs", "positive"]),
+        ({"eval_step": 0}, ["eval_step", "positive"]),
+        ({"n_layers": 1.5}, ["n_layers", "1.5"]),
+        ({"learning_rate": "fast"}, ["learning_rate", "'fast'"]),
+        ({"hidden_dropout_prob": 1}, ["hidden_dropout_prob", "1"]),
+        ({"text_fields": "title"}, ["text_fields", "list", "'title'"]),
+        ({"seed": "x"}, ["seed", "'x'"]),
+        ({"metrics": ["Recal"]}, ["Recal"]),
+        ({"valid_metric": "NDCG@7"}, ["valid_metric NDCG@7", "topk"]),
+        ({"topk": []}, ["topk"]),
+        ({"label": "../x"}, ["label '../x'", "file name"]),
+        ({"item_embeddings": "absent.npz"}, ["absent.npz does not exist"]),
+        ({"semantic_ids": "absent.tsv"}, ["absent.tsv does not exist"]),
+        ({"dataset_save_path": "x.pth"}, ["dataset_save_path", "can run code", "remove"]),
+        ({"dataloaders_save_path": "x.pth"}, ["dataloaders_save_path", "can run code", "remove"]),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_setting_that_cannot_work(capsys, own, change, parts):
+    _, settings = own
+    has(run(capsys, {**settings, **change}), *parts)
+
+
+@pytest.mark.parametrize("change", [{"epochs": 0}, {"eval_step": 0}, {"epochs": "many"}], ids=str)
+def test_setting_that_cannot_work_with_another_model(capsys, data_path, change):
+    (key,) = change
+    has(run(capsys, {"data_path": str(data_path), **change}, model="SASRec"), key, "positive")
+
+
+def test_split_without_validation(capsys, own):
+    _, settings = own
+    eval_args = {"split": {"RS": [0.8, 0, 0.2]}, "order": "TO", "mode": "full"}
+    has(run(capsys, {**settings, "eval_args": eval_args}), "validation", "eval_args")
+
+
+def test_unknown_model(capsys, data_path):
+    settings = {"data_path": str(data_path)}
+    has(run(capsys, settings, model="Tiger"), "unknown model 'Tiger'", "did you mean TIGER?")
+    has(refused(capsys, ["compare", "--models=TIGER,SASREC", "--dataset=tiny"], settings), "'SASREC'", "SASRec?")
+    has(refused(capsys, ["compare", "--models=TIGER,TIGER", "--dataset=tiny"], settings), "named twice: TIGER")
+    has(refused(capsys, ["compare", "--models=,", "--dataset=tiny"], settings), "no model", "--models=")
+
+
+def test_run_recbole_without_evaluation_keeps_the_last_epoch(settings):
+    """What a run refuses above RecBole itself allows: eval_step 0."""
+    result = run_recbole(model="TIGER", dataset="tiny", config_dict={**settings, "eval_step": 0})
+    assert 0 < result["test_result"]["recall@20"] <= 1
+
+
+def test_misspelt_setting(capsys, own, tmp_path):
+    _, settings = own
+    message = run(capsys, {**settings, "codebok_size": 8})
+    has(message, "unknown setting 'codebok_size' in the command line", "did you mean codebook_size?")
+    (tmp_path / "mine.yaml").write_text("learning_rte: 0.1\n")
+    message = run(capsys, settings, "--config_files=mine.yaml")
+    has(message, "unknown setting 'learning_rte' in mine.yaml", "did you mean learning_rate?")
+
+
+@pytest.mark.parametrize(
+    ("argument", "parts"),
+    [
+        ("--epochs", ["'--epochs'", "--key=value"]),
+        ("epochs=3", ["'epochs=3'", "--key=value"]),
+        ("--config_files=absent.yaml", ["absent.yaml does not exist"]),
+        ("--config_files=list.yaml", ["list.yaml", "key: value"]),
+        ("--config_files=broken.yaml", ["broken.yaml is not YAML"]),
+        ("--config_files=latin.yaml", ["latin.yaml", "UTF-8"]),
+        ("--epochs=2", ["'epochs'", "twice"]),
+    ],
+)
+def test_arguments_that_cannot_be_read(capsys, settings, tmp_path, argument, parts):
+    (tmp_path / "list.yaml").write_text("- epochs\n")
+    (tmp_path / "broken.yaml").write_text("epochs: [1,\n")
+    (tmp_path / "latin.yaml").write_bytes("label: Crème\n".encode("latin-1"))
+    has(run(capsys, settings, argument), *parts)
+
+
+# --- encoder and embeddings ---
+
+
+@pytest.mark.parametrize("name", ["no/such/encoder", "./no-such-folder", "empty"])
+def test_encoder_that_is_not_there(capsys, own, name):
+    Path("empty").mkdir()
+    _, settings = own
+    message = run(capsys, {**settings, "text_encoder": name})
+    has(message, f"text_encoder {name!r}", "not on this machine", "give a folder", "--text_encoder=all-MiniLM-L6-v2")
+
+
+def test_encoder_that_cannot_be_fetched(own, tmp_path):
+    _, settings = own
+    settings = {**settings, **QUIET, "text_encoder": "sentence-transformers/sentence-t5-base"}
+    done = subprocess.run(
+        [sys.executable, "-m", "recbole_tiger", "tokenize", "--dataset=tiny", *arguments(settings)],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    last = done.stderr.splitlines()[-1]
+    has(last, "recbole-tiger: error: ", "sentence-t5-base", "not on this machine", "give a folder")
+    assert "Traceback" not in done.stderr
+    assert not Path(settings["cache_dir"]).exists()
+
+
+class Runs:
+    """A pickle that creates a file when it is loaded."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+def spoiled_embeddings(kind, tokens, x, marker):
+    """Arrays for an item_embeddings file with a fault."""
+    if kind == "rows":
+        return {"items": tokens, "embeddings": x[:-1]}
+    if kind == "one dimension":
+        return {"items": tokens, "embeddings": x[:, 0]}
+    if kind == "missing items":
+        return {"items": tokens[2:], "embeddings": x[2:]}
+    if kind == "repeated items":
+        return {"items": np.append(tokens, tokens[3]), "embeddings": np.append(x, x[:1], axis=0)}
+    if kind in ("nan", "inf"):
+        x = x.copy()
+        x[[4, 9], 3] = float(kind)
+        return {"items": tokens, "embeddings": x}
+    if kind == "text":
+        return {"items": tokens, "embeddings": np.full(x.shape, "x")}
+    if kind == "one item":
+        return {"items": np.array("i0"), "embeddings": x}
+    if kind == "pickle":
+        return {"items": tokens, "embeddings": np.array([Runs(marker)] * len(x), dtype=object)}
+    return {"items": tokens}
+
+
+@pytest.mark.parametrize(
+    ("kind", "parts"),
+    [
+        ("rows", ["(59, 16)", "(60,)", "one row an item"]),
+        ("one dimension", ["(60,)", "one row an item"]),
+        ("missing items", ["lacks 2 items", "i0, i1"]),
+        ("repeated items", ["more than one row", "i3"]),
+        ("nan", ["2 items have NaN or inf", "i4, i9"]),
+        ("inf", ["2 items have NaN or inf", "i4, i9"]),
+        ("text", ["not numbers"]),
+        ("one item", ["items ()", "one row an item"]),
+        ("pickle", ["not an npz file of plain arrays"]),
+        ("no array", ["lacks an array", "items and embeddings"]),
+    ],
+)
+def test_embeddings_file(capsys, settings, data_path, tmp_path, kind, parts):
+    with np.load(data_path / "tiny" / "embeddings.npz") as arrays:
+        tokens, x = arrays["items"], arrays["embeddings"]
+    np.savez(tmp_path / "mine.npz", **spoiled_embeddings(kind, tokens, x, tmp_path / "marker"))
+    has(run(capsys, {**settings, "item_embeddings": "mine.npz"}), "mine.npz", *parts)
+    assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize("kind", ["npy", "pickle", "text", "empty", "short", "folder"])
+def test_embeddings_file_of_another_format(capsys, settings, data_path, tmp_path, kind):
+    file = tmp_path / "mine.npz"
+    if kind == "npy":
+        with open(file, "wb") as stream:
+            np.save(stream, np.ones((60, 4)))
+    elif kind == "pickle":
+        file.write_bytes(pickle.dumps(Runs(tmp_path / "marker")))
+    elif kind == "folder":
+        file.mkdir()
+    else:
+        whole = (data_path / "tiny" / "embeddings.npz").read_bytes()
+        file.write_bytes({"text": b"1 2 3\n", "empty": b"", "short": whole[: len(whole) // 2]}[kind])
+    has(run(capsys, {**settings, "item_embeddings": "mine.npz"}), "mine.npz", "npz file", "make it anew")
+    assert not (tmp_path / "marker").exists()
+
+
+# --- semantic IDs ---
+
+
+def spoiled_ids(kind):
+    """Lines of a semantic-ID file with a fault."""
+    lines = ["item\tcode_1\tcode_2\tcollision", *(f"i{i}\t{i % 5}\t{i // 5}\t0" for i in range(60))]
+    changed = {
+        "duplicate": {8: "i7\t2\t0\t0"},
+        "repeated item": {8: "i6\t9\t9\t9"},
+        "unknown": {len(lines): "x1\t9\t9\t9"},
+        "ragged": {8: "i7\t2\t1"},
+        "empty line": {8: ""},
+        "negative": {8: "i7\t-2\t1\t0"},
+        "fraction": {8: "i7\t2.0\t1\t0"},
+        "word": {8: "i7\ttwo\t1\t0"},
+        "huge": {8: f"i7\t{10**30}\t1\t0"},
+        "no header": {0: "i60\t1\t2\t3"},
+    }
+    if kind == "missing":
+        del lines[8:10]
+    for number, line in changed.get(kind, {}).items():
+        lines[number : number + 1] = [line]
+    return "\n".join(lines[:1] if kind == "no rows" else lines) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("kind", "parts"),
+    [
+        ("missing", ["lacks 2 items", "i7", "i8", "add their IDs"]),
+        ("unknown", ["1 items that the dataset has not: x1", "remove"]),
+        ("duplicate", ["repeat the ID", "(2, 0, 0)", "i2, i7", "last column"]),
+        ("repeated item", ["more than one row: i6"]),
+        ("ragged", ["line 9", "2 codes", "3"]),
+        ("empty line", ["line 9", "0 codes"]),
+        ("negative", ["line 9", "non-negative integers", "-2"]),
+        ("fraction", ["line 9", "non-negative integers", "2.0"]),
+        ("word", ["line 9", "non-negative integers", "two"]),
+        ("huge", ["line 9", "non-negative integers", "1" + "0" * 30]),
+        ("no header", ["line 1", "header", "item, code_1"]),
+        ("no rows", ["at least one item"]),
+    ],
+)
+def test_semantic_id_file(capsys, own, tmp_path, kind, parts):
+    (tmp_path / "ids.tsv").write_text(spoiled_ids(kind))
+    has(run(capsys, {**own[1], "semantic_ids": "ids.tsv"}), "ids.tsv", *parts)
+
+
+def test_semantic_id_file_that_is_not_text(capsys, own, tmp_path):
+    (tmp_path / "ids.tsv").write_bytes(b"\x93NUMPY\xff\x00")
+    has(run(capsys, {**own[1], "semantic_ids": "ids.tsv"}), "ids.tsv", "not a text file")
+
+
+def test_semantic_id_file_without_a_fault_is_used(own, tmp_path, capsys):
+    """So that the faults above are what is refused."""
+    (tmp_path / "ids.tsv").write_text(spoiled_ids("none"))
+    settings = {**own[1], "semantic_ids": "ids.tsv"}
+    assert main(["tokenize", "--dataset=tiny", "--output=again.tsv", *arguments(settings)]) == 0
+    ids = SemanticIDs.load("again.tsv")
+    assert ids.codes[ids.items.index("i7")].tolist() == [2, 1, 0]
+
+
+# --- caches ---
+
+
+def test_cached_embeddings_cut_short(capsys, settings):
+    settings = {**settings, "item_embeddings": None}
+    call = ["tokenize", "--dataset=tiny"]
+    assert main([*call, *arguments(settings)]) == 0
+    (cache,) = Path(settings["cache_dir"]).glob("embeddings-*.npz")
+    whole = cache.read_bytes()
+    for size in (0, 1, len(whole) // 2, len(whole) - 1):
+        cache.write_bytes(whole[:size])
+        has(refused(capsys, call, settings), cache, "cut short", "delete it")
+    cache.unlink()
+    assert main([*call, *arguments(settings)]) == 0
+    assert cache.read_bytes() == whole
+
+
+def test_cached_semantic_ids_cut_short(capsys, settings):
+    call = ["tokenize", "--dataset=tiny"]
+    assert main([*call, *arguments(settings)]) == 0
+    (cache,) = Path(settings["cache_dir"]).glob("semantic-ids-*.tsv")
+    whole = cache.read_bytes()
+    for size in (0, 3, len(whole) // 2, whole.rindex(b"\n", 0, -1) + 1, len(whole) - 2):
+        cache.write_bytes(whole[:size])
+        has(refused(capsys, call, settings), "damaged", f"delete {cache}")
+    cache.unlink()
+    assert main([*call, *arguments(settings)]) == 0
+    assert cache.read_bytes() == whole
+
+
+@pytest.mark.parametrize("kind", ["embeddings", "second level", "texts"])
+def test_collapsed_codebook(capsys, own, tmp_path, kind):
+    folder, settings = own
+    settings = {**settings, "item_embeddings": "same.npz"}
+    x = np.ones((N_ITEMS, 16), dtype=np.float32)
+    if kind == "second level":
+        x[:30] = 2
+        settings["codebook_size"] = 2
+    elif kind == "texts":
+        lines = ["item_id:token\ttitle:token", *(f"i{i}\tThe same soap" for i in range(N_ITEMS))]
+        (folder / "tiny.item").write_text("\n".join(lines) + "\n")
+        settings |= {"item_embeddings": None, "text_encoder": "all-MiniLM-L6-v2"}
+    np.savez(tmp_path / "same.npz", items=np.array([f"i{i}" for i in range(N_ITEMS)]), embeddings=x)
+    before = files_under(".")
+    assert main(["run", "--model=TIGER", "--dataset=tiny", *arguments({**settings, **QUIET})]) == 2
+    level, size = (2, 2) if kind == "second level" else (1, 8)
+    has(sentence(capsys), f"codebook {level} has collapsed: 1 of {size} codes used", "check that the item texts differ")
+    left = set(files_under(".")) - set(before)
+    assert len(left) == (kind == "texts")
+    assert all(Path(file).name.startswith("embeddings-") for file in left)  # whole, and as good as before
+
+
+# --- checkpoints ---
+
+
+def test_checkpoint_cut_short(capsys, trained, tmp_path):
+    files, _ = trained
+    whole = files["TIGER"].read_bytes()
+    for size in (0, 10, len(whole) // 2, len(whole) - 30):
+        (tmp_path / "short.pth").write_bytes(whole[:size])
+        call = ["recommend", "--checkpoint=short.pth", "--history=i1"]
+        has(refused(capsys, call), "short.pth", "cut short", "give another")
+        with pytest.raises(TigerError, match=r"short\.pth is cut short"):
+            load_data_and_model("short.pth")
+    has(refused(capsys, ["recommend", "--checkpoint=absent.pth", "--history=i1"]), "absent.pth does not exist")
+
+
+@pytest.mark.parametrize("content", [torch.ones(3), {"state_dict": {}}, [1, 2]], ids=["tensor", "dict", "list"])
+def test_file_of_pytorch_that_is_no_checkpoint(capsys, settings, tmp_path, content):
+    torch.save(content, tmp_path / "other.pth")
+    has(refused(capsys, ["recommend", "--checkpoint=other.pth", "--history=i1"]), "other.pth", "not a checkpoint")
+
+
+def test_checkpoint_of_another_model(capsys, trained, settings):
+    files, _ = trained
+    call = ["recommend", f"--checkpoint={files['SASRec']}", "--history=i1"]
+    has(refused(capsys, call), files["SASRec"], "of SASRec, not of TIGER")
+    _, data, _, trainer = built(settings)
+    with pytest.raises(TigerError, match=r"SASRec.*\.pth is a checkpoint of SASRec, not of TIGER"):
+        trainer.resume_checkpoint(files["SASRec"])
+    with pytest.raises(TigerError, match=r"SASRec.*\.pth is a checkpoint of SASRec, not of TIGER"):
+        trainer.evaluate(data[2], model_file=files["SASRec"])
+
+
+@pytest.mark.parametrize(
+    "change", [{"hidden_size": 64}, {"n_layers": 2}, {"codebook_depth": 3}, {"n_user_tokens": 10}], ids=str
+)
+def test_checkpoint_with_other_settings(trained, settings, change):
+    files, _ = trained
+    _, data, _, trainer = built({**settings, **change})
+    for use in (trainer.resume_checkpoint, lambda file: trainer.evaluate(data[2], model_file=file)):
+        with pytest.raises(TigerError) as error:
+            use(files["TIGER"])
+        has(str(error.value), files["TIGER"], "made with other settings", "use the settings and data")
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("n_items", [50, 60])
+def test_checkpoint_of_another_dataset(trained, settings, tmp_path, n_items):
+    folder = write_dataset(tmp_path / "data", n_items=n_items)
+    for file in (folder / "tiny.item", folder / "tiny.inter"):
+        file.write_text(re.sub(r"\bi(\d+)\b", r"x\1", file.read_text()))
+    with np.load(folder / "embeddings.npz") as arrays:
+        arrays = dict(arrays)
+    arrays["items"] = np.array([f"x{i}" for i in range(n_items)])
+    np.savez(folder / "embeddings.npz", **arrays)
+    settings |= {"data_path": str(tmp_path / "data"), "item_embeddings": str(folder / "embeddings.npz")}
+    _, data, _, trainer = built(settings)
+    files, _ = trained
+    for use in (trainer.resume_checkpoint, lambda file: trainer.evaluate(data[2], model_file=file)):
+        with pytest.raises(TigerError) as error:
+            use(files["TIGER"])
+        has(str(error.value), files["TIGER"], "of another dataset", "60 items, here 50" if n_items == 50 else "items differ")
+
+
+def test_checkpoint_of_other_codes_is_resumed_with_its_codes(trained, settings):
+    """The optimizer goes on with the network that was built for them."""
+    files, _ = trained
+    _, _, model, trainer = built({**settings, "seed": 1})
+    codes = model.network.codes.clone()
+    trainer.resume_checkpoint(files["TIGER"])
+    assert not torch.equal(model.network.codes, codes)
+    optimized = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
+    assert optimized == {id(p) for p in model.parameters()}
+
+
+def test_resume_from_a_damaged_state(capsys, settings):
+    _, (train_data, valid_data, _), _, trainer = built({**settings, "epochs": 1})
+    trainer.fit(train_data, valid_data)
+    state = trainer.state_file
+    state.write_bytes(state.read_bytes()[:1000])
+    _, (train_data, valid_data, _), _, trainer = built({**settings, "epochs": 1, "resume": True})
+    assert trainer.state_file == state
+    with pytest.raises(TigerError, match=r"last\.pth is cut short.*delete"):
+        trainer.fit(train_data, valid_data)
+
+
+# --- code in files and values ---
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy", "pickle"])
+@pytest.mark.parametrize("inside", ["config", "state_dict", "extra"])
+def test_checkpoint_that_carries_code(capsys, trained, settings, tmp_path, form, inside):
+    marker = tmp_path / "marker"
+    if inside == "config":
+        state = {"config": Runs(marker), "state_dict": {}, "other_parameter": {}}
+    else:
+        config, _, model, _ = built(settings)
+        state = {"config": config, "state_dict": dict(model.state_dict()), "other_parameter": model.other_parameter()}
+        (state if inside == "extra" else state["state_dict"])["more"] = Runs(marker)
+    if form == "pickle":
+        (tmp_path / "evil.pth").write_bytes(pickle.dumps(Runs(marker)))
+    else:
+        torch.save(state, tmp_path / "evil.pth", pickle_protocol=2, _use_new_zipfile_serialization=form == "zip")
+    has(refused(capsys, ["recommend", "--checkpoint=evil.pth", "--history=i1"]), "evil.pth")
+    _, data, _, trainer = built(settings)
+    uses = [Recommender.load, load_data_and_model, trainer.resume_checkpoint]
+    for use in [*uses, lambda file: trainer.evaluate(data[2], model_file=file)]:
+        with pytest.raises(TigerError, match=r"evil\.pth"):
+            use("evil.pth")
+    assert not marker.exists()
+    # The very file does run where it is trusted.
+    with open("evil.pth", "rb") as stream:
+        pickle.load(stream) if form == "pickle" else torch.load(stream, weights_only=False)
+    assert marker.exists()
+
+
+@pytest.mark.parametrize("name", ["posix.system", "recbole.model.absent.Model", "recbole.model.layers.MLPLayers"])
+def test_checkpoint_that_refers_to_what_it_has_no_need_of(capsys, tmp_path, name):
+    """A reference by name alone, as a pickle's GLOBAL opcode makes it."""
+    module, _, attribute = name.rpartition(".")
+    torch.save({"config": 12345}, tmp_path / "plain.pth", pickle_protocol=2)
+    with zipfile.ZipFile(tmp_path / "plain.pth") as source, zipfile.ZipFile(tmp_path / "evil.pth", "w") as target:
+        for entry in source.namelist():
+            content = source.read(entry)
+            if entry.endswith("data.pkl"):
+                content = b"\x80\x02c" + f"{module}\n{attribute}\n".encode() + b"."
+            target.writestr(entry, content)
+    has(refused(capsys, ["recommend", "--checkpoint=evil.pth", "--history=i1"]), "evil.pth", name, "refused")
+
+
+@pytest.mark.parametrize("name", ["tiny-TIGERDataset.pth", "tiny-for-TIGER-dataloader.pth"])
+def test_pickled_caches_of_recbole(capsys, settings, tmp_path, name):
+    marker = tmp_path / "marker"
+    folder = Path(settings["checkpoint_dir"])
+    folder.mkdir()
+    (folder / name).write_bytes(pickle.dumps(Runs(marker)))
+    for command in (["run", "--model=TIGER"], ["compare", "--models=TIGER"]):
+        message = refused(capsys, [*command, "--dataset=tiny"], settings)
+        has(message, folder / name, "can run code", "remove it or choose another checkpoint_dir")
+    with pytest.raises(TigerError, match=name):
+        run_recbole(model="TIGER", dataset="tiny", config_dict=dict(settings))
+    assert not marker.exists()
+    assert not list(tmp_path.rglob("TIGER-*.pth"))
+
+
+CODE = "__import__('os').system('touch MARKER')"
+
+
+def test_value_that_is_code_on_the_command_line(settings, capsys):
+    call = ["run", "--model=Pop", "--dataset=tiny", f"--data_path={settings['data_path']}", "--show_progress=False"]
+    assert main([*call, f"--label={CODE}"]) == 0
+    assert CODE in rows_of(capsys.readouterr().out)
+    (result,) = read_results("results")
+    assert result["label"] == CODE
+    assert not list(Path(".").rglob("MARKER"))
+
+
+@pytest.mark.parametrize("where", ["config_dict", "sys.argv", "config file"])
+def test_value_that_is_code_in_run_recbole(settings, monkeypatch, tmp_path, where):
+    more = {"label": CODE, "wandb_project": "1/0", "seed": "7", "topk": "[2,3]", "valid_metric": "NDCG@3"}
+    files = []
+    if where == "sys.argv":
+        monkeypatch.setattr("sys.argv", ["test", *(f"--{key}={value}" for key, value in more.items())])
+        more = {}
+    elif where == "config file":
+        (tmp_path / "mine.yaml").write_text(f'label: "{CODE}"\nwandb_project: 1/0\ntopk: [2,3]\nvalid_metric: NDCG@3\n')
+        files, more = [str(tmp_path / "mine.yaml")], {}
+    config_dict = {**settings, **more, "epochs": 1, "saved": False}
+    result = run_recbole(model="Pop", dataset="tiny", config_file_list=files, config_dict=config_dict, saved=False)
+    assert set(result["test_result"]) >= {"recall@2", "recall@3"}  # literals are still read
+    assert not list(Path(".").rglob("MARKER"))
+
+
+@pytest.mark.parametrize("stock", [True, False])
+def test_value_that_is_code_stays_a_string(settings, stock):
+    more = {"label": CODE, "wandb_project": "1/0"}
+    if stock:
+        config, _, _, _ = built({**settings, **more})
+    else:
+        config = experiment.prepare("TIGER", "tiny", {**settings, **more})
+    assert (config["label"], config["wandb_project"]) == (CODE, "1/0")
+    assert not list(Path(".").rglob("MARKER"))
+
+
+# --- recommending ---
+
+
+@pytest.mark.parametrize(
+    ("arguments_of", "parts"),
+    [
+        (["--history="], ["the history is empty", "at least one item"]),
+        (["--history=,"], ["the history is empty"]),
+        (["--history=i1,x1,i2,x2"], ["2 items that the model does not know", "x1, x2"]),
+        (["--history=i1", "--k=61"], ["k = 61", "60 items"]),
+        (["--history=i1", "--k=0"], ["k = 0", "1 to 60"]),
+        (["--history=i1", "--k=60", "--exclude_history"], ["fewer than k = 60"]),
+        (["--history=i1", "--beam_size=5"], ["beam_size 5", "10"]),
+        (["--history=i1", "--beam_size=61"], ["beam_size 61", "60"]),
+        (["--history=i1", "--scoring=greedy"], ["unknown scoring 'greedy'", "beam or exact"]),
+        (["--histories=absent.txt"], ["absent.txt does not exist"]),
+        (["--histories=none.txt"], ["none.txt has no histories", "one a line"]),
+        (["--histories=gap.txt"], ["history 2 is empty"]),
+        (["--histories=unknown.txt"], ["history 2 has 1 items", "x9"]),
+        (["--histories=latin.txt"], ["latin.txt", "UTF-8"]),
+        (["--history=i1", "--epochs=3"], ["unknown argument '--epochs=3'"]),
+    ],
+    ids=lambda value: " ".join(value) if value and value[0].startswith("--") else "",
+)
+def test_recommend(capsys, trained, tmp_path, arguments_of, parts):
+    (tmp_path / "none.txt").write_text("")
+    (tmp_path / "gap.txt").write_text("i1\n\ni2\n")
+    (tmp_path / "unknown.txt").write_text("i1\ni2,x9\n")
+    (tmp_path / "latin.txt").write_bytes("i1,Crème\n".encode("latin-1"))
+    has(refused(capsys, ["recommend", f"--checkpoint={trained[0]['TIGER']}", *arguments_of]), *parts)
+
+
+def test_recommend_from_python(trained):
+    recommender = Recommender.load(trained[0]["TIGER"])
+    for history, part in [
+        ([], "the history is empty"),
+        ([["i1"], []], "history 2 is empty"),
+        ("i1", "list of item tokens"),
+        ([1, 2], "list of item tokens"),
+        ([["i1"], "i2"], "list of item tokens"),
+        ([["i1"], ["x"]], "history 2 has 1 items"),
+    ]:
+        with pytest.raises(TigerError, match=part):
+            recommender.recommend(history)
+
+
+# --- results ---
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        ('{"schema": 1, "mod', ["cut short", "delete it and run again"]),
+        ("", ["cut short"]),
+        ("[]", ["lacks schema"]),
+        ('{"schema": 1}', ["lacks model"]),
+    ],
+)
+def test_damaged_result_file(capsys, trained, tmp_path, content, parts):
+    files, settings = trained
+    name = next(file.name for file in (files["TIGER"].parents[1] / "results").glob("tiny-TIGER-*.json"))
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / name).write_text(content)
+    has(run(capsys, settings, "--resume"), name, *parts)
+
+
+def test_results_dir_that_is_a_file(capsys, own, tmp_path):
+    (tmp_path / "results").write_text("mine")
+    has(run(capsys, own[1]), "results", "choose another folder")
+
+
+# --- a disk without room ---
+
+# A limit on the size of files, from the first write of the file in question on, stands for a full disk: the kernel refuses
+# the write with an error all the same.
+DRIVER = """
+import json, resource, signal, sys
+from recbole_tiger import checkpoint, encoder, files, results, semantic_ids
+from recbole_tiger.cli import main
+
+job = json.load(open("job.json"))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+whole_file = files.whole_file
+
+
+def limited(path):
+    if job["name"] in str(path):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (job["bytes"], job["bytes"]))
+    return whole_file(path)
+
+
+for module in (checkpoint, encoder, results, semantic_ids):
+    module.whole_file = limited
+sys.exit(main(job["command"]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("embeddings-", 5000),
+        ("semantic-ids-", 300),
+        ("/TIGER-", 20000),
+        ("/TIGER-", 0),
+        ("last.pth", 20000),
+        ("results/", 1000),
+    ],
+)
+def test_no_room(settings, tmp_path, name, size):
+    if name == "embeddings-":
+        settings["item_embeddings"] = None
+    command = ["run", "--model=TIGER", "--dataset=tiny", *arguments({**settings, **QUIET, "epochs": 1})]
+    (tmp_path / "job.json").write_text(json.dumps({"name": name, "bytes": size, "command": command}))
+    (tmp_path / "driver.py").write_text(DRIVER)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "driver.py"], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+    line = done.stderr.splitlines()[-1]
+    has(line, "recbole-tiger: error: cannot write ", name, "make room or choose another folder")
+
+    written = set(files_under(".")) - {"job.json", "driver.py"}
+    kinds = sorted(re.sub(r"TIGER-[^/]*|ids-\w+", "*", file) for file in written)
+    expected = {
+        "embeddings-": [],
+        "semantic-ids-": [],
+        "/TIGER-": ["cache/semantic-*.tsv"],
+        "last.pth": ["cache/semantic-*.tsv", "saved/*"],
+        "results/": ["cache/semantic-*.tsv", "saved/*", "saved/*/last.pth"],
+    }
+    assert kinds == expected[name]
+
+    if name == "results/":  # nothing of the training is lost
+        assert main([*command, "--resume"]) == 0
+        (result,) = read_results("results")
+        assert result["epochs"] == 1
+
+
+# --- pre-split data ---
+
+
+@pytest.fixture
+def split(tmp_path, settings):
+    """The dataset as tiny.train.inter, tiny.valid.inter and tiny.test.inter, and settings for it."""
+    folder = write_dataset(tmp_path / "data")
+    lines = [line.split("\t") for line in (folder / "tiny.inter").read_text().splitlines()[1:]]
+    (folder / "tiny.inter").unlink()
+    histories = {}
+    for user, item, _ in lines:
+        histories.setdefault(user, []).append(item)
+    header = "user_id:token\titem_id_list:token_seq\titem_id:token"
+    parts = {"train": [header], "valid": [header], "test": [header]}
+    for user, items in histories.items():
+        for end in range(1, len(items)):
+            part = {len(items) - 1: "test", len(items) - 2: "valid"}.get(end, "train")
+            parts[part].append(f"{user}\t{' '.join(items[:end])}\t{items[end]}")
+    for part, rows in parts.items():
+        (folder / f"tiny.{part}.inter").write_text("\n".join(rows) + "\n")
+    return folder, {
+        **settings,
+        "data_path": str(tmp_path / "data"),
+        "benchmark_filename": ["train", "valid", "test"],
+        "alias_of_item_id": ["item_id_list"],
+        "epochs": 1,
+    }
+
+
+def test_split_data(split):
+    _, settings = split
+    assert main(["run", "--model=TIGER", "--dataset=tiny", *arguments(settings)]) == 0
+    (result,) = read_results("results")
+    assert result["epochs"] == 1
+    assert result["semantic_ids"]["items"] == 60
+    assert 0 < result["test_result"]["recall@20"] <= 1
+
+
+def test_split_data_is_that_of_the_whole(split, settings, data_path):
+    """The same rows as RecBole's leave one out makes, whichever way they came."""
+    _, data, _, _ = built(split[1])
+    _, whole, _, _ = built(settings)
+    for ours, theirs in zip(data, whole, strict=True):
+        rows = [
+            {
+                (user, tuple(dataset.id2token("item_id", history[:length])), target)
+                for user, history, length, target in zip(
+                    dataset.id2token("user_id", dataset.inter_feat["user_id"]),
+                    dataset.inter_feat["item_id_list"].tolist(),
+                    dataset.inter_feat["item_length"].tolist(),
+                    dataset.id2token("item_id", dataset.inter_feat["item_id"]),
+                    strict=True,
+                )
+            }
+            for dataset in (ours._dataset, theirs._dataset)
+        ]
+        assert rows[0] == rows[1]
+
+
+def test_split_data_without_the_alias(capsys, split):
+    _, settings = split
+    del settings["alias_of_item_id"]
+    has(run(capsys, {**settings, **NO_ENCODER}), "item_id_list", "--alias_of_item_id=[item_id_list]")
+
+
+def test_split_data_without_histories(capsys, split):
+    folder, settings = split
+    for part in ("train", "valid", "test"):
+        file = folder / f"tiny.{part}.inter"
+        file.write_text(re.sub(r"^(.*)\t(.*)\t(.*)$", r"\1\t\3", file.read_text(), flags=re.MULTILINE))
+    message = run(capsys, {**settings, **NO_ENCODER})
+    has(message, folder / "tiny.train.inter", "no column item_id_list", "user_id, item_id")
+
+
+def test_split_data_with_a_file_missing(capsys, split):
+    folder, settings = split
+    (folder / "tiny.valid.inter").unlink()
+    has(run(capsys, {**settings, **NO_ENCODER}), folder / "tiny.valid.inter", "does not exist")
+
+
+def test_split_data_with_unknown_items(capsys, split):
+    folder, settings = split
+    file = folder / "tiny.test.inter"
+    first, second, *rest = file.read_text().splitlines()
+    file.write_text("\n".join([first, re.sub(r"\w+$", "x1", second), *rest]) + "\n")
+    has(run(capsys, {**settings, **NO_ENCODER}), file, "x1", folder / "tiny.item", "add their rows")

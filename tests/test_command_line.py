@@ -1,0 +1,329 @@
+"""The commands run, compare, tokenize and recommend, as a user calls them."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recbole_tiger import Recommender, SemanticIDs, __version__
+from recbole_tiger.cli import main
+from recbole_tiger.results import read_results
+from recbole_tiger.settings import parse_arguments
+from tests.conftest import small_settings
+
+# What the README says a result file holds.
+FIELDS = {
+    *("schema", "model", "label", "dataset", "seed", "best_valid_score", "valid_score_bigger", "best_valid_result"),
+    *("test_result", "epochs", "best_epoch", "still_improving", "prepare_seconds", "train_seconds", "eval_seconds"),
+    *("eval_users_per_second", "parameters", "epoch_log", "settings", "data_hash", "versions", "hardware", "checkpoint"),
+}
+
+
+def arguments(settings):
+    """Settings as --key=value; JSON is YAML."""
+    return [f"--{key}={json.dumps(value)}" for key, value in settings.items()]
+
+
+def files_under(folder):
+    """Every file under a folder with its content; logs, which any run writes, aside."""
+    return {
+        str(file): file.read_bytes()
+        for file in sorted(Path(folder).rglob("*"))
+        if file.is_file() and not {"log", "log_tensorboard"} & set(file.relative_to(folder).parts)
+    }
+
+
+def rows_of(table):
+    """The rows of the first table of an output: first column -> the other columns."""
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line.startswith("|")]
+    return {row[0]: row[1:] for row in cells[2:]}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, data_path):
+    """A folder where the command run has trained TIGER for an epoch; its settings and its result."""
+    folder = tmp_path_factory.mktemp("trained")
+    settings = {**small_settings(folder, data_path), "epochs": 1}
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        assert main(["run", "--model=TIGER", "--dataset=tiny", *arguments(settings)]) == 0
+    finally:
+        os.chdir(before)
+    (result,) = read_results(folder / "results")
+    return folder, settings, result
+
+
+def run_again(trained, monkeypatch, *more):
+    """The command run of ``trained`` once more, in its folder."""
+    folder, settings, _ = trained
+    monkeypatch.chdir(folder)
+    return main(["run", "--model=TIGER", "--dataset=tiny", *arguments(settings), *more])
+
+
+# --- help and version ---
+
+
+@pytest.mark.parametrize("name", ["run", "compare", "tokenize", "recommend"])
+def test_help_has_an_example(name, capsys):
+    with pytest.raises(SystemExit) as done:
+        main([name, "--help"])
+    assert done.value.code == 0
+    shown = capsys.readouterr().out
+    assert re.search(rf"^example:\n  recbole-tiger {name} --", shown, flags=re.MULTILINE)
+
+
+def test_help_names_the_commands(capsys):
+    with pytest.raises(SystemExit) as done:
+        main(["--help"])
+    assert done.value.code == 0
+    shown = capsys.readouterr().out
+    assert all(
+        re.search(rf"^    {name} ", shown, flags=re.MULTILINE) for name in ("run", "compare", "tokenize", "recommend")
+    )
+
+
+def test_version_of_the_module():
+    done = subprocess.run([sys.executable, "-m", "recbole_tiger", "--version"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, __version__)
+
+
+def test_a_mistake_ends_the_process_with_status_2():
+    command = [sys.executable, "-m", "recbole_tiger", "run", "--model=SASRecc", "--dataset=tiny"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == "recbole-tiger: error: unknown model 'SASRecc'; did you mean SASRec?\n"
+
+
+# --- run ---
+
+
+def test_run_writes_the_documented_result(trained):
+    folder, settings, result = trained
+    assert set(result) == {*FIELDS, "semantic_ids"}
+    assert (result["model"], result["label"], result["dataset"], result["epochs"]) == ("TIGER", "TIGER", "tiny", 1)
+    assert set(result["test_result"]) == {f"{metric}@{k}" for metric in ("recall", "ndcg", "mrr") for k in (5, 10, 20)}
+    assert 0 < result["test_result"]["recall@20"] <= 1
+    assert result["best_valid_score"] == result["best_valid_result"]["ndcg@10"] == result["epoch_log"][0]["valid_score"]
+    assert result["best_epoch"] == 0
+    assert result["still_improving"] is True
+    assert result["semantic_ids"]["items"] == 60
+    assert result["settings"]["codebook_size"] == settings["codebook_size"]
+    recommender = Recommender.load(folder / result["checkpoint"])
+    assert result["parameters"] == sum(p.numel() for p in recommender.model.parameters())
+
+
+def test_resume_of_a_finished_run_does_nothing(trained, monkeypatch, capsys):
+    folder, _, result = trained
+    before = files_under(folder)
+    assert run_again(trained, monkeypatch, "--resume") == 0
+    assert files_under(folder) == before
+    shown = capsys.readouterr().out
+    (file,) = (folder / "results").iterdir()
+    assert f"TIGER on tiny: already run, results/{file.name}" in shown
+    assert rows_of(shown)["TIGER"][0] == f"{result['test_result']['recall@5']:.4f}"
+    assert result["checkpoint"] in shown
+
+
+def test_resume_may_stand_in_a_config_file(trained, monkeypatch, capsys, tmp_path):
+    (tmp_path / "again.yaml").write_text("resume: True\n")
+    before = files_under(trained[0])
+    assert run_again(trained, monkeypatch, f"--config_files={tmp_path / 'again.yaml'}") == 0
+    assert "already run" in capsys.readouterr().out
+    assert files_under(trained[0]) == before
+
+
+def test_run_without_resume_runs_again(settings, capsys):
+    call = ["run", "--model=Pop", "--dataset=tiny", f"--data_path={settings['data_path']}", "--show_progress=False"]
+    assert main(call) == 0
+    (first,) = read_results("results")
+    assert rows_of(capsys.readouterr().out)["Pop"][0] == f"{first['test_result']['recall@5']:.4f}"
+    assert set(first) == FIELDS
+    assert main(call) == 0
+    assert "already run" not in capsys.readouterr().out
+    (second,) = read_results("results")
+    assert second["test_result"] == first["test_result"]
+    assert second["epoch_log"] != first["epoch_log"]  # the seconds differ
+
+
+# --- compare ---
+
+
+def test_compare(settings, capsys, tmp_path):
+    small = {**settings, "epochs": 1, "embedding_size": 16}
+    call = ["compare", "--models=GRU4Rec,SASRec,TIGER", "--dataset=tiny", "--results_dir=found", *arguments(small)]
+    assert main(call) == 0
+    shown = capsys.readouterr().out
+    table = rows_of(shown)
+    assert set(table) == {"GRU4Rec", "SASRec", "TIGER"}
+    assert "already run" not in shown
+    results = {result["label"]: result for result in read_results("found")}
+    assert set(results) == set(table)
+    for name, row in table.items():
+        expected = [results[name]["test_result"][f"{metric}@{k}"] for metric in ("recall", "ndcg") for k in (5, 10, 20)]
+        assert row[:6] == [f"{value:.4f}" for value in expected]
+    order = [results[name]["best_valid_score"] for name in table]
+    assert order == sorted(order, reverse=True)
+    for key in ("topk", "valid_metric", "eval_args", "MAX_ITEM_LIST_LENGTH", "load_col", "seed"):
+        assert results["SASRec"]["settings"][key] == results["TIGER"]["settings"][key] == results["GRU4Rec"]["settings"][key]
+
+    before = files_under(tmp_path)
+    assert main(call) == 0
+    again = capsys.readouterr().out
+    assert files_under(tmp_path) == before
+    for name in table:
+        assert f"{name} on tiny: already run, " in again
+    assert rows_of(again) == table
+
+
+# --- settings ---
+
+
+def test_config_files_lie_in_layers(settings, tmp_path):
+    (tmp_path / "a.yaml").write_text("codebook_size: 4\ncodebook_depth: 1\nseed: 11\n")
+    (tmp_path / "b.yaml").write_text("codebook_size: 5\ncodebook_depth: 2\n")
+    base = {key: value for key, value in settings.items() if not key.startswith("codebook")}
+    files = f"--config_files={tmp_path / 'a.yaml'},{tmp_path / 'b.yaml'}"
+    call = ["tokenize", "--dataset=tiny", files, *arguments(base), "--codebook_size=6"]
+    assert main([*call, "--output=ids.tsv"]) == 0
+    codes = SemanticIDs.load("ids.tsv").codes
+    assert codes.shape == (60, 3)  # depth 2 of the later file, and the collision level
+    assert len(np.unique(codes[:, 0])) == 6  # the command line over both
+    assert main([*call, "--output=other.tsv", "--seed=12"]) == 0
+    assert not np.array_equal(SemanticIDs.load("other.tsv").codes, codes)
+    assert main([*call, "--output=same.tsv", "--seed=11"]) == 0  # the seed of the earlier file was in force
+    assert np.array_equal(SemanticIDs.load("same.tsv").codes, codes)
+
+
+def test_values_are_yaml():
+    assert parse_arguments(
+        [
+            "--topk=[5,10]",
+            "--text_fields=[title,brand]",
+            "--learning_rate=1e-3",
+            "--weight_decay=5E-2",
+            "--label=a=b=c",
+            "--eval_args={split: {LS: valid_and_test}, mode: full}",
+            "--show_progress=False",
+            "--load_col=~",
+            "--epochs=3",
+            "--user_inter_num_interval=[5,inf)",
+        ]
+    ) == {
+        "topk": [5, 10],
+        "text_fields": ["title", "brand"],
+        "learning_rate": 0.001,
+        "weight_decay": 0.05,
+        "label": "a=b=c",
+        "eval_args": {"split": {"LS": "valid_and_test"}, "mode": "full"},
+        "show_progress": False,
+        "load_col": None,
+        "epochs": 3,
+        "user_inter_num_interval": "[5,inf)",
+    }
+
+
+def test_values_reach_the_run(settings):
+    more = ["--topk=[2,3]", "--valid_metric=NDCG@3", "--label=a=b", "--learning_rate=1e-3", "--metrics=[NDCG]"]
+    data = [f"--{key}={settings[key]}" for key in ("data_path", "checkpoint_dir", "show_progress")]
+    assert main(["run", "--model=SASRec", "--dataset=tiny", "--epochs=1", "--n_layers=1", *data, *more]) == 0
+    (result,) = read_results("results")
+    assert result["label"] == "a=b"
+    assert set(result["test_result"]) == {"ndcg@2", "ndcg@3"}
+    assert result["settings"]["learning_rate"] == 0.001
+    assert result["settings"]["topk"] == [2, 3]
+    assert result["settings"]["MAX_ITEM_LIST_LENGTH"] == 20  # the protocol's, not RecBole's 50
+
+
+# --- tokenize ---
+
+
+def test_tokenize(settings, capsys):
+    assert main(["tokenize", "--dataset=tiny", *arguments(settings), "--output=ids.tsv"]) == 0
+    shown = capsys.readouterr().out
+    ids = SemanticIDs.load("ids.tsv")
+    assert set(ids.items) == {f"i{i}" for i in range(60)}
+    statistics = ids.statistics()
+    levels = rows_of(shown)
+    for level in range(2):
+        found = [float(cell) for cell in levels[str(level + 1)]]
+        assert found == [statistics[name][level] for name in ("used_codes", "perplexity", "distinct_prefixes")]
+    assert re.search(rf"^collision_rate +{statistics['collision_rate']:g}$", shown, flags=re.MULTILINE)
+    assert re.search(rf"^distinct_ids +{statistics['distinct_ids']}$", shown, flags=re.MULTILINE)
+    # The examples are items that do share a prefix, with their titles.
+    examples = re.findall(r"^\| \((\d+), \d+, \d+\) +\| i(\d+) +\| The \w+ number (\d+) ", shown, flags=re.MULTILINE)
+    assert len(examples) >= 4
+    for prefix, item, number in examples:
+        assert item == number
+        assert ids.codes[ids.items.index(f"i{item}"), 0] == int(prefix)
+    # They are the semantic IDs that training uses: the file can be given back.
+    assert main(["tokenize", "--dataset=tiny", *arguments(settings), "--semantic_ids=ids.tsv", "--output=same.tsv"]) == 0
+    assert Path("same.tsv").read_bytes() == Path("ids.tsv").read_bytes()
+
+
+# --- recommend ---
+
+
+def test_recommend_a_history(trained, capsys):
+    folder, _, result = trained
+    checkpoint = folder / result["checkpoint"]
+    assert main(["recommend", f"--checkpoint={checkpoint}", "--history=i1, i7,i13", "--k=4"]) == 0
+    table = rows_of(capsys.readouterr().out)
+    expected = Recommender.load(checkpoint).recommend(["i1", "i7", "i13"], k=4)
+    assert table == {
+        str(rank): [row["item"], row["title"], f"{row['score']:.4f}"] for rank, row in enumerate(expected, start=1)
+    }
+    assert all(row["title"].endswith(f"number {row['item'][1:]}") for row in expected)
+
+
+def test_recommend_exact_is_the_likelihood_of_the_whole_catalogue(trained, capsys):
+    folder, _, result = trained
+    call = ["recommend", f"--checkpoint={folder / result['checkpoint']}", "--history=i1,i7", "--k=60"]
+    assert main([*call, "--scoring=exact"]) == 0
+    exact = rows_of(capsys.readouterr().out)
+    assert len({row[0] for row in exact.values()}) == 60
+    assert main([*call, "--beam_size=60"]) == 0
+    beam = rows_of(capsys.readouterr().out)
+    scores = [{row[0]: float(row[2]) for row in table.values()} for table in (exact, beam)]
+    assert scores[1] == pytest.approx(scores[0], abs=2e-4)
+
+
+def test_recommend_can_leave_out_the_history(trained, capsys):
+    folder, _, result = trained
+    call = ["recommend", f"--checkpoint={folder / result['checkpoint']}", "--k=5"]
+    assert main([*call, "--history=i1,i7"]) == 0
+    best = [row[0] for row in rows_of(capsys.readouterr().out).values()]
+    history = best[:2]
+    assert main([*call, f"--history={','.join(history)}", "--exclude_history"]) == 0
+    left = [row[0] for row in rows_of(capsys.readouterr().out).values()]
+    assert main([*call, f"--history={','.join(history)}", "--k=7", "--scoring=exact"]) == 0
+    whole = [row[0] for row in rows_of(capsys.readouterr().out).values()]
+    assert len(left) == 5
+    assert not set(left) & set(history)
+    assert left == [item for item in whole if item not in history][:5]
+
+
+def test_recommend_histories(trained, capsys, tmp_path):
+    folder, _, result = trained
+    call = ["recommend", f"--checkpoint={folder / result['checkpoint']}", "--k=3"]
+    (tmp_path / "histories.txt").write_text("i1,i7\ni3\n i5 , i11,i17\n")
+    assert main([*call, "--histories=histories.txt"]) == 0
+    shown = capsys.readouterr().out
+    lines = [json.loads(line) for line in shown.splitlines()]
+    assert [line["history"] for line in lines] == [["i1", "i7"], ["i3"], ["i5", "i11", "i17"]]
+    recommender = Recommender.load(folder / result["checkpoint"])
+    for line in lines:
+        expected = recommender.recommend(line["history"], k=3)
+        assert [row["item"] for row in line["recommendations"]] == [row["item"] for row in expected]
+        assert [row["title"] for row in line["recommendations"]] == [row["title"] for row in expected]
+        for found, wanted in zip(line["recommendations"], expected, strict=True):
+            assert found["score"] == pytest.approx(wanted["score"], abs=1e-4)
+    assert main([*call, "--histories=histories.txt", "--output=out/found.jsonl"]) == 0
+    assert capsys.readouterr().out == ""
+    assert Path("out/found.jsonl").read_text() == shown
