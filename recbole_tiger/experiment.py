@@ -52,9 +52,8 @@ def prepare(name, dataset, user_settings):
 
 
 def budget(name, dataset):
-    """The committed budget of epochs of a model on a dataset, as settings; {} where there is none."""
-    epochs = property_file("budget", dataset).get(name)
-    return {} if epochs is None else {"epochs": epochs}
+    """Settings that bound what a model costs in a comparison on a dataset (``properties/budget``); {} where there are none."""
+    return property_file("budget", dataset).get(name, {})
 
 
 class Stopwatch:

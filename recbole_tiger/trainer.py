@@ -50,10 +50,11 @@ class TIGERTrainer(Trainer):
     def _build_optimizer(self, **kwargs):
         matrices = [p for p in self.model.parameters() if p.dim() >= 2]
         others = [p for p in self.model.parameters() if p.dim() < 2]
-        betas = tuple(self.config["betas"])
+        # Settings of Adam and AdamW; other optimizers leave them unread.
+        adam = {"betas": tuple(self.config["betas"]), "fused": True}
         groups = [
-            {"params": matrices, "weight_decay": self.weight_decay, "betas": betas},
-            {"params": others, "weight_decay": 0.0, "betas": betas},
+            {"params": matrices, "weight_decay": self.weight_decay, **adam},
+            {"params": others, "weight_decay": 0.0, **adam},
         ]
         return super()._build_optimizer(params=groups, **kwargs)
 

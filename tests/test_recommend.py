@@ -1,0 +1,103 @@
+"""Recommender: from a checkpoint alone, the same as the trained model says."""
+
+import shutil
+
+import pytest
+import torch
+
+from recbole_tiger import Recommender, experiment
+from recbole_tiger.errors import TigerError
+from tests.conftest import small_settings
+
+VARIANTS = {
+    "paper": {},
+    "text": {"encoder_tokens": "item", "encoder_text": True},
+    "users": {"n_user_tokens": 7, "bidirectional_encoder": True},
+}
+
+
+@pytest.fixture(scope="module", params=VARIANTS.values(), ids=VARIANTS.keys())
+def trained(request, data_path, tmp_path_factory):
+    """A checkpoint, and what the model that wrote it says of three test users."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        config = experiment.prepare("TIGER", "tiny", {**small_settings(folder, data_path), **request.param})
+        result = experiment.run(config, folder / "results")
+        from recbole.quick_start import load_data_and_model
+
+        _, model, dataset, _, _, test_data = load_data_and_model(str(folder / result["checkpoint"]))
+    model.eval()
+    rows = test_data._dataset[[0, 5, 9]]
+    tokens = dataset.field2id_token
+    lengths = rows["item_length"].tolist()
+    histories = [
+        [str(tokens["item_id"][item]) for item in row[:length]]
+        for row, length in zip(rows["item_id_list"].tolist(), lengths, strict=True)
+    ]
+    users = [str(tokens["user_id"][user]) for user in rows["user_id"].tolist()]
+    model.scoring = "exact"
+    return {
+        "checkpoint": folder / result["checkpoint"],
+        "scores": model.full_sort_predict(rows),
+        "histories": histories,
+        "users": users if request.param.get("n_user_tokens") else None,
+        "tokens": [str(token) for token in tokens["item_id"]],
+    }
+
+
+@pytest.fixture
+def recommender(trained, tmp_path):
+    """Loaded from a copy of the file elsewhere: nothing else of the run is at hand."""
+    return Recommender.load(shutil.copy(trained["checkpoint"], tmp_path / "copy.pth"))
+
+
+def test_exact_scores_are_those_of_the_trained_model(trained, recommender):
+    found = recommender.recommend(trained["histories"], k=60, scoring="exact", user=trained["users"])
+    for row, recommendations in enumerate(found):
+        scores = {r["item"]: r["score"] for r in recommendations}
+        expected = dict(zip(trained["tokens"][1:], trained["scores"][row, 1:].tolist(), strict=True))
+        assert scores == pytest.approx(expected, abs=1e-4)
+        values = [r["score"] for r in recommendations]
+        assert values == sorted(values, reverse=True)
+
+
+def test_beam_of_the_catalogue_agrees_and_a_batch_is_its_rows(trained, recommender):
+    users = trained["users"] or [None] * 3
+    together = recommender.recommend(trained["histories"], k=10, beam_size=60, user=trained["users"])
+    exact = recommender.recommend(trained["histories"], k=10, scoring="exact", user=trained["users"])
+    for row, (history, user) in enumerate(zip(trained["histories"], users, strict=True)):
+        alone = recommender.recommend(history, k=10, beam_size=60, user=user)
+        assert [r["item"] for r in alone] == [r["item"] for r in together[row]] == [r["item"] for r in exact[row]]
+        assert [r["score"] for r in alone] == pytest.approx([r["score"] for r in exact[row]], abs=1e-4)
+
+
+def test_titles_and_excluded_history(trained, recommender):
+    history = trained["histories"][0]
+    user = trained["users"] and trained["users"][0]
+    kept = recommender.recommend(history, k=40, scoring="exact", user=user)
+    assert set(history) & {r["item"] for r in kept}
+    excluded = recommender.recommend(history, k=40, scoring="exact", exclude_history=True, user=user)
+    everything = recommender.recommend(history, k=60, scoring="exact", user=user)
+    assert [r["item"] for r in excluded] == [r["item"] for r in everything if r["item"] not in history][:40]
+    assert all(r["title"].startswith("The ") and r["title"].endswith(f" {r['item'][1:]}") for r in kept)
+
+
+def test_a_list_longer_than_the_beam_widens_it(trained, recommender):
+    user = trained["users"] and trained["users"][0]
+    assert len(recommender.recommend(trained["histories"][0], k=45, user=user)) == 45
+
+
+def test_semantic_ids_come_along(recommender):
+    ids = recommender.semantic_ids
+    assert torch.equal(recommender.model.network.codes[1:].cpu(), torch.tensor(ids.codes))
+    assert ids.item_of(ids.codes[3]) == recommender.items[3]
+
+
+def test_users_are_asked_for_where_the_model_reads_them(trained, recommender):
+    if trained["users"] is None:
+        pytest.skip("this model has no user token")
+    with pytest.raises(TigerError, match="give a user"):
+        recommender.recommend(trained["histories"][0])
+    one, two = (recommender.recommend(trained["histories"][0], scoring="exact", user=user) for user in ("u1", "u2"))
+    assert [r["score"] for r in one] != [r["score"] for r in two]
