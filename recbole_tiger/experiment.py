@@ -52,7 +52,7 @@ def prepare(name, dataset, user_settings):
 
 
 def budget(name, dataset):
-    """Settings that bound what a model costs in a comparison on a dataset (``properties/budget``); {} where there are none."""
+    """Settings that bound the cost of a model in a comparison (``properties/budget``); {} where there are none."""
     return property_file("budget", dataset).get(name, {})
 
 
