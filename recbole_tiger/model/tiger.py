@@ -153,8 +153,7 @@ class TIGER(SequentialRecommender):
 
     def calculate_loss(self, interaction):
         """Loss of RecBole's rows, one target a row."""
-        history = left_padded(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN], self.max_seq_length)
-        items = torch.cat([history, interaction[self.ITEM_ID].unsqueeze(1)], dim=1)
+        items = torch.cat([self._history(interaction), interaction[self.ITEM_ID].unsqueeze(1)], dim=1)
         return self.window_loss(items, torch.ones_like(items[:, 0]), interaction[self.USER_ID])
 
     def _slots(self, users):
