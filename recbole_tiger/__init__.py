@@ -7,10 +7,11 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from recbole.quick_start import run_recbole
 
-from recbole_tiger import compat, plugin
+from recbole_tiger import compat, memory, plugin
 
 compat.mend()
 plugin.register()
+memory.keep_freed_memory()
 
 from recbole_tiger.recommend import Recommender  # noqa: E402 - RecBole is mended first
 from recbole_tiger.semantic_ids import SemanticIDs  # noqa: E402

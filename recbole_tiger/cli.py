@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 import textwrap
+import threading
 import warnings
 
 from tabulate import tabulate
@@ -168,6 +169,15 @@ def _recommend(args):
 def main(argv=None):
     """Entry point; returns the exit status."""
     warnings.simplefilter("ignore", FutureWarning)  # RecBole's use of pandas, dozens a run
+    unwritten = []  # by tensorboard's thread: one line at the end, not a traceback in the middle
+
+    def thread_failed(failure):
+        if isinstance(failure.exc_value, OSError):
+            unwritten.append(failure.exc_value)
+        else:
+            threading.__excepthook__(failure)
+
+    threading.excepthook = thread_failed
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
     try:
@@ -181,7 +191,13 @@ def main(argv=None):
     except TigerError as error:
         print(f"recbole-tiger: error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        print(f"recbole-tiger: error: {reason}; make room or choose another folder", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("recbole-tiger: interrupted", file=sys.stderr)
         return 130
+    for error in unwritten:
+        print(f"recbole-tiger: warning: the tensorboard log is cut short: {error}", file=sys.stderr)
     return 0

@@ -59,12 +59,12 @@ def test_steps_equal_teacher_forcing(network):
     memory = network.encode(items, users_of(network, 2))
     targets = network.codes[torch.tensor([[10, 11, 12], [13, 14, 15]])]
     expected = network.decode(memory, targets, shared=True)
-    codes, caches = None, []
+    codes, caches = None, None
     for level in range(network.levels):
         logits, caches = network.step(memory, level, codes, caches)
         if level == 0:
             logits = logits.expand(-1, 3, -1)
-            caches = [tuple(cache.expand(-1, 3, -1, -1, -1) for cache in layer) for layer in caches]
+            caches = [tuple(cache.repeat_interleave(3, dim=0) for cache in layer) for layer in caches]
         torch.testing.assert_close(logits, expected[level], atol=1e-4, rtol=1e-4)
         codes = targets[..., level]
 
@@ -86,20 +86,22 @@ def test_result_does_not_depend_on_where_a_history_stands(network):
 def test_dropout_keeps_its_share_and_its_mean(p):
     torch.manual_seed(0)
     dropout = Dropout(p).train()
-    x = torch.ones(1001, 999)
+    x = torch.ones(1001, 3, 999)
     y = dropout(x)
+    assert torch.equal(y, y[:, :1].expand_as(y))  # one mask a sequence
+    y = y[:, 0]
     assert set(y.unique().tolist()) == {0.0, torch.tensor(1 / (1 - p)).item()}
     share = (y == 0).float().mean().item()
     # Five standard deviations of a binomial share.
     assert abs(share - p) < 5 * (p * (1 - p) / y.numel()) ** 0.5
     neighbours = ((y[:, :-1] == 0) & (y[:, 1:] == 0)).float().mean().item()
     assert abs(neighbours - p * p) < 0.005
-    assert not torch.equal(dropout(x), y)
+    assert not torch.equal(dropout(x)[:, 0], y)
     assert dropout.eval()(x) is x
 
 
 def test_dropout_passes_the_gradient_of_what_it_keeps():
-    x = torch.ones(64, 64, requires_grad=True)
+    x = torch.ones(8, 8, 64, requires_grad=True)
     y = Dropout(0.3).train()(x)
     y.sum().backward()
     torch.testing.assert_close(x.grad, y.detach())

@@ -7,9 +7,11 @@ EXACT_BUDGET = 4096
 
 
 def _reorder(caches, parents):
-    """Take the cached keys and values of ``parents`` [batch, prefixes] out of [batch, prefixes before, ...]."""
-    rows = torch.arange(len(parents), device=parents.device).unsqueeze(1)
-    return [tuple(cache[rows, parents] for cache in layer) for layer in caches]
+    """Take the cached keys and values of ``parents`` [batch, beams] out of [batch * prefixes, ...]."""
+    prefixes = len(caches[0][0]) // len(parents)
+    first = torch.arange(len(parents), device=parents.device).unsqueeze(1) * prefixes
+    rows = (first + parents).flatten()
+    return [tuple(cache.index_select(0, rows) for cache in layer) for layer in caches]
 
 
 @torch.no_grad()
@@ -26,7 +28,7 @@ def beam_search(net, trie, memory, beam_size):
     device = trie.item_of.device
     scores = torch.zeros(batch, 1, device=device)
     nodes = torch.zeros(batch, 1, dtype=torch.long, device=device)
-    codes, caches = None, []
+    codes, caches = None, None
     for level in range(trie.levels):
         logits, caches = net.step(memory, level, codes, caches)
         log_probs = logits.float().log_softmax(dim=-1)
@@ -66,30 +68,25 @@ def exact_scores(net, trie, memory_of, n_histories):
 def _walk(net, trie, memory):
     batch = memory.layers[0][0].shape[0]
     scores = torch.zeros(batch, 1, device=trie.item_of.device)
-    codes, caches = None, []
+    parents, codes, caches = None, torch.zeros(1, dtype=torch.long, device=scores.device), None
     for level in range(trie.levels):
-        parents, next_codes = trie.all_nodes(level)
-        # Prefixes in slices; each slice's parents were expanded at the level before.
-        prefixes = scores.shape[1]
-        pieces, kept = [], []
-        for begin in range(0, prefixes, EXACT_BUDGET):
-            part = slice(begin, begin + EXACT_BUDGET)
-            part_codes = None if codes is None else codes[None, part].expand(batch, -1)
-            part_caches = [tuple(cache[:, part] for cache in layer) for layer in caches]
-            logits, part_caches = net.step(memory, level, part_codes, part_caches)
-            pieces.append(logits.float().log_softmax(dim=-1))
-            kept.append(part_caches)
-        log_probs = torch.cat(pieces, dim=1)
-        scores = scores[:, parents] + log_probs[:, parents, next_codes]
-        if level + 1 < trie.levels:
-            caches = [
-                tuple(torch.cat(parts, dim=1)[:, parents] for parts in zip(*layer, strict=True))
-                for layer in zip(*kept, strict=True)
-            ]
-        codes = next_codes
+        log_probs, kept = [], []
+        for part in torch.arange(scores.shape[1], device=scores.device).split(EXACT_BUDGET):
+            before = caches and _reorder(caches, parents[part].expand(batch, -1))
+            logits, before = net.step(memory, level, codes[part].expand(batch, -1), before)
+            log_probs.append(logits.float().log_softmax(dim=-1))
+            kept.append(before)
+        caches = [tuple(_joined(pieces, batch) for pieces in zip(*layer, strict=True)) for layer in zip(*kept, strict=True)]
+        parents, codes = trie.all_nodes(level)
+        scores = scores[:, parents] + torch.cat(log_probs, dim=1)[:, parents, codes]
     result = scores.new_full((batch, len(trie.item_of) + 1), -torch.inf)
     result[:, trie.item_of.long()] = scores
     return result
+
+
+def _joined(pieces, batch):
+    """Pieces [batch * prefixes of the piece, ...] -> [batch * prefixes, ...]."""
+    return torch.cat([piece.unflatten(0, (batch, -1)) for piece in pieces], dim=1).flatten(0, 1)
 
 
 def log_likelihood(net, memory, items):

@@ -13,7 +13,7 @@ from recbole_tiger.model.seq2seq import Seq2Seq
 from recbole_tiger.trie import Trie
 
 # Histories decoded at once: larger slices gain no speed and cost memory.
-DECODE_BATCH = 256
+DECODE_BATCH = 128
 
 
 def user_slot(token, n_user_tokens):

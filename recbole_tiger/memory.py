@@ -1,0 +1,20 @@
+"""Memory that a process keeps."""
+
+import ctypes
+import sys
+
+# Parameters of glibc's mallopt, from malloc.h.
+M_TRIM_THRESHOLD = -1
+M_MMAP_THRESHOLD = -3
+
+
+def keep_freed_memory():
+    """Let the C library keep what a step of training frees for the next one.
+
+    By default it returns every large tensor to the system, which then hands out and clears the same pages again at the next
+    step. Where the C library is not glibc there is nothing to set.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, 2**30)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
