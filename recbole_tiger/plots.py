@@ -39,7 +39,7 @@ def codebook_heat_map(rows, metric, bigger, file):
 
 
 def collision_scatter(rows, metric, file):
-    """The validation score against the share of the items that share their codes with another.
+    """The validation score against the share of the items that share their codes with another; a label is a codebook's size.
 
     Args:
         rows: dicts with ``codebook_size``, ``codebook_depth``, ``collision_rate`` and the metric.
@@ -49,10 +49,8 @@ def collision_scatter(rows, metric, file):
     frame = pd.DataFrame(rows)
     for depth, of_depth in frame.groupby("codebook_depth"):
         axes.scatter(of_depth["collision_rate"], of_depth[metric], label=f"{depth} levels")
-        for _, row in of_depth.iterrows():
-            axes.annotate(
-                row["codebook_size"], (row["collision_rate"], row[metric]), textcoords="offset points", xytext=(4, 4)
-            )
+        for size, *point in of_depth[["codebook_size", "collision_rate", metric]].itertuples(index=False):
+            axes.annotate(size, point, textcoords="offset points", xytext=(4, 4))
     axes.set_xlabel("collision rate")
     axes.set_ylabel(f"validation {metric}")
     axes.legend()

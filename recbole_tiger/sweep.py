@@ -15,6 +15,7 @@ from tabulate import tabulate
 
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import whole_file
+from recbole_tiger.quantizers import quantizer_settings
 from recbole_tiger.results import write_result
 from recbole_tiger.settings import (
     NOT_OF_THE_RUN,
@@ -30,7 +31,7 @@ from recbole_tiger.settings import (
 
 # Distributions of Ray Tune by name, with the number of their arguments; an upper bound of whole numbers is exclusive.
 DISTRIBUTIONS = {"uniform": 2, "loguniform": 2, "quniform": 3, "randint": 2, "lograndint": 2, "choice": None}
-# What a trial ends in; "running" is all else that a record may say.
+# What a trial ends in; a record that says "running" is of one that goes on, or was killed.
 ENDED = ("completed", "stopped", "failed")
 
 
@@ -67,7 +68,8 @@ def read_space(sweep, config):
     for key, values in space.items():
         where = f"sweep {sweep}, {key}"
         if key not in config.final_config_dict:
-            raise TigerError(f"{where}: model {config['label']} does not read it; sweeps for it: see --sweep")
+            own = f"; try --sweep={config['model']}" if config["model"] in shipped() else ""
+            raise TigerError(f"{where}: model {config['label']} has no such setting{own}")
         if key in fixed or key in NOT_OF_THE_RUN:
             raise TigerError(f"{where}: all trials have to share it, or they cannot be compared; give it as --{key}=...")
         _check_values(where, values)
@@ -225,6 +227,8 @@ def plan(model, dataset, user_settings, config, *, sweep, num_samples, scheduler
     both = sorted(set(space) & set(user_settings))
     if both:
         raise TigerError(f"sweep {sweep} varies {', '.join(both)}, and the settings fix it: take it out of one of them")
+    if config["semantic_ids"] and set(space) & {"quantizer", *quantizer_settings(config)}:
+        raise TigerError(f"sweep {sweep} varies how semantic IDs are made, and semantic_ids gives them: take one out")
     if scheduler == "asha" and not 1 <= grace_period <= config["epochs"]:
         raise TigerError(f"grace_period has to be from 1 to the {config['epochs']} epochs, not {grace_period}")
     # Trials of another scheduler end elsewhere; more samples are more of the same sweep.
@@ -295,37 +299,27 @@ def write_tables(sweep):
 def table(sweep):
     """The trials, best first, as text; the winner has a *."""
     sign = -1 if sweep.bigger else 1
-    rows = sorted(sweep.rows(), key=lambda row: (row["status"] == "failed", sign * row.get(sweep.metric, -sign * np.inf)))
-    at = sweep.metric.rpartition("@")[2]
-    names = {
-        **{key: key.removeprefix("codebook_") for key in ("codebook_size", "codebook_depth") if key in rows[0]},
-        **{key: key for key in sweep.trials[0].params},
-        "distinct_ids": "distinct IDs",
-        "collision_rate": "collisions",
-        "largest_group": "largest group",
-        "used_codes": "used codes",
-        "perplexity": "perplexity",
-        **{key: key for row in rows for key in row if key == sweep.metric or key.endswith(f"@{at}")},
-        "best_epoch": "best epoch",
-        "epochs": "epochs",
-        "parameters": "parameters",
-        "seconds": "seconds",
-        "status": "",
-    }
-    names = {key: name for key, name in names.items() if any(row.get(key) is not None for row in rows)}
-    names.update({key: key.removeprefix("codebook_") for key in names if key in ("codebook_size", "codebook_depth")})
-    cells = []
-    for row in rows:
-        shown = {key: "" if row.get(key) is None else _shown(row[key]) for key in names}
-        shown.update(
-            {key: f"{row[key]:.4f}" for key in names if key == sweep.metric or (at and key.endswith(f"@{at}")) if key in row}
-        )
-        shown["status"] += " *" if row["winner"] else ""
-        cells.append(list(shown.values()))
-    text = tabulate(cells, list(names.values()), tablefmt="github", disable_numparse=True, stralign="right")
-    failed = [
-        f"failed: {trial}: {sweep.record(trial)['reason']}"
-        for trial in sweep.trials
-        if sweep.record(trial)["status"] == "failed"
-    ]
+    rows = sorted(sweep.rows(), key=lambda row: sign * row[sweep.metric] if sweep.metric in row else np.inf)
+    _, at, k = sweep.metric.partition("@")
+    scores = {key: key for row in rows for key in row if key == sweep.metric or (at and key.endswith(at + k))}
+    titles = {"codebook_size": "size", "codebook_depth": "depth"}
+    titles.update({key: key for key in sweep.trials[0].params if key not in titles})
+    titles.update(distinct_ids="distinct IDs", collision_rate="collisions", largest_group="largest group")
+    titles.update(used_codes="used codes", perplexity="perplexity", **scores)
+    titles.update(best_epoch="best epoch", epochs="epochs", parameters="parameters", seconds="seconds", status="")
+    columns = [key for key in titles if any(row.get(key) is not None for row in rows)]
+
+    def cell(row, key):
+        if row.get(key) is None:
+            return ""
+        return f"{row[key]:.4f}" if key in scores else _shown(row[key]) + (" *" if key == "status" and row["winner"] else "")
+
+    text = tabulate(
+        [[cell(row, key) for key in columns] for row in rows],
+        [titles[key] for key in columns],
+        tablefmt="github",
+        disable_numparse=True,
+        stralign="right",
+    )
+    failed = [f"failed: {sweep.trials[row['trial'] - 1]}: {row['reason']}" for row in rows if row["status"] == "failed"]
     return "\n".join([text, *([""] if failed else []), *failed])

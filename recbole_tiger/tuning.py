@@ -6,7 +6,6 @@ import platform
 import shutil
 import tempfile
 import warnings
-from pathlib import Path
 from types import SimpleNamespace
 
 import ray
@@ -117,20 +116,22 @@ class Settle(tune.Callback):
         self._settle(trial, "stopped", "by ASHA")
 
     def on_trial_error(self, iteration, trials, trial, **info):
-        """A trial raised an error, or its process died."""
-        lines = Path(trial.error_file).read_text(encoding="utf-8").split("\n") if trial.error_file else []
-        self._settle(trial, "failed", " ".join(" ".join(lines).split()) or "its process died")
+        """A trial raised an error, which it noted itself, or its process died."""
+        self._settle(trial, "failed", "its process ended without a word: out of memory, or killed")
 
     def _settle(self, ray_trial, status, reason):
         trial = self.sweep.trials[ray_trial.config["number"] - 1]
-        if (self.sweep.record(trial) or {}).get("status") not in ENDED:
-            self.sweep.write(trial, status=status, reason=reason)
         record = self.sweep.record(trial)
+        if record is None and status == "stopped":
+            status, reason = "failed", f"its node does not share the folder {self.sweep.folder}"
+        if record is None or record["status"] not in ENDED:
+            self.sweep.write(trial, status=status, reason=reason)
+            record = self.sweep.record(trial)
         if record["status"] != "completed":
             shutil.rmtree(trial.settings["checkpoint_dir"], ignore_errors=True)
         result = record.get("result")
         score = f"{self.sweep.metric} {result['best_valid_score']:.4f}" if result else ""
-        self.bar.write(f"{trial}: {record['status']} {record['reason'] or ''} {score}")
+        self.bar.write(", ".join(filter(None, [f"{trial}: {record['status']}", record["reason"], score])))
         self.bar.update()
 
 
@@ -163,6 +164,10 @@ def run_trials(sweep, *, scheduler, grace_period, max_concurrent, cpus_per_trial
     """
     os.environ.update(TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1", TUNE_DISABLE_SIGINT_HANDLER="1", RAY_AIR_NEW_OUTPUT="0")
     quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.CRITICAL}
+    if cpus_per_trial < 1 or gpus_per_trial < 0:
+        raise TigerError(
+            f"a trial needs at least one CPU and no less than 0 GPUs, not {cpus_per_trial} and {gpus_per_trial}"
+        )
     try:
         ray.init(address=ray_address or "local", **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -176,7 +181,7 @@ def run_trials(sweep, *, scheduler, grace_period, max_concurrent, cpus_per_trial
             warnings.catch_warnings(),
         ):
             warnings.simplefilter("ignore")
-            trainable = tune.with_parameters(run_trial, sweep=sweep, folder=os.getcwd(), threads=max(1, int(cpus_per_trial)))
+            trainable = tune.with_parameters(run_trial, sweep=sweep, folder=os.getcwd(), threads=cpus_per_trial)
             tune.Tuner(
                 tune.with_resources(trainable, {"cpu": cpus_per_trial, "gpu": gpus_per_trial}),
                 param_space={"number": tune.grid_search([trial.number for trial in left])},
