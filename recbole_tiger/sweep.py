@@ -1,5 +1,6 @@
 """A sweep on paper: the search space, the trials drawn from it, what became of each, and the tables."""
 
+import csv
 import hashlib
 import json
 from dataclasses import dataclass
@@ -7,7 +8,6 @@ from importlib import resources
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from ray import tune
 from ray.tune.search.variant_generator import generate_variants
 from recbole.utils import argument_list
@@ -292,8 +292,10 @@ def write_tables(sweep):
     flat = [
         {key: "/".join(map(str, value)) if isinstance(value, list) else value for key, value in row.items()} for row in rows
     ]
-    with whole_file(sweep.folder / "trials.csv") as temporary:
-        pd.DataFrame(flat).to_csv(temporary, index=False)
+    with whole_file(sweep.folder / "trials.csv") as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in flat for key in row)))
+        writer.writeheader()
+        writer.writerows(flat)
 
 
 def table(sweep):
