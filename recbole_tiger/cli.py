@@ -164,7 +164,7 @@ def _tune(args, settings):
         gpus_per_trial=min(1, torch.cuda.device_count() / args.max_concurrent) if gpus is None else gpus,
         ray_address=args.ray_address,
     )
-    result = tuning.test_winner(planned, args.results_dir)
+    result = tuning.evaluate_winner(planned, args.results_dir)
     print(f"\n{args.dataset}, validation, * the winner\n")
     print(sweep.table(planned))
     if result is None:

@@ -217,7 +217,7 @@ def _check_room(cpus, gpus):
         )
 
 
-def test_winner(sweep, results_dir):
+def evaluate_winner(sweep, results_dir):
     """The winner's result, in a file as of any run; it is evaluated on the test set once.
 
     Returns:
@@ -267,12 +267,8 @@ def tune_sweep(sweep, *, resume, **how):
 
 
 def draw_pictures(sweep):
-    """The pictures of a sweep that varies codebooks; returns their files."""
+    """The pictures of a sweep that varies codebooks, beside its tables."""
     rows = [row for row in sweep.rows() if row["status"] != "failed" and "collision_rate" in row]
-    varied = {"codebook_size", "codebook_depth"} & set(sweep.trials[0].params)
-    if not rows or not varied:
-        return []
-    files = [sweep.folder / "scores.png", sweep.folder / "collisions.png"]
-    codebook_heat_map(rows, sweep.metric, sweep.bigger, files[0])
-    collision_scatter(rows, sweep.metric, files[1])
-    return files
+    if rows and {"codebook_size", "codebook_depth"} & set(sweep.trials[0].params):
+        codebook_heat_map(rows, sweep.metric, sweep.bigger, sweep.folder / "scores.png")
+        collision_scatter(rows, sweep.metric, sweep.folder / "collisions.png")
