@@ -1,15 +1,17 @@
-"""The command line: recbole-tiger run | compare | tokenize | recommend."""
+"""The command line: recbole-tiger run | compare | tokenize | tune | recommend."""
 
 import argparse
 import json
+import os
 import sys
 import textwrap
 import threading
 import warnings
 
+import torch
 from tabulate import tabulate
 
-from recbole_tiger import experiment
+from recbole_tiger import experiment, sweep, tuning
 from recbole_tiger.dataset import TIGERDataset
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import whole_file
@@ -30,7 +32,7 @@ def _parser():
         prog="recbole-tiger", description="TIGER beside the models of RecBole.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="run | compare | tokenize | recommend")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="run | compare | tokenize | tune | recommend")
 
     def command(name, summary, example, settings=True):
         sub = commands.add_parser(
@@ -68,6 +70,39 @@ def _parser():
     )
     tokenize.add_argument("--output", help="write the semantic IDs to this file")
 
+    tune = command(
+        "tune",
+        "Search settings by Ray Tune; the winner on validation is tested",
+        "recbole-tiger tune --dataset=ml-100k --sweep=codebook --max_concurrent=2 --epochs=8 --valid_users=500",
+    )
+    tune.add_argument("--model", default="TIGER", help="a model of RecBole, TIGER, or a recipe of it (default: TIGER)")
+    tune.add_argument(
+        "--sweep",
+        default="codebook",
+        help=f"search space: a .yaml file, or one of {', '.join(sweep.shipped())} (default: codebook)",
+    )
+    tune.add_argument(
+        "--num_samples", type=int, default=10, help="draws from the distributions, for each point of the grid (default: 10)"
+    )
+    tune.add_argument(
+        "--scheduler", choices=["asha", "none"], default="asha", help="asha stops trials that fall behind (default: asha)"
+    )
+    tune.add_argument(
+        "--grace_period", type=int, help="epochs before asha stops a trial (default: a quarter of the epochs, at least 1)"
+    )
+    tune.add_argument("--max_concurrent", type=int, default=1, help="trials at a time (default: 1)")
+    tune.add_argument(
+        "--cpus_per_trial", type=int, help="cores of a trial, and its threads (default: this machine's among max_concurrent)"
+    )
+    tune.add_argument(
+        "--gpus_per_trial",
+        type=float,
+        help="GPUs of a trial, or a share of one (default: this machine's among max_concurrent, at most 1)",
+    )
+    tune.add_argument("--ray_address", help="a Ray cluster to run on, or auto (default: this machine alone)")
+    tune.add_argument("--resume", action="store_true", help="go on with a sweep that was killed; ended trials are kept")
+    tune.add_argument("--results_dir", default="results", help="folder of the sweep and its result file (default: results)")
+
     recommend = command(
         "recommend",
         "Recommend the next items after a history",
@@ -100,6 +135,44 @@ def _compare(args, settings):
     results = experiment.compare(args.models, args.dataset, settings, args.results_dir)
     print(f"\n{args.dataset}, test set, full ranking, best validation epoch\n")
     print(leaderboard(results))
+
+
+def _tune(args, settings):
+    for key in ("num_samples", "max_concurrent"):
+        if getattr(args, key) < 1:
+            raise TigerError(f"{key} has to be a positive whole number, not {getattr(args, key)}")
+    config = experiment.prepare(args.model, args.dataset, settings)
+    grace_period = max(1, config["epochs"] // 4) if args.grace_period is None else args.grace_period
+    cpus, gpus = args.cpus_per_trial, args.gpus_per_trial
+    planned = sweep.plan(
+        args.model,
+        args.dataset,
+        settings,
+        config,
+        sweep=args.sweep,
+        num_samples=args.num_samples,
+        scheduler=args.scheduler,
+        grace_period=grace_period,
+        results_dir=args.results_dir,
+    )
+    tuning.tune_sweep(
+        planned,
+        resume=args.resume,
+        scheduler=args.scheduler,
+        grace_period=grace_period,
+        max_concurrent=args.max_concurrent,
+        cpus_per_trial=max(1, os.cpu_count() // args.max_concurrent) if cpus is None else cpus,
+        gpus_per_trial=min(1, torch.cuda.device_count() / args.max_concurrent) if gpus is None else gpus,
+        ray_address=args.ray_address,
+    )
+    result = tuning.evaluate_winner(planned, args.results_dir)
+    print(f"\n{args.dataset}, validation, * the winner\n")
+    print(sweep.table(planned))
+    if result is None:
+        raise TigerError(f"no trial of the sweep completed; the reasons are above and in {planned.folder}/trials.csv")
+    print("\nthe winner, test set:\n")
+    print(leaderboard([result]))
+    print(f"\ntables and pictures: {planned.folder}\ncheckpoint: {result['checkpoint']}")
 
 
 def _tokenize(args, settings):
@@ -187,7 +260,7 @@ def main(argv=None):
             _recommend(args)
         else:
             settings = {**read_config_files(args.config_files), **parse_arguments(rest)}
-            {"run": _run, "compare": _compare, "tokenize": _tokenize}[args.command](args, settings)
+            {"run": _run, "compare": _compare, "tokenize": _tokenize, "tune": _tune}[args.command](args, settings)
     except TigerError as error:
         print(f"recbole-tiger: error: {error}", file=sys.stderr)
         return 2

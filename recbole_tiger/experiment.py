@@ -9,10 +9,12 @@ from importlib import metadata
 from logging import getLogger
 from pathlib import Path
 
+import numpy as np
 import psutil
 import torch
 from recbole.data import create_dataset, data_preparation
 from recbole.data.dataset import Dataset
+from recbole.data.utils import get_dataloader
 from recbole.utils import get_model, get_trainer, init_logger, init_seed
 
 from recbole_tiger.dataset import text_load_col
@@ -111,8 +113,119 @@ def result_path(config, results_dir):
     return Path(results_dir) / f"{config['dataset']}-{config['label']}-{config['seed']}-{run_key(config)}.json"
 
 
+def start_logging(config):
+    """Hand RecBole's log over to a run."""
+    root = getLogger()
+    for handler in root.handlers[:]:
+        root.removeHandler(handler)
+    init_logger(config)
+    root.info(config)
+
+
+def load(config):
+    """Training, validation (cut down to ``valid_users``) and test data of a run."""
+    init_seed(config["seed"], config["reproducibility"])
+    dataset = create_dataset(config)
+    getLogger().info(dataset)
+    train_data, valid_data, test_data = data_preparation(config, dataset)
+    if config["valid_users"] is not None:
+        valid_data = of_some_users(config, valid_data)
+    return train_data, valid_data, test_data
+
+
+def of_some_users(config, valid_data):
+    """Validation data of ``valid_users`` users: with one seed the same for every model, by their tokens."""
+    dataset = valid_data._dataset
+    users = dataset.inter_feat[dataset.uid_field].numpy()
+    tokens = dataset.field2id_token[dataset.uid_field]
+    ordered = sorted(np.unique(users), key=lambda user: tokens[user])
+    chosen = np.random.default_rng(config["seed"]).permutation(ordered)[: config["valid_users"]]
+    rows = dataset.copy(dataset.inter_feat[np.flatnonzero(np.isin(users, chosen))])
+    return get_dataloader(config, "valid")(config, rows, valid_data._sampler, shuffle=False)
+
+
+def make_trainer(config, train_data):
+    """A new model and its trainer."""
+    init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
+    model = get_model(config["model"])(config, train_data._dataset).to(config["device"])
+    getLogger().info(model)
+    return get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
+
+
+def train(config, after_epoch=None):
+    """Train one model, as RecBole's ``run_recbole`` does.
+
+    Args:
+        config: of :func:`prepare`.
+        after_epoch: called after every evaluation on validation with the result so far.
+
+    Returns:
+        dict: the result without the fields of :func:`test`; the trainer; the test data.
+    """
+    settings, files_hash = run_settings(config), data_hash(config)
+    begin = time.perf_counter()
+    train_data, valid_data, test_data = load(config)
+    prepare_seconds = time.perf_counter() - begin
+    trainer = make_trainer(config, train_data)
+    Stopwatch(trainer)
+
+    def result():
+        log = trainer.epoch_log
+        scored = [i for i, epoch in enumerate(log) if "valid_score" in epoch]
+        best = max(scored, key=lambda i: (log[i]["valid_score"] * (1 if config["valid_metric_bigger"] else -1), i))
+        found = {
+            "schema": SCHEMA,
+            "model": config["model"],
+            "label": config["label"],
+            "dataset": config["dataset"],
+            "seed": config["seed"],
+            "best_valid_score": log[best]["valid_score"],
+            "valid_score_bigger": config["valid_metric_bigger"],
+            "best_valid_result": log[best]["valid_result"],
+            "epochs": len(log),
+            "best_epoch": best,
+            "still_improving": len(log) == config["epochs"] and best == scored[-1],
+            "prepare_seconds": round(prepare_seconds, 2),
+            "train_seconds": round(sum(epoch["train_seconds"] for epoch in log), 2),
+            "parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+            "epoch_log": log,
+            "settings": settings,
+            "data_hash": files_hash,
+            "versions": versions(),
+            "hardware": hardware(),
+            "checkpoint": str(trainer.saved_model_file),
+        }
+        if config["model"] == "TIGER":
+            found["semantic_ids"] = train_data._dataset.catalogue.semantic_ids.statistics()
+        return found
+
+    callback = {} if after_epoch is None else {"callback_fn": lambda epoch, score: after_epoch(result())}
+    trainer.fit(train_data, valid_data, saved=True, show_progress=config["show_progress"], **callback)
+    return result(), trainer, test_data
+
+
+def test(trainer, test_data, checkpoint):
+    """Evaluate the best epoch on the test set; the fields of the result that tell it."""
+    begin = time.perf_counter()
+    result = trainer.evaluate(
+        test_data, load_best_model=True, model_file=checkpoint, show_progress=trainer.config["show_progress"]
+    )
+    seconds = time.perf_counter() - begin
+    return {
+        "test_result": plain(result),
+        "eval_seconds": round(seconds, 2),
+        "eval_users_per_second": round(len(test_data._dataset) / seconds, 2),
+    }
+
+
+def remove_state(trainer):
+    """Remove what TIGER resumes from, which has served; the best epoch's checkpoint stays."""
+    if trainer.config["model"] == "TIGER":
+        shutil.rmtree(trainer.state_file.parent, ignore_errors=True)
+
+
 def run(config, results_dir):
-    """Train and test one model, as RecBole's ``run_recbole`` does, and write the result file.
+    """Train and test one model and write the result file.
 
     Args:
         config: of :func:`prepare`.
@@ -122,66 +235,11 @@ def run(config, results_dir):
     """
     file = result_path(config, results_dir)
     make_folder(file.parent)
-    settings, files_hash = run_settings(config), data_hash(config)
-    root = getLogger()
-    for handler in root.handlers[:]:
-        root.removeHandler(handler)
-    init_logger(config)
-    root.info(config)
-
-    begin = time.perf_counter()
-    init_seed(config["seed"], config["reproducibility"])
-    dataset = create_dataset(config)
-    root.info(dataset)
-    train_data, valid_data, test_data = data_preparation(config, dataset)
-    prepare_seconds = time.perf_counter() - begin
-
-    init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
-    model = get_model(config["model"])(config, train_data._dataset).to(config["device"])
-    root.info(model)
-    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
-    Stopwatch(trainer)
-    best_valid_score, best_valid_result = trainer.fit(
-        train_data, valid_data, saved=True, show_progress=config["show_progress"]
-    )
-    begin = time.perf_counter()
-    test_result = trainer.evaluate(test_data, load_best_model=True, show_progress=config["show_progress"])
-    test_seconds = time.perf_counter() - begin
-
-    log = trainer.epoch_log
-    scored = [i for i, epoch in enumerate(log) if "valid_score" in epoch]
-    best = max(scored, key=lambda i: (log[i]["valid_score"] * (1 if config["valid_metric_bigger"] else -1), i))
-    result = {
-        "schema": SCHEMA,
-        "model": config["model"],
-        "label": config["label"],
-        "dataset": config["dataset"],
-        "seed": config["seed"],
-        "best_valid_score": float(best_valid_score),
-        "valid_score_bigger": config["valid_metric_bigger"],
-        "best_valid_result": plain(best_valid_result),
-        "test_result": plain(test_result),
-        "epochs": len(log),
-        "best_epoch": best,
-        "still_improving": len(log) == config["epochs"] and best == scored[-1],
-        "prepare_seconds": round(prepare_seconds, 2),
-        "train_seconds": round(sum(epoch["train_seconds"] for epoch in log), 2),
-        "eval_seconds": round(test_seconds, 2),
-        "eval_users_per_second": round(len(test_data._dataset) / test_seconds, 2),
-        "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "epoch_log": log,
-        "settings": settings,
-        "data_hash": files_hash,
-        "versions": versions(),
-        "hardware": hardware(),
-        "checkpoint": str(trainer.saved_model_file),
-    }
-    if config["model"] == "TIGER":
-        result["semantic_ids"] = train_data._dataset.catalogue.semantic_ids.statistics()
+    start_logging(config)
+    result, trainer, test_data = train(config)
+    result.update(test(trainer, test_data, result["checkpoint"]))
     write_result(result, file)
-    if config["model"] == "TIGER":
-        # The state to resume from has served; the best epoch's checkpoint stays.
-        shutil.rmtree(trainer.state_file.parent, ignore_errors=True)
+    remove_state(trainer)
     return result
 
 

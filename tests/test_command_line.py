@@ -1,4 +1,4 @@
-"""The commands run, compare, tokenize and recommend, as a user calls them."""
+"""The commands run, compare, tokenize and recommend, as a user calls them; tune is in test_tuning.py."""
 
 import json
 import os
@@ -69,7 +69,7 @@ def run_again(trained, monkeypatch, *more):
 # --- help and version ---
 
 
-@pytest.mark.parametrize("name", ["run", "compare", "tokenize", "recommend"])
+@pytest.mark.parametrize("name", ["run", "compare", "tokenize", "tune", "recommend"])
 def test_help_has_an_example(name, capsys):
     with pytest.raises(SystemExit) as done:
         main([name, "--help"])
@@ -84,7 +84,8 @@ def test_help_names_the_commands(capsys):
     assert done.value.code == 0
     shown = capsys.readouterr().out
     assert all(
-        re.search(rf"^    {name} ", shown, flags=re.MULTILINE) for name in ("run", "compare", "tokenize", "recommend")
+        re.search(rf"^    {name} ", shown, flags=re.MULTILINE)
+        for name in ("run", "compare", "tokenize", "tune", "recommend")
     )
 
 

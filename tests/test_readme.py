@@ -43,11 +43,18 @@ def commands():
 
 
 def shortened(line, folder):
-    """Arguments of a command with fewer epochs, and the newest checkpoint where the README writes a placeholder."""
+    """Arguments of a command with fewer epochs, and the newest checkpoint where the README writes a placeholder.
+
+    The sweep is the README's own, of two trials.
+    """
     arguments = shlex.split(line.replace("<", "\\<").replace(">", "\\>"))[1:]
     if arguments[0] == "recommend":
         newest = max((folder / "saved").glob("TIGER-*.pth"), key=lambda file: file.stat().st_mtime)
         return [f"--checkpoint={newest}" if part.startswith("--checkpoint=") else part for part in arguments]
+    if arguments[0] == "tune":
+        (sweep,) = re.findall(r"^```yaml\n(# mine.yaml.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+        (folder / "mine.yaml").write_text(sweep)
+        arguments = [re.sub("^--sweep=.*", "--sweep=mine.yaml", part) for part in arguments] + ["--num_samples=1"]
     small = {**SMALL, **SMALL_TIGER}
     kept = [part for part in arguments if part.removeprefix("--").split("=")[0] not in small]
     return [*kept, *(f"--{key}={value}" for key, value in small.items())]
@@ -72,6 +79,8 @@ def test_runs(number, folder):
     if kind == "command" and arguments[2] in ("run", "compare"):
         models = re.search(r"--models?=(\S+)", text).group(1).split(",")
         assert all(re.search(rf"^\| *{model} ", done.stdout, flags=re.MULTILINE) for model in models)
+    if kind == "command" and arguments[2] == "tune":
+        assert len(re.findall(r"^\|.* completed( \*)? \|$", done.stdout, flags=re.MULTILINE)) == 2
     if kind == "command" and arguments[2] == "recommend":
         assert "log-probability" in done.stdout
 

@@ -13,11 +13,11 @@ import yaml
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.quick_start import load_data_and_model, objective_function, run_recbole
-from recbole.trainer import Trainer
+from recbole.trainer import HyperTuning, Trainer
 from recbole.utils import get_model, get_trainer, init_logger, init_seed
 from recbole.utils.case_study import full_sort_scores, full_sort_topk
 
-import recbole_tiger  # noqa: F401 - registers TIGER
+from recbole_tiger import SemanticIDs  # registers TIGER, too
 from recbole_tiger.dataset import TIGERDataset
 from recbole_tiger.model.tiger import TIGER
 from recbole_tiger.trainer import TIGERTrainer
@@ -206,6 +206,23 @@ def test_objective_function(settings):
     assert result["model"] == "TIGER"
     assert set(result["best_valid_result"]) == set(result["test_result"])
     assert result["best_valid_score"] == result["best_valid_result"]["ndcg@10"]
+
+
+def test_hyper_tuning(settings, tmp_path):
+    pytest.importorskip("hyperopt", reason="RecBole's HyperTuning needs hyperopt: pip install recbole-tiger[hyperopt]")
+    (tmp_path / "fixed.yaml").write_text(yaml.safe_dump({**settings, "model": "TIGER", "dataset": "tiny", "epochs": 1}))
+    tuning = HyperTuning(
+        objective_function,
+        params_dict={"choice": {"codebook_size": [4, 8], "n_layers": [1]}},
+        fixed_config_file_list=[str(tmp_path / "fixed.yaml")],
+    )
+    tuning.run()
+    assert set(tuning.params2result) == {f"codebook_size:{size}, n_layers:1" for size in (4, 8)}
+    scores = {params: result["best_valid_score"] for params, result in tuning.params2result.items()}
+    assert tuning.best_score == max(scores.values())
+    assert scores[f"codebook_size:{tuning.best_params['codebook_size']}, n_layers:1"] == tuning.best_score
+    sizes = {SemanticIDs.load(file).codes[:, 0].max() + 1 for file in (tmp_path / "cache").glob("semantic-ids-*.tsv")}
+    assert sizes == {4, 8}  # the settings reached the model
 
 
 # --- checkpoints ---

@@ -1,0 +1,327 @@
+"""A sweep on paper: the search space, the trials drawn from it, what became of each, and the tables."""
+
+import csv
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+from ray import tune
+from ray.tune.search.variant_generator import generate_variants
+from recbole.utils import argument_list
+from tabulate import tabulate
+
+from recbole_tiger.errors import TigerError
+from recbole_tiger.files import whole_file
+from recbole_tiger.quantizers import quantizer_settings
+from recbole_tiger.results import write_result
+from recbole_tiger.settings import (
+    NOT_OF_THE_RUN,
+    PROPERTIES,
+    make_config,
+    nearest,
+    property_file,
+    protocol,
+    read_config_files,
+    run_key,
+    run_settings,
+)
+
+# Distributions of Ray Tune by name, with the number of their arguments; an upper bound of whole numbers is exclusive.
+DISTRIBUTIONS = {"uniform": 2, "loguniform": 2, "quniform": 3, "randint": 2, "lograndint": 2, "choice": None}
+# What a trial ends in; a record that says "running" is of one that goes on, or was killed.
+ENDED = ("completed", "stopped", "failed")
+
+
+def shipped():
+    """Names of the sweeps that come with the package."""
+    return sorted(file.name.removesuffix(".yaml") for file in (resources.files(PROPERTIES) / "sweep").iterdir())
+
+
+def read_space(sweep, config):
+    """The search space of a sweep, checked.
+
+    Args:
+        sweep: a name of :func:`shipped` or a YAML file, where ``key: [a, b]`` is a grid and ``key: {uniform: [0, 1]}`` a
+            distribution.
+        config: of a run with the settings that all trials share.
+
+    Returns:
+        dict: setting -> list of values, or a dict of one distribution and the list of its arguments.
+
+    Raises:
+        TigerError: with the setting and what it may be.
+    """
+    if sweep in shipped():
+        space = property_file("sweep", sweep)
+    elif sweep.endswith((".yaml", ".yml")):
+        space = read_config_files([sweep])
+    else:
+        raise TigerError(
+            f"unknown sweep {sweep!r}{nearest(sweep, shipped())}; give a .yaml file or one of {', '.join(shipped())}"
+        )
+    if not space:
+        raise TigerError(f"sweep {sweep} holds no setting to vary: give lines like codebook_size: [64, 128]")
+    fixed = set(argument_list.evaluation_arguments) | set(argument_list.dataset_arguments) | set(protocol())
+    for key, values in space.items():
+        where = f"sweep {sweep}, {key}"
+        if key not in config.final_config_dict:
+            own = f"; try --sweep={config['model']}" if config["model"] in shipped() else ""
+            raise TigerError(f"{where}: model {config['label']} has no such setting{own}")
+        if key in fixed or key in NOT_OF_THE_RUN:
+            raise TigerError(f"{where}: all trials have to share it, or they cannot be compared; give it as --{key}=...")
+        _check_values(where, values)
+    return space
+
+
+def _check_values(where, values):
+    if isinstance(values, dict):
+        if len(values) != 1 or not set(values) <= set(DISTRIBUTIONS):
+            raise TigerError(f"{where}: {values} is no distribution; there are {', '.join(DISTRIBUTIONS)}")
+        ((kind, arguments),) = values.items()
+        if kind != "choice":
+            count = DISTRIBUTIONS[kind]
+            if (
+                not isinstance(arguments, list)
+                or len(arguments) != count
+                or not all(isinstance(x, int | float) and not isinstance(x, bool) for x in arguments)
+            ):
+                raise TigerError(f"{where}: {kind} takes a list of {count} numbers, not {arguments!r}")
+            low, high = arguments[:2]
+            if kind in ("randint", "lograndint") and not all(isinstance(x, int) for x in arguments):
+                raise TigerError(f"{where}: {kind} takes whole numbers, not {arguments!r}")
+            if not low < high or (kind.startswith("log") and low <= 0) or (kind == "quniform" and arguments[2] <= 0):
+                raise TigerError(f"{where}: {kind} from {low} to {high} is empty or reaches below what it can")
+            return
+        values = arguments
+    if not isinstance(values, list) or not values:
+        raise TigerError(f"{where}: {values!r} is not a list of values; give at least one, as [64, 128]")
+    written = [json.dumps(value, sort_keys=True, default=str) for value in values]
+    if len(set(written)) < len(written):
+        raise TigerError(f"{where}: a value is there twice in {values}")
+
+
+def draw(space, num_samples, seed):
+    """The settings of every trial, by Ray Tune's own variants; the same space and seed give the same.
+
+    Returns:
+        list of dicts: the grid, once where nothing is drawn, or else with ``num_samples`` draws for every point of it.
+    """
+    variants, chosen = {}, {}
+    for key, values in space.items():
+        if isinstance(values, list):
+            variants[key] = tune.grid_search(list(range(len(values))))
+            chosen[key] = values
+            continue
+        ((kind, arguments),) = values.items()
+        if kind == "choice":
+            variants[key] = tune.randint(0, len(arguments))
+            chosen[key] = arguments
+        else:
+            variants[key] = getattr(tune, kind)(*arguments)
+    random = any(isinstance(values, dict) for values in space.values())
+    state = np.random.RandomState(seed)
+    trials = []
+    for _ in range(num_samples if random else 1):
+        for _, spec in generate_variants({"config": variants}, random_state=state):
+            values = {key: value.item() if hasattr(value, "item") else value for key, value in spec["config"].items()}
+            trial = {key: chosen[key][value] if key in chosen else value for key, value in values.items()}
+            if trial not in trials:
+                trials.append(trial)
+    return trials
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a sweep.
+
+    Attributes:
+        number: its place in the sweep, from 1.
+        key: hash of its settings and data, as of any run.
+        params: the settings that the sweep varies.
+        settings: all that the run is made of, for ``make_config``.
+        values: the run's settings in full.
+    """
+
+    number: int
+    key: str
+    params: dict
+    settings: dict
+    values: dict
+
+    def __str__(self):
+        return ", ".join(f"{key} {_shown(value)}" for key, value in self.params.items())
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Trials to compare, and where what becomes of them is kept: ``<folder>/trials/<key>.json``.
+
+    Attributes:
+        model: a model or recipe; dataset: name.
+        metric: name of the validation metric; bigger: whether more of it is better.
+        epochs: most epochs of a trial.
+    """
+
+    model: str
+    dataset: str
+    folder: Path
+    trials: list
+    metric: str
+    bigger: bool
+    epochs: int
+
+    def record(self, trial):
+        """What became of a trial so far, or None.
+
+        Raises:
+            TigerError: the file is cut short or not JSON.
+        """
+        file = self._file(trial)
+        if not file.is_file():
+            return None
+        try:
+            return json.loads(file.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise TigerError(f"{file} is cut short or not JSON ({error}); delete it, and its trial runs again") from error
+
+    def write(self, trial, **fields):
+        """Note what became of a trial, over what was noted before."""
+        noted = self.record(trial) or {"number": trial.number, "key": trial.key, "params": trial.params}
+        write_result({**noted, **fields}, self._file(trial))
+
+    def _file(self, trial):
+        return self.folder / "trials" / f"{trial.key}.json"
+
+    def left(self):
+        """Trials that have not ended."""
+        return [trial for trial in self.trials if (self.record(trial) or {}).get("status") not in ENDED]
+
+    def winner(self):
+        """The completed trial with the best validation score, or None; the earlier one of equals."""
+        scores = {}
+        for trial in self.trials:
+            record = self.record(trial)
+            if record["status"] == "completed":
+                scores[trial.number] = record["result"]["best_valid_score"] * (1 if self.bigger else -1)
+        return self.trials[max(scores, key=scores.get) - 1] if scores else None
+
+    def rows(self):
+        """A dict a trial, of what the tables tell."""
+        winner = self.winner()
+        return [{**_row(trial, self.record(trial)), "winner": trial is winner} for trial in self.trials]
+
+
+def plan(model, dataset, user_settings, config, *, sweep, num_samples, scheduler, grace_period, results_dir):
+    """The sweep of a command.
+
+    Args:
+        config: of ``experiment.prepare`` for the settings that all trials share.
+
+    Raises:
+        TigerError: the space or a trial of it cannot work.
+    """
+    space = read_space(sweep, config)
+    both = sorted(set(space) & set(user_settings))
+    if both:
+        raise TigerError(f"sweep {sweep} varies {', '.join(both)}, and the settings fix it: take it out of one of them")
+    if config["semantic_ids"] and set(space) & {"quantizer", *quantizer_settings(config)}:
+        raise TigerError(f"sweep {sweep} varies how semantic IDs are made, and semantic_ids gives them: take one out")
+    if scheduler == "asha" and not 1 <= grace_period <= config["epochs"]:
+        raise TigerError(f"grace_period has to be from 1 to the {config['epochs']} epochs, not {grace_period}")
+    # Trials of another scheduler end elsewhere; more samples are more of the same sweep.
+    identity = [run_key(config), space, scheduler, grace_period if scheduler == "asha" else None]
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:10]
+    name = f"{config['dataset']}-{config['label']}-{Path(sweep).stem}-{config['seed']}-{digest}"
+    shared = {**user_settings, "load_col": config["load_col"]}
+    if config["model"] == "TIGER":
+        shared["resume"] = True
+    trials = []
+    for params in draw(space, num_samples, config["seed"]):
+        settings = {**shared, **params}
+        try:
+            own = make_config(model, dataset, settings)
+        except TigerError as error:
+            raise TigerError(f"sweep {sweep}, trial {params}: {error}") from error
+        key = run_key(own)
+        settings["checkpoint_dir"] = str(Path(config["checkpoint_dir"]) / name / key)
+        trials.append(Trial(len(trials) + 1, key, params, settings, run_settings(own)))
+    return Sweep(
+        model=model,
+        dataset=dataset,
+        folder=Path(results_dir) / name,
+        trials=trials,
+        metric=config["valid_metric"].lower(),
+        bigger=config["valid_metric_bigger"],
+        epochs=max(trial.values["epochs"] for trial in trials),
+    )
+
+
+def _shown(value):
+    if isinstance(value, list):
+        return "/".join(map(_shown, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _row(trial, record):
+    result = record.get("result") or {}
+    row = {"trial": trial.number, "key": trial.key, "status": record["status"], "reason": record.get("reason")}
+    if trial.values["model"] == "TIGER" and not trial.values["semantic_ids"]:
+        row.update(codebook_size=trial.values["codebook_size"], codebook_depth=trial.values["codebook_depth"])
+    row.update(trial.params)
+    row.update(result.get("semantic_ids", {}))
+    row.update(result.get("best_valid_result", {}))
+    if result:
+        evaluation = sum(epoch.get("eval_seconds", 0) for epoch in result["epoch_log"])
+        row["epochs"] = result["epochs"]
+        row["best_epoch"] = result["best_epoch"]
+        row["train_seconds"] = result["train_seconds"]
+        row["seconds"] = round(result["prepare_seconds"] + result["train_seconds"] + evaluation, 1)
+        row["parameters"] = result["parameters"]
+    row["node"] = record.get("node")
+    return row
+
+
+def write_tables(sweep):
+    """Write ``trials.csv`` and ``trials.json`` beside the trials; lists are joined by / in the former."""
+    rows = sweep.rows()
+    with whole_file(sweep.folder / "trials.json") as temporary:
+        temporary.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    flat = [
+        {key: "/".join(map(str, value)) if isinstance(value, list) else value for key, value in row.items()} for row in rows
+    ]
+    with whole_file(sweep.folder / "trials.csv") as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in flat for key in row)))
+        writer.writeheader()
+        writer.writerows(flat)
+
+
+def table(sweep):
+    """The trials, best first, as text; the winner has a *."""
+    sign = -1 if sweep.bigger else 1
+    rows = sorted(sweep.rows(), key=lambda row: sign * row[sweep.metric] if sweep.metric in row else np.inf)
+    _, at, k = sweep.metric.partition("@")
+    scores = {key: key for row in rows for key in row if key == sweep.metric or (at and key.endswith(at + k))}
+    titles = {"codebook_size": "size", "codebook_depth": "depth"}
+    titles.update({key: key for key in sweep.trials[0].params if key not in titles})
+    titles.update(distinct_ids="distinct IDs", collision_rate="collisions", largest_group="largest group")
+    titles.update(used_codes="used codes", perplexity="perplexity", **scores)
+    titles.update(best_epoch="best epoch", epochs="epochs", parameters="parameters", seconds="seconds", status="")
+    columns = [key for key in titles if any(row.get(key) is not None for row in rows)]
+
+    def cell(row, key):
+        if row.get(key) is None:
+            return ""
+        return f"{row[key]:.4f}" if key in scores else _shown(row[key]) + (" *" if key == "status" and row["winner"] else "")
+
+    text = tabulate(
+        [[cell(row, key) for key in columns] for row in rows],
+        [titles[key] for key in columns],
+        tablefmt="github",
+        disable_numparse=True,
+        stralign="right",
+    )
+    failed = [f"failed: {sweep.trials[row['trial'] - 1]}: {row['reason']}" for row in rows if row["status"] == "failed"]
+    return "\n".join([text, *([""] if failed else []), *failed])

@@ -1,0 +1,274 @@
+"""The trials of a sweep, run by Ray Tune; the winner alone sees the test set."""
+
+import logging
+import os
+import platform
+import shutil
+import tempfile
+import warnings
+from types import SimpleNamespace
+
+import ray
+import torch
+from ray import tune
+from ray.air import RunConfig, session
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+from recbole.data.dataset import SequentialDataset
+from tqdm import tqdm
+
+from recbole_tiger import experiment
+from recbole_tiger.catalogue import check_sizes, item_embeddings
+from recbole_tiger.errors import TigerError
+from recbole_tiger.files import make_folder
+from recbole_tiger.item_text import text_of_items
+from recbole_tiger.plots import codebook_heat_map, collision_scatter
+from recbole_tiger.results import read_result, write_result
+from recbole_tiger.settings import make_config
+from recbole_tiger.sweep import ENDED, write_tables
+
+# ASHA lets one in so many of the trials that reach a rung go on, to the next one so many times as far.
+REDUCTION = 3
+
+
+def check_and_embed(sweep):
+    """Refuse trials that do not fit the catalogue, then make the item embeddings that trials share, in ``cache_dir``.
+
+    Raises:
+        TigerError: a trial cannot work, or the texts cannot be encoded.
+    """
+    configs = [make_config(sweep.model, sweep.dataset, trial.settings) for trial in sweep.trials]
+    dataset = SequentialDataset(configs[0])
+    items = dataset.field2id_token[dataset.iid_field][1:].tolist()
+    for trial, config in zip(sweep.trials, configs, strict=True):
+        try:
+            check_sizes(config, len(items))
+        except TigerError as error:
+            raise TigerError(f"trial {trial.params}: {error}") from error
+    done = []
+    for config in configs:
+        kind = [config[key] for key in ("text_fields", "text_encoder", "item_embeddings")]
+        if kind not in done and not (config["semantic_ids"] and not config["encoder_text"]):
+            item_embeddings(config, items, text_of_items(config, items)[0])
+            done.append(kind)
+
+
+def run_trial(chosen, sweep, folder, threads):
+    """One trial, in a worker of Ray's: trains, reports every evaluation, and notes what became of it.
+
+    Args:
+        chosen: dict with the ``number`` of the trial.
+        folder: the working directory of the command, where relative paths of the settings begin.
+        threads: of PyTorch; more than the trial has cores would slow all trials down.
+    """
+    trial = sweep.trials[chosen["number"] - 1]
+    os.chdir(folder)
+    torch.set_num_threads(threads)
+    sweep.write(trial, status="running", reason=None, node=_node())
+    reported = 0
+
+    def after_epoch(result):
+        """Report the evaluations since the last time; a resumed trial repeats its earlier ones."""
+        nonlocal reported
+        sweep.write(trial, result=result)
+        log = result["epoch_log"]
+        for epoch in range(reported, len(log)):
+            # The last one is reported when all of it is noted: ASHA ends a trial there.
+            if "valid_score" in log[epoch] and epoch + 1 < trial.values["epochs"]:
+                session.report({"epoch": epoch + 1, sweep.metric: log[epoch]["valid_score"]})
+        reported = len(log)
+
+    try:
+        gpus = ",".join(map(str, ray.get_gpu_ids()))
+        config = make_config(sweep.model, sweep.dataset, {**trial.settings, "gpu_id": gpus, "show_progress": False})
+        experiment.start_logging(config)
+        result, trainer, _ = experiment.train(config, after_epoch)
+    except Exception as error:
+        sweep.write(trial, status="failed", reason=_reason(error))
+        raise
+    sweep.write(trial, status="completed", result=result)
+    experiment.remove_state(trainer)
+    session.report({"epoch": result["epochs"], sweep.metric: result["best_valid_score"]})
+
+
+def _reason(error):
+    text = " ".join(str(error).split())
+    return text if isinstance(error, TigerError) else f"{type(error).__name__}: {text}"
+
+
+def _node():
+    """Which node of the cluster this is."""
+    return f"{platform.node()}/{ray.get_runtime_context().get_node_id()[:8]}"
+
+
+class Settle(tune.Callback):
+    """Notes the end of trials that cannot do so themselves, and shows how the sweep goes."""
+
+    def __init__(self, sweep, bar):
+        self.sweep, self.bar = sweep, bar
+
+    def on_trial_result(self, iteration, trials, trial, result, **info):
+        """A trial was evaluated."""
+        this = self.sweep.trials[trial.config["number"] - 1]
+        self.bar.set_postfix_str(f"{this}: epoch {result['epoch']}, {self.sweep.metric} {result[self.sweep.metric]:.4f}")
+
+    def on_trial_complete(self, iteration, trials, trial, **info):
+        """A trial ended, by itself or by the scheduler."""
+        self._settle(trial, "stopped", "by ASHA")
+
+    def on_trial_error(self, iteration, trials, trial, **info):
+        """A trial raised an error, which it noted itself, or its process died."""
+        self._settle(trial, "failed", "its process ended without a word: out of memory, or killed")
+
+    def _settle(self, ray_trial, status, reason):
+        trial = self.sweep.trials[ray_trial.config["number"] - 1]
+        record = self.sweep.record(trial)
+        if record is None and status == "stopped":
+            status, reason = "failed", f"its node does not share the folder {self.sweep.folder}"
+        if record is None or record["status"] not in ENDED:
+            self.sweep.write(trial, status=status, reason=reason)
+            record = self.sweep.record(trial)
+        if record["status"] != "completed":
+            shutil.rmtree(trial.settings["checkpoint_dir"], ignore_errors=True)
+        result = record.get("result")
+        score = f"{self.sweep.metric} {result['best_valid_score']:.4f}" if result else ""
+        self.bar.write(", ".join(filter(None, [f"{trial}: {record['status']}", record["reason"], score])))
+        self.bar.update()
+
+
+def make_scheduler(sweep, scheduler, grace_period):
+    """Ray's scheduler; ASHA knows the evaluations of the trials that ended in an earlier sitting."""
+    if scheduler == "none":
+        return FIFOScheduler()
+    asha = ASHAScheduler(time_attr="epoch", max_t=sweep.epochs, grace_period=grace_period, reduction_factor=REDUCTION)
+    for trial in sweep.trials:
+        record = sweep.record(trial) or {}
+        if record.get("status") in ENDED and record.get("result"):
+            for epoch, entry in enumerate(record["result"]["epoch_log"], start=1):
+                if "valid_score" in entry:
+                    score = entry["valid_score"] * (1 if sweep.bigger else -1)
+                    asha._brackets[0].on_result(SimpleNamespace(trial_id=trial.key), epoch, score)
+    return asha
+
+
+def run_trials(sweep, *, scheduler, grace_period, max_concurrent, cpus_per_trial, gpus_per_trial, ray_address):
+    """Run the trials that have not ended.
+
+    Args:
+        scheduler: asha, which stops trials that fall behind, or none.
+        grace_period: epochs before ASHA stops a trial.
+        max_concurrent: trials at a time.
+        ray_address: of a running cluster, whose nodes share the folders of the settings; None: this machine alone.
+
+    Raises:
+        TigerError: the cluster is not there or no node of it has the room.
+    """
+    os.environ.update(TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1", TUNE_DISABLE_SIGINT_HANDLER="1", RAY_AIR_NEW_OUTPUT="0")
+    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.CRITICAL}
+    if cpus_per_trial < 1 or gpus_per_trial < 0:
+        raise TigerError(
+            f"a trial needs at least one CPU and no less than 0 GPUs, not {cpus_per_trial} and {gpus_per_trial}"
+        )
+    try:
+        ray.init(address=ray_address or "local", **quiet)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise TigerError(f"no Ray cluster at {ray_address}: {error}; start one by `ray start --head`") from error
+    try:
+        _check_room(cpus_per_trial, gpus_per_trial)
+        left = sweep.left()
+        with (
+            tempfile.TemporaryDirectory(prefix="sweep-") as storage,
+            tqdm(total=len(sweep.trials), initial=len(sweep.trials) - len(left), desc="trials") as bar,
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")
+            trainable = tune.with_parameters(run_trial, sweep=sweep, folder=os.getcwd(), threads=cpus_per_trial)
+            tune.Tuner(
+                tune.with_resources(trainable, {"cpu": cpus_per_trial, "gpu": gpus_per_trial}),
+                param_space={"number": tune.grid_search([trial.number for trial in left])},
+                tune_config=tune.TuneConfig(
+                    metric=sweep.metric,
+                    mode="max" if sweep.bigger else "min",
+                    scheduler=make_scheduler(sweep, scheduler, grace_period),
+                    max_concurrent_trials=max_concurrent,
+                    reuse_actors=False,  # a trial leaves RecBole's loggers and PyTorch's memory behind
+                ),
+                run_config=RunConfig(
+                    name="ray",
+                    storage_path=storage,
+                    sync_config=tune.SyncConfig(syncer=None),
+                    callbacks=[Settle(sweep, bar)],
+                    verbose=0,
+                ),
+            ).fit()
+    finally:
+        ray.shutdown()
+    left = sweep.left()
+    if left:
+        raise TigerError(f"{len(left)} of {len(sweep.trials)} trials have not ended; go on by --resume")
+
+
+def _check_room(cpus, gpus):
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
+        has = "; ".join(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in nodes)
+        raise TigerError(
+            f"a trial wants {cpus:g} CPUs and {gpus:g} GPUs, and no node has them ({has}): "
+            f"lower --cpus_per_trial or --gpus_per_trial"
+        )
+
+
+def evaluate_winner(sweep, results_dir):
+    """The winner's result, in a file as of any run; it is evaluated on the test set once.
+
+    Returns:
+        dict, or None where no trial completed.
+    """
+    winner = sweep.winner()
+    if winner is None:
+        return None
+    config = make_config(sweep.model, sweep.dataset, winner.settings)
+    file = experiment.result_path(config, results_dir)
+    if file.is_file():
+        return read_result(file)
+    result = sweep.record(winner)["result"]
+    experiment.start_logging(config)
+    train_data, _, test_data = experiment.load(config)
+    trainer = experiment.make_trainer(config, train_data)
+    trainer.eval_collector.data_collect(train_data)
+    result.update(experiment.test(trainer, test_data, result["checkpoint"]))
+    write_result(result, file)
+    return result
+
+
+def tune_sweep(sweep, *, resume, **how):
+    """Run what is left of a sweep and write its tables and pictures.
+
+    Args:
+        resume: whether to go on with a sweep that was begun.
+        how: of :func:`run_trials`.
+
+    Raises:
+        TigerError: it was begun and is not to be resumed, or it cannot run.
+    """
+    left = sweep.left()
+    if left:
+        begun = [trial for trial in sweep.trials if sweep.record(trial)]
+        if begun and not resume:
+            raise TigerError(
+                f"{sweep.folder} holds a sweep of {len(sweep.trials)} trials, {len(left)} of them unfinished: "
+                f"go on by --resume, or remove it"
+            )
+        if sweep.trials[0].values["model"] == "TIGER":
+            check_and_embed(sweep)
+        make_folder(sweep.folder)
+        run_trials(sweep, **how)
+    write_tables(sweep)
+    draw_pictures(sweep)
+
+
+def draw_pictures(sweep):
+    """The pictures of a sweep that varies codebooks, beside its tables."""
+    rows = [row for row in sweep.rows() if row["status"] != "failed" and "collision_rate" in row]
+    if rows and {"codebook_size", "codebook_depth"} & set(sweep.trials[0].params):
+        codebook_heat_map(rows, sweep.metric, sweep.bigger, sweep.folder / "scores.png")
+        collision_scatter(rows, sweep.metric, sweep.folder / "collisions.png")

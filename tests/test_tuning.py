@@ -1,0 +1,456 @@
+"""Sweeps: what is tried, that a killed one goes on, that the winner is what a run of its settings gives."""
+
+import contextlib
+import csv
+import io
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from recbole_tiger import experiment, sweep, tuning
+from recbole_tiger.cli import main
+from recbole_tiger.results import read_results
+from recbole_tiger.settings import make_config
+from tests.conftest import small_settings, write_dataset
+from tests.test_bad_input import has, refused
+from tests.test_command_line import arguments, files_under, rows_of
+
+PYTHON = [sys.executable, "-W", "ignore", "-m", "recbole_tiger"]
+
+
+def records(folder):
+    """The records of the trials under a folder of results, by size of their codebooks or by number."""
+    found = [json.loads(file.read_text()) for file in Path(folder).glob("*/trials/*.json")]
+    return {record["params"].get("codebook_size", record["number"]): record for record in found}
+
+
+def waited(condition, seconds=90):
+    """Wait until ``condition()`` is true."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def scored(record):
+    """Epochs that a record tells."""
+    return len(record.get("result", {}).get("epoch_log", []))
+
+
+# --- a sweep of four codebooks: killed with one trial done and one begun, then resumed ---
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """A sweep whose driver was killed in its second trial and that was resumed, where the third trial's process was killed.
+
+    The fourth trial fails: items of four kinds leave most of 50 codes unused.
+    """
+    folder = tmp_path_factory.mktemp("sweep")
+    path = write_dataset(folder / "data")
+    items = np.load(path / "embeddings.npz")["items"]
+    np.savez(path / "embeddings.npz", items=items, embeddings=np.eye(4, 16)[np.arange(len(items)) % 4] * 3)
+    (folder / "sizes.yaml").write_text("codebook_size: [3, 4, 8, 50]\n")
+    settings = {**small_settings(".", "data"), "codebook_depth": 1, "epochs": 40, "stopping_step": 40}
+    settings = {key: value for key, value in settings.items() if key != "codebook_size"}
+    call = ["tune", "--dataset=tiny", "--sweep=sizes.yaml", "--scheduler=none", "--cpus_per_trial=1", *arguments(settings)]
+    found, quiet = {}, {"cwd": folder, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    driver = subprocess.Popen([*PYTHON, *call], **quiet)
+    waited(lambda: scored(records(folder / "results").get(4, {})) >= 3)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    time.sleep(2)
+    found["before"], found["files"] = records(folder / "results"), files_under(folder / "results")
+
+    with contextlib.chdir(folder), contextlib.redirect_stderr(io.StringIO()) as message:
+        status = main(call)
+    found["refusal"] = (status, message.getvalue(), files_under(folder / "results") == found["files"])
+    with subprocess.Popen([*PYTHON, *call, "--resume"], cwd=folder, stdout=subprocess.PIPE, text=True) as driver:
+        waited(lambda: scored(records(folder / "results").get(8, {})) >= 1)
+        processes = psutil.Process(driver.pid).children(recursive=True)
+        (worker,) = [process for process in processes if "ray::ImplicitFunc" in " ".join(process.cmdline())]
+        worker.kill()
+        found["shown"], _ = driver.communicate()
+    assert driver.returncode == 0
+    return {**found, "folder": folder, "call": call, "settings": settings, "after": records(folder / "results")}
+
+
+def test_a_sweep_that_was_begun_is_not_begun_again(killed):
+    status, message, same = killed["refusal"]
+    assert status == 2
+    assert same
+    assert "a sweep of 4 trials, 3 of them unfinished: go on by --resume" in message
+
+
+def test_resume_repeats_no_trial_that_had_ended(killed):
+    assert [killed["before"][size]["status"] for size in (3, 4)] == ["completed", "running"]
+    assert 8 not in killed["before"]
+    (file,) = [name for name in killed["files"] if json.loads(killed["files"][name])["params"] == {"codebook_size": 3}]
+    assert Path(file).read_bytes() == killed["files"][file]
+    assert killed["after"][4]["status"] == "completed"
+
+
+def test_resume_takes_up_an_unfinished_trial_at_its_last_epoch(killed):
+    before, after = (killed[when][4]["result"]["epoch_log"] for when in ("before", "after"))
+    done = len(before) - 1  # the epoch that was being evaluated may not be kept
+    assert done >= 2
+    assert after[:done] == before[:done]  # to the last digit of the seconds
+    assert len(after) == 40
+
+
+def test_a_failing_trial_is_noted_with_its_reason(killed):
+    assert {size: record["status"] for size, record in killed["after"].items()} == {
+        3: "completed",
+        4: "completed",
+        8: "failed",
+        50: "failed",
+    }
+    assert killed["after"][8]["reason"] == "its process ended without a word: out of memory, or killed"
+    assert killed["after"][50]["reason"].startswith("codebook 1 has collapsed: 4 of 50 codes used")
+    assert re.search(r"^failed: codebook_size 50: codebook 1 has collapsed", killed["shown"], flags=re.MULTILINE)
+
+
+def test_tables_tell_what_the_trials_did(killed):
+    (folder,) = (file.parent for file in killed["folder"].glob("results/*/trials.csv"))
+    with open(folder / "trials.csv") as file:
+        rows = {int(row["codebook_size"]): row for row in csv.DictReader(file)}
+    assert set(rows) == {3, 4, 8, 50}
+    for size in (3, 4):
+        row, result = rows[size], killed["after"][size]["result"]
+        assert (row["status"], row["codebook_depth"], row["reason"]) == ("completed", "1", "")
+        assert float(row["ndcg@10"]) == max(epoch["valid_score"] for epoch in result["epoch_log"])
+        assert int(row["distinct_ids"]) == size == int(row["used_codes"])  # of four kinds of items
+        assert float(row["collision_rate"]) == 1
+        assert int(row["largest_group"]) == {3: 30, 4: 15}[size]
+        assert float(row["seconds"]) > float(row["train_seconds"]) > 0
+    assert rows[50]["ndcg@10"] == ""
+    assert "collapsed" in rows[50]["reason"]
+    told = json.loads((folder / "trials.json").read_text())
+    assert [row["codebook_size"] for row in told] == [3, 4, 8, 50]
+    assert told[0]["perplexity"] == killed["after"][3]["result"]["semantic_ids"]["perplexity"]
+    shown = killed["shown"].split("the winner, test set")[0]
+    assert {size: row[7] for size, row in rows_of(shown).items()} == {
+        str(size): f"{float(rows[size]['ndcg@10']):.4f}" if rows[size]["ndcg@10"] else "" for size in rows
+    }
+    for name in ("scores.png", "collisions.png"):
+        with Image.open(folder / name) as picture:
+            assert len(set(picture.convert("L").getdata())) > 20
+
+
+def test_the_winner_is_what_a_run_of_its_settings_gives(killed, monkeypatch):
+    monkeypatch.chdir(killed["folder"])
+    (won,) = read_results("results")
+    best = max((3, 4), key=lambda size: killed["after"][size]["result"]["best_valid_score"])
+    assert won["semantic_ids"]["used_codes"] == [best]
+    call = ["run", "--model=TIGER", "--dataset=tiny", f"--codebook_size={best}", "--results_dir=alone"]
+    assert main([*call, *arguments({**killed["settings"], "checkpoint_dir": "alone"})]) == 0
+    (alone,) = read_results("alone")
+    for key in ("test_result", "best_valid_result", "best_epoch", "settings", "data_hash", "parameters", "semantic_ids"):
+        assert won[key] == alone[key], key
+    assert set(won) == set(alone)
+    assert [file.name for file in Path("results").glob("*.json")] == [file.name for file in Path("alone").glob("*.json")]
+
+
+def test_a_finished_sweep_shows_its_table_again_and_runs_nothing(killed, monkeypatch, capsys):
+    monkeypatch.chdir(killed["folder"])
+    before = files_under("results"), files_under("saved")
+    assert main(killed["call"]) == 0
+    again = capsys.readouterr().out
+    assert rows_of(again) == rows_of(killed["shown"])
+    after = files_under("results"), files_under("saved")
+    pictures = {name for name in before[0] if name.endswith(".png")}
+    assert after[1] == before[1]
+    assert {k: v for k, v in after[0].items() if k not in pictures} == {
+        k: v for k, v in before[0].items() if k not in pictures
+    }
+
+
+# --- a cluster of two nodes ---
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """The address of a cluster of two nodes with a CPU each; the second was started elsewhere."""
+    with socket.socket() as first, socket.socket() as second:
+        first.bind(("127.0.0.1", 0))
+        second.bind(("127.0.0.1", 0))
+        port, other = first.getsockname()[1], second.getsockname()[1]
+    address = f"127.0.0.1:{port}"
+    head = ["--head", f"--port={port}", f"--ray-client-server-port={other}", "--include-dashboard=false"]
+    nodes = []
+    try:
+        for options, folder in ((head, tmp_path), ([f"--address={address}"], tmp_path / "elsewhere")):
+            folder.mkdir(exist_ok=True)
+            start = [sys.executable, "-W", "ignore", "-m", "ray.scripts.scripts", "start", "--num-cpus=1", "--block"]
+            how = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": folder}
+            nodes.append(subprocess.Popen([*start, *options, "--disable-usage-stats"], **how))
+            assert any("Ray runtime started" in line for line in nodes[-1].stdout)
+        yield address
+    finally:
+        for node in nodes:
+            for process in [*psutil.Process(node.pid).children(recursive=True), node]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            node.communicate()
+
+
+def test_a_cluster_of_two_nodes_runs_a_trial_on_each(cluster, data_path, tmp_path):
+    (tmp_path / "data").symlink_to(data_path)
+    (tmp_path / "rates.yaml").write_text("learning_rate: {loguniform: [0.000001, 0.02]}\nn_layers: {choice: [1]}\n")
+    call = ["tune", "--model=SASRec", "--dataset=tiny", "--sweep=rates.yaml", "--num_samples=5", f"--ray_address={cluster}"]
+    how = ["--max_concurrent=2", "--grace_period=1", "--epochs=6", "--stopping_step=6", "--valid_users=50"]
+    data = ["--data_path=data", "--show_progress=False", "--state=ERROR"]  # a relative path
+
+    def tune(*more):
+        return subprocess.run([*PYTHON, *call, *how, *data, *more], capture_output=True, text=True, check=False)
+
+    refusal = tune("--cpus_per_trial=2")
+    assert refusal.returncode == 2
+    has(refusal.stderr, "no node has them (1 CPUs, 0 GPUs; 1 CPUs, 0 GPUs)", "lower --cpus_per_trial")
+    assert not records("results")
+
+    done = tune("--cpus_per_trial=1")
+    assert done.returncode == 0, done.stderr
+    found = list(records("results").values())
+    assert len(found) == 5
+    assert len({record["node"] for record in found}) == 2
+    # ASHA stops some before their last epoch, and never the best of a rung.
+    by_status = {status: [r for r in found if r["status"] == status] for status in ("completed", "stopped")}
+    assert len(by_status["completed"]) + len(by_status["stopped"]) == 5
+    assert {record["result"]["epochs"] for record in by_status["completed"]} == {6}
+    assert all(record["result"]["epochs"] in (1, 3) for record in by_status["stopped"])
+    assert by_status["stopped"]
+    first = max(found, key=lambda record: record["result"]["epoch_log"][0]["valid_score"])
+    assert first["result"]["epochs"] >= 3
+    # The winner is the best of the completed, and it alone has a test result.
+    (won,) = read_results("results")
+    assert won["best_valid_score"] == max(r["result"]["best_valid_score"] for r in by_status["completed"])
+    assert won["settings"]["valid_users"] == 50
+    assert not any("test_result" in record["result"] for record in found)
+    assert len(list(Path("saved").glob("*/*/SASRec-*.pth"))) == len(by_status["completed"])
+
+
+# --- the search space ---
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "count"),
+    [("codebook", "TIGER", 12), *((model, model, 10) for model in ("TIGER", "GRU4Rec", "SASRec", "BERT4Rec", "FDSA"))],
+)
+def test_shipped_sweeps(name, model, count, data_path):
+    config = make_config(model, "tiny", {"data_path": str(data_path)})
+    space = sweep.read_space(name, config)
+    trials = sweep.draw(space, 10, 2020)
+    assert len(trials) == count
+    assert all(set(trial) == set(space) for trial in trials)
+    assert sweep.draw(space, 10, 2020) == trials
+    for trial in trials:
+        make_config(model, "tiny", {"data_path": str(data_path), **trial})
+    if name == "codebook":
+        assert {(t["codebook_size"], t["codebook_depth"]) for t in trials} == {
+            (size, depth) for size in (64, 128, 256, 512) for depth in (2, 3, 4)
+        }
+    else:  # more samples are more of the same, another seed others
+        assert sweep.draw(space, 4, 2020) == trials[:4]
+        assert sweep.draw(space, 10, 2021) != trials
+        low, high = space["learning_rate"]["loguniform"]
+        assert all(low <= trial["learning_rate"] <= high for trial in trials)
+
+
+def test_a_grid_and_draws_combine():
+    space = {
+        "encoder_text": [True, False],
+        "n_layers": {"randint": [1, 4]},
+        "rq_vae_hidden_sizes": {"choice": [[8], [16, 8]]},
+        "hidden_dropout_prob": {"quniform": [0.0, 0.5, 0.1]},
+        "learning_rate": {"uniform": [0.1, 0.2]},
+    }
+    trials = sweep.draw(space, 30, 1)
+    assert sum(trial["encoder_text"] for trial in trials) == len(trials) / 2 == 30
+    assert {trial["n_layers"] for trial in trials} == {1, 2, 3}
+    assert all(type(trial["n_layers"]) is int and type(trial["encoder_text"]) is bool for trial in trials)
+    assert {tuple(trial["rq_vae_hidden_sizes"]) for trial in trials} == {(8,), (16, 8)}
+    assert {round(trial["hidden_dropout_prob"] * 10, 6) for trial in trials} == {0, 1, 2, 3, 4, 5}
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("codebok_size: [8]", ["unknown setting 'codebok_size'", "did you mean codebook_size?"]),
+        ("mask_ratio: [0.1]", ["mask_ratio", "TIGER has no such setting"]),
+        ("codebook_size: []", ["codebook_size", "[] is not a list of values", "at least one"]),
+        ("codebook_size: 8", ["codebook_size", "8 is not a list of values"]),
+        ("codebook_size: [8, 8]", ["twice"]),
+        ("", ["holds no setting to vary"]),
+        ("- 8", ["has to hold key: value lines"]),
+        ("codebook_size: [8, 512]", ["512 is larger than the catalogue of 60 items", "'codebook_size': 512"]),
+        ("codebook_size: [8, 0]", ["trial {'codebook_size': 0}", "positive whole number"]),
+        ("learning_rate: {lognormal: [0, 1]}", ["no distribution", "loguniform"]),
+        ("learning_rate: {uniform: [0.1]}", ["uniform takes a list of 2 numbers", "[0.1]"]),
+        ("learning_rate: {uniform: [0.2, 0.1]}", ["uniform from 0.2 to 0.1"]),
+        ("learning_rate: {loguniform: [0, 0.1]}", ["loguniform from 0 to 0.1"]),
+        ("n_layers: {randint: [1.5, 3]}", ["randint takes whole numbers"]),
+        ("learning_rate: {choice: []}", ["at least one"]),
+        ("topk: [[5], [10]]", ["topk", "cannot be compared", "--topk=..."]),
+        ("cache_dir: [a, b]", ["cache_dir", "all trials have to share it"]),
+    ],
+)
+def test_a_sweep_that_cannot_work(text, parts, capsys, settings):
+    Path("mine.yaml").write_text(text + "\n")
+    varied = {key: value for key, value in settings.items() if key not in ("codebook_size", "learning_rate", "cache_dir")}
+    has(refused(capsys, ["tune", "--dataset=tiny", "--sweep=mine.yaml"], varied), *parts)
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (["--sweep=codebok"], ["unknown sweep 'codebok'", "did you mean codebook?"]),
+        (["--sweep=none.yaml"], ["none.yaml does not exist"]),
+        (["--sweep=codebook"], ["varies codebook_depth, codebook_size", "take it out of one"]),
+        (["--sweep=codebook", "--model=SASRec"], ["SASRec has no such setting", "try --sweep=SASRec"]),
+        (["--sweep=TIGER", "--grace_period=3"], ["grace_period", "from 1 to the 2 epochs, not 3"]),
+        (["--sweep=TIGER", "--max_concurrent=0"], ["max_concurrent", "positive whole number, not 0"]),
+        (["--sweep=TIGER", "--num_samples=0"], ["num_samples", "positive whole number, not 0"]),
+        (["--sweep=TIGER", "--valid_users=0"], ["valid_users", "positive whole number, not 0"]),
+    ],
+)
+def test_options_that_cannot_work(options, parts, capsys, settings):
+    settings = {key: value for key, value in settings.items() if key != "inner_size"}
+    if "--model=SASRec" in options:
+        settings = {key: settings[key] for key in ("data_path", "epochs")}
+    has(refused(capsys, ["tune", "--dataset=tiny", *options], settings), *parts)
+
+
+# --- what became of the trials ---
+
+
+def planned(settings, scheduler="none", epochs=9):
+    """A sweep of three codebooks on "tiny"."""
+    Path("three.yaml").write_text("codebook_size: [4, 6, 8]\n")
+    settings = {key: value for key, value in settings.items() if key != "codebook_size"} | {"epochs": epochs}
+    config = experiment.prepare("TIGER", "tiny", settings)
+    how = {"sweep": "three.yaml", "num_samples": 1, "scheduler": scheduler, "grace_period": 1, "results_dir": "results"}
+    return sweep.plan("TIGER", "tiny", settings, config, **how)
+
+
+def noted(scores):
+    """What a trial with these validation scores notes."""
+    log = [{"valid_score": score, "train_seconds": 1.0, "valid_result": {"ndcg@10": score}} for score in scores]
+    best = max(scores)
+    counts = {
+        "epochs": len(log),
+        "best_epoch": scores.index(best),
+        "prepare_seconds": 1,
+        "train_seconds": 2,
+        "parameters": 3,
+    }
+    return {"best_valid_score": best, "best_valid_result": {"ndcg@10": best}, "epoch_log": log, **counts}
+
+
+def test_the_winner_is_the_best_of_the_completed_trials(settings):
+    three = planned(settings)
+    for trial, status, scores in zip(
+        three.trials, ("completed", "stopped", "completed"), ([0.1, 0.3], [0.9], [0.4, 0.2]), strict=True
+    ):
+        three.write(trial, status=status, result=noted(scores))
+    assert three.winner() is three.trials[2]
+    assert [row["winner"] for row in three.rows()] == [False, False, True]
+    assert three.left() == []
+    three.write(three.trials[0], status="running")
+    assert three.left() == [three.trials[0]]
+
+
+def test_a_sweep_without_a_completed_trial_shows_the_reasons(settings, capsys):
+    three = planned(settings, epochs=2)
+    for trial in three.trials:
+        three.write(trial, status="failed", reason=f"number {trial.number} broke")
+    settings = {key: value for key, value in settings.items() if key != "codebook_size"}
+    assert main(["tune", "--dataset=tiny", "--sweep=three.yaml", "--scheduler=none", *arguments(settings)]) == 2
+    shown = capsys.readouterr()
+    assert "failed: codebook_size 6: number 2 broke" in shown.out
+    assert "no trial of the sweep completed" in shown.err
+    assert read_results("results") == []
+
+
+def test_asha_knows_the_trials_of_an_earlier_sitting(settings):
+    three = planned(settings, scheduler="asha")
+    three.write(three.trials[0], status="completed", result=noted([0.2, 0.5, 0.7, 0.8]))
+    three.write(three.trials[1], status="running", result=noted([0.9]))  # it will report that again itself
+    decisions = []
+    for score in (0.1, 0.3):
+        asha = tuning.make_scheduler(three, "asha", 1)
+        asha.set_search_properties("ndcg@10", "max")
+        asha.on_trial_add(None, SimpleNamespace(trial_id="third"))
+        result = {"epoch": 1, "ndcg@10": score}
+        decisions.append(asha.on_trial_result(None, SimpleNamespace(trial_id="third"), result))
+    assert decisions == ["STOP", "CONTINUE"]  # 0.2 was the first epoch's score
+
+
+def test_settings_of_the_run_name_the_sweep(settings):
+    folder = planned(settings).folder
+    assert planned(settings).folder == folder
+    assert planned({**settings, "show_progress": True}).folder == folder
+    assert planned(settings, epochs=8).folder != folder
+    assert planned({**settings, "seed": 3}).folder != folder
+    assert planned(settings, scheduler="asha").folder != folder
+
+
+# --- validation on some users ---
+
+
+def validated(model, settings, **changes):
+    """Tokens of the users that a model is validated on, and the rows of the validation data."""
+    keys = settings if model == "TIGER" else ("data_path", "checkpoint_dir")
+    config = experiment.prepare(model, "tiny", {**{key: settings[key] for key in keys}, "state": "ERROR", **changes})
+    _, valid_data, _ = experiment.load(config)
+    dataset = valid_data._dataset
+    users = dataset.field2id_token[dataset.uid_field][dataset.inter_feat[dataset.uid_field].numpy()]
+    seen = sum(len(batch[2]) for batch in valid_data)
+    return sorted(users), seen
+
+
+def test_valid_users_is_a_sample_that_the_seed_fixes(settings):
+    everyone, _ = validated("TIGER", settings)
+    assert len(everyone) == 120
+    sample, seen = validated("TIGER", settings, valid_users=30)
+    assert len(set(sample)) == len(sample) == seen == 30
+    assert set(sample) < set(everyone)
+    for model in ("TIGER", "SASRec", "BERT4Rec", "Pop"):
+        assert validated(model, settings, valid_users=30, learning_rate=0.002) == (sample, 30)
+    assert validated("SASRec", settings, valid_users=30, seed=1)[0] != sample
+    assert set(validated("SASRec", settings, valid_users=20)[0]) < set(sample)
+    assert validated("SASRec", settings, valid_users=500) == validated("SASRec", settings)
+
+
+def test_valid_users_scores_those_users_alone(settings, tmp_path):
+    """Training and test stay as they are; only what is validated on differs."""
+    results = {}
+    for users in (120, 30, None):
+        settings["checkpoint_dir"] = str(tmp_path / str(users))
+        config = experiment.prepare("TIGER", "tiny", {**settings, "valid_users": users, "state": "ERROR"})
+        results[users], trainer, test_data = experiment.train(config)
+        tested = experiment.test(trainer, test_data, results[users]["checkpoint"])
+        results[users]["test"] = tested["test_result"]
+        assert results[users]["settings"]["valid_users"] == users
+        if users == 30:
+            _, some, _ = experiment.load(config)
+            again = trainer.evaluate(some, model_file=results[users]["checkpoint"])
+            assert dict(again) == results[users]["best_valid_result"]
+            hits = results[users]["best_valid_result"]["recall@10"] * 30
+            assert hits == pytest.approx(round(hits), abs=2e-3)
+    losses = [[epoch["train_loss"] for epoch in result["epoch_log"]] for result in results.values()]
+    assert losses[0] == losses[1] == losses[2]  # training is the same
+    assert results[120]["best_valid_result"] == results[None]["best_valid_result"]
+    assert results[30]["best_valid_result"] != results[None]["best_valid_result"]
+    assert results[120]["test"] == results[None]["test"]
