@@ -11,9 +11,10 @@ from recbole.data.interaction import Interaction
 
 from recbole_tiger.catalogue import make_catalogue
 from recbole_tiger.errors import TigerError
+from recbole_tiger.evaluation import needs_scores
 from recbole_tiger.item_text import check_interactions, header, text_columns
 
-# Elements of the [users, items] score matrix of one evaluation batch, where eval_batch_size is not set: 64 MB.
+# Elements of the [users, items] score matrix of an evaluation batch, where one is needed: 64 MB.
 SCORE_MATRIX = 2**24
 # Users beyond which a larger evaluation batch gains no speed.
 MOST_USERS = 512
@@ -75,7 +76,8 @@ class TIGERDataset(SequentialDataset):
         super()._data_processing()
         items = self.field2id_token[self.iid_field][1:].tolist()
         if self.config["eval_batch_size"] is None:
-            self.config["eval_batch_size"] = min(MOST_USERS, max(1, SCORE_MATRIX // len(items)))
+            most = max(1, SCORE_MATRIX // len(items)) if needs_scores(self.config) else MOST_USERS
+            self.config["eval_batch_size"] = min(MOST_USERS, most)
         self.catalogue = make_catalogue(self.config, items)
 
     def data_augmentation(self):
