@@ -69,7 +69,7 @@ def quantize(config, items, embeddings):
     settings = quantizer_settings(config)
     digest = hashlib.sha256(json.dumps([config["quantizer"], settings, config["seed"]], sort_keys=True).encode())
     digest.update(json.dumps(list(items)).encode())
-    digest.update(np.ascontiguousarray(embeddings).tobytes())
+    digest.update(np.ascontiguousarray(embeddings))
     cache = Path(config["cache_dir"]) / f"semantic-ids-{digest.hexdigest()[:20]}.tsv"
     if cache.is_file():
         try:

@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,9 +10,10 @@ from recbole.data.interaction import Interaction
 
 from recbole_tiger.catalogue import make_catalogue
 from recbole_tiger.errors import TigerError
-from recbole_tiger.item_text import check_interactions, header, text_columns
+from recbole_tiger.evaluation import needs_scores
+from recbole_tiger.item_text import check_interactions, header, interaction_files, text_columns
 
-# Elements of the [users, items] score matrix of one evaluation batch, where eval_batch_size is not set: 64 MB.
+# Elements of the [users, items] score matrix of an evaluation batch, where one is needed: 64 MB.
 SCORE_MATRIX = 2**24
 # Users beyond which a larger evaluation batch gains no speed.
 MOST_USERS = 512
@@ -30,12 +30,10 @@ def text_load_col(config):
         "time": config["TIME_FIELD"],
         "history": config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"],
     }
-    folder, dataset = Path(config["data_path"]), config["dataset"]
     split = config["benchmark_filename"]
-    files = [folder / f"{dataset}.{part}.inter" for part in split] if split else [folder / f"{dataset}.inter"]
-    for file in files:
+    for file in interaction_files(config):
         if not file.is_file():
-            raise TigerError(f"dataset {dataset} has no interaction file: {file} does not exist")
+            raise TigerError(f"dataset {config['dataset']} has no interaction file: {file} does not exist")
         fields = header(file, config)
         needed = ["user", "item", "history" if split else "time"]
         absent = [names[need] for need in needed if names[need] not in fields]
@@ -75,7 +73,8 @@ class TIGERDataset(SequentialDataset):
         super()._data_processing()
         items = self.field2id_token[self.iid_field][1:].tolist()
         if self.config["eval_batch_size"] is None:
-            self.config["eval_batch_size"] = min(MOST_USERS, max(1, SCORE_MATRIX // len(items)))
+            most = max(1, SCORE_MATRIX // len(items)) if needs_scores(self.config) else MOST_USERS
+            self.config["eval_batch_size"] = min(MOST_USERS, most)
         self.catalogue = make_catalogue(self.config, items)
 
     def data_augmentation(self):

@@ -8,6 +8,8 @@ from recbole_tiger.errors import TigerError
 
 # How many offenders a message names.
 NAMED = 3
+# Files that check_interactions has found in order, as they were then.
+_checked = set()
 
 
 def named(values):
@@ -71,6 +73,12 @@ def read_columns(path, names, config):
         raise _of_another_encoding(path, error) from error
     frame.columns = [name.rpartition(":")[0] for name in frame.columns]
     return frame
+
+
+def interaction_files(config):
+    """Paths of the dataset's interaction files, whether they are there or not."""
+    folder, dataset, split = Path(config["data_path"]), config["dataset"], config["benchmark_filename"]
+    return [folder / f"{dataset}.{part}.inter" for part in split] if split else [folder / f"{dataset}.inter"]
 
 
 def item_file(config):
@@ -160,15 +168,18 @@ def text_of_items(config, items):
 
 
 def check_interactions(config):
-    """Refuse interactions with items that the item file lacks, which RecBole would drop without a word."""
-    folder, dataset, item_id = Path(config["data_path"]), config["dataset"], config["ITEM_ID_FIELD"]
-    parts = config["benchmark_filename"]
-    paths = [folder / f"{dataset}.{part}.inter" for part in parts] if parts else [folder / f"{dataset}.inter"]
-    items = item_file(config)
+    """Refuse interactions with items that the item file lacks, which RecBole would drop without a word.
+
+    Files that this process has checked are not read again until they change.
+    """
+    items, item_id = item_file(config), config["ITEM_ID_FIELD"]
+    paths = [path for path in interaction_files(config) if path.is_file()]  # RecBole names those that are absent
+    state = [(path, path.stat().st_mtime_ns, path.stat().st_size) for path in [items, *paths]]
+    state = (*state, item_id, config["field_separator"], config["encoding"])
+    if state in _checked:
+        return
     known = set(read_columns(items, [item_id], config)[item_id])
     for path in paths:
-        if not path.is_file():
-            continue  # RecBole names it
         fields = header(path, config)
         if item_id not in fields:
             raise TigerError(f"{path} has no column {item_id}: it has {', '.join(fields)}; name it by --ITEM_ID_FIELD=...")
@@ -179,3 +190,4 @@ def check_interactions(config):
                 f"{len(lost)} interactions of {path} are with {lost.nunique()} items that {items} lacks: "
                 f"{named(lost.unique())}; add their rows to the item file"
             )
+    _checked.add(state)

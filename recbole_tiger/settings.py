@@ -18,6 +18,7 @@ from recbole.config import Config
 from recbole.utils import argument_list, get_model
 
 from recbole_tiger.errors import TigerError
+from recbole_tiger.item_text import interaction_files
 from recbole_tiger.quantizers import QUANTIZERS
 
 PROPERTIES = "recbole_tiger.properties"
@@ -325,10 +326,8 @@ def refuse_pickles(config):
 
 def data_files(config):
     """The dataset's atomic files that a run reads."""
-    folder, name = Path(config["data_path"]), config["dataset"]
-    split = config["benchmark_filename"]
-    inter = [f"{name}.{part}.inter" for part in split] if split else [f"{name}.inter"]
-    return [folder / file for file in [*inter, f"{name}.item"] if (folder / file).is_file()]
+    items = Path(config["data_path"]) / f"{config['dataset']}.item"
+    return [file for file in [*interaction_files(config), items] if file.is_file()]
 
 
 def data_hash(config):

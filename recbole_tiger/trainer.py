@@ -15,6 +15,7 @@ from tqdm import tqdm
 from recbole_tiger.checkpoint import load_checkpoint, save_checkpoint
 from recbole_tiger.dataset import training_windows
 from recbole_tiger.errors import TigerError
+from recbole_tiger.evaluation import RankedCollector, needs_scores
 from recbole_tiger.settings import run_key
 
 
@@ -46,6 +47,9 @@ class TIGERTrainer(Trainer):
         self.epoch_log = []
         self.schedule_step = 0
         self.stopped = False
+        self.ranks_only = not needs_scores(config)
+        if self.ranks_only:
+            self.eval_collector = RankedCollector(config)
 
     def _build_optimizer(self, **kwargs):
         matrices = [p for p in self.model.parameters() if p.dim() >= 2]
@@ -220,3 +224,10 @@ class TIGERTrainer(Trainer):
             self._load_model(state, model_file or self.saved_model_file)
             self.logger.info(f"Loading model structure and parameters from {model_file or self.saved_model_file}")
         return super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
+
+    def _full_sort_batch_eval(self, batched_data):
+        """As RecBole's, with the beam's items in place of scores where these suffice."""
+        if not self.ranks_only:
+            return super()._full_sort_batch_eval(batched_data)
+        interaction, _, positive_u, positive_i = batched_data
+        return interaction, self.model.beam(interaction.to(self.device))[0], positive_u, positive_i

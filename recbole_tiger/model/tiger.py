@@ -196,14 +196,18 @@ class TIGER(SequentialRecommender):
         return left_padded(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN], self.max_seq_length)
 
     @torch.no_grad()
+    def beam(self, interaction):
+        """Items and scores of the beam after each history, each [batch, beam_size], best first."""
+        slots = self._slots(interaction[self.USER_ID])
+        return self.recommend(self._history(interaction), slots, self.beam_size, self.beam_size, "beam")
+
+    @torch.no_grad()
     def full_sort_predict(self, interaction):
         """Scores of all items [batch, n_items]: log-probabilities of the beam's items, -inf for those it did not reach."""
-        history = self._history(interaction)
-        slots = self._slots(interaction[self.USER_ID])
         if self.scoring == "exact":
-            return self.exact(history, slots)
-        items, found = self.recommend(history, slots, self.beam_size, self.beam_size, "beam")
-        scores = found.new_full((len(history), self.n_items), -torch.inf)
+            return self.exact(self._history(interaction), self._slots(interaction[self.USER_ID]))
+        items, found = self.beam(interaction)
+        scores = found.new_full((len(items), self.n_items), -torch.inf)
         return scores.scatter_(1, items, found)
 
     @torch.no_grad()

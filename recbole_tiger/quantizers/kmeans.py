@@ -4,6 +4,8 @@ import torch
 
 # Distances computed at once: bounds memory at large catalogues.
 CHUNK = 65536
+# Rows whose differences to one centroid stay in the cache.
+CACHED = 2048
 
 
 def assign(x, centroids):
@@ -38,15 +40,20 @@ def means(x, labels, k):
 
 def seed_centroids(x, k, generator):
     """k-means++: each next centroid is a row drawn by its squared distance to the nearest so far."""
+
+    def distances(index):
+        row = x[index]
+        return torch.cat([(part - row).pow(2).sum(1) for part in x.split(CACHED)])
+
     first = torch.randint(len(x), (1,), generator=generator)
     chosen = [first]
-    nearest = (x - x[first.to(x.device)]).pow(2).sum(1)
+    nearest = distances(first.to(x.device))
     for _ in range(k - 1):
         cumulative = nearest.double().cumsum(0)
         draw = torch.rand(1, generator=generator, dtype=torch.float64).to(x.device) * cumulative[-1]
         index = torch.searchsorted(cumulative, draw).clamp(max=len(x) - 1)
         chosen.append(index.cpu())
-        nearest = torch.minimum(nearest, (x - x[index]).pow(2).sum(1))
+        nearest = torch.minimum(nearest, distances(index))
     return x[torch.cat(chosen).to(x.device)].clone()
 
 

@@ -3,7 +3,7 @@
 import torch
 from tqdm import tqdm
 
-from recbole_tiger.quantizers.kmeans import assign, kmeans
+from recbole_tiger.quantizers.kmeans import CHUNK, assign, kmeans
 
 
 class RQKMeans:
@@ -22,17 +22,22 @@ class RQKMeans:
     def fit(self, x, *, seed, show_progress=False):
         """Codes of ``x`` [n_items, dim], an int64 tensor [n_items, codebook_depth]."""
         generator = torch.Generator().manual_seed(seed)
-        residual = x - x.mean(dim=0)
-        codes = []
+        mean, levels = x.mean(dim=0), []
+
+        def residual(rows):
+            """What the levels so far left over of some rows; of all at once it would cost as much memory as ``x``."""
+            left = x[rows] - mean
+            for centroids, labels in levels:
+                left -= centroids[labels[rows]]
+            return left
+
         for _ in tqdm(range(self.codebook_depth), desc="RQ-KMeans level", disable=not show_progress):
+            sample = torch.arange(len(x))
+            if len(x) > self.sample:
+                sample = torch.randperm(len(x), generator=generator)[: self.sample]
             centroids = kmeans(
-                residual,
-                self.codebook_size,
-                iterations=self.iterations,
-                generator=generator,
-                sample=self.sample,
+                residual(sample.to(x.device)), self.codebook_size, iterations=self.iterations, generator=generator
             )
-            labels, _ = assign(residual, centroids)
-            residual = residual - centroids[labels]
-            codes.append(labels)
-        return torch.stack(codes, dim=1)
+            slices = torch.arange(len(x), device=x.device).split(CHUNK)
+            levels.append((centroids, torch.cat([assign(residual(rows), centroids)[0] for rows in slices])))
+        return torch.stack([labels for _, labels in levels], dim=1)

@@ -1,0 +1,218 @@
+"""How do time and memory grow with the catalogue? Tokenizing, dataset, trie, training and decoding of 10^4 to 10^6 items.
+
+python benchmarks/scale.py --output=benchmarks/results/scale.json --plot=benchmarks/results/scale.png
+
+Every catalogue is generated (clustered embeddings, power-law popularity) and measured in a process of its own, so the peak
+of its memory is its own. Any setting of TIGER may be given as --key=value.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from generated import clustered_embeddings, item_tokens, write_dataset
+from recbole.data import data_preparation
+from recbole.data.dataloader import FullSortEvalDataLoader
+from tabulate import tabulate
+from tqdm import tqdm
+
+from recbole_tiger import experiment
+from recbole_tiger.catalogue import quantize
+from recbole_tiger.dataset import TIGERDataset, training_windows
+from recbole_tiger.model.tiger import TIGER
+from recbole_tiger.results import write_result
+from recbole_tiger.settings import parse_arguments
+from recbole_tiger.trainer import TIGERTrainer
+from recbole_tiger.trie import Trie
+
+SIZES = (10**4, 10**5, 10**6)
+MOST_INTERACTIONS = 10**6
+INTERACTIONS_A_USER = 9
+# Users that are evaluated.
+USERS = 1024
+
+
+def peak():
+    """Bytes of memory that this process has taken at most so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class Stopwatch:
+    """Seconds since it was last read."""
+
+    def __init__(self):
+        self.begin = time.perf_counter()
+
+    def read(self):
+        """Seconds since the last reading."""
+        begin, self.begin = self.begin, time.perf_counter()
+        return self.begin - begin
+
+
+def measure(n_items, seconds, settings, folder):
+    """All stages of one catalogue.
+
+    Args:
+        seconds: of training that are measured, at the least.
+        settings: the user's.
+        folder: for the files that are generated.
+    """
+    libraries = peak()
+    n_interactions = min(MOST_INTERACTIONS, 10 * n_items)
+    write_dataset(folder, "generated", n_items, n_interactions // INTERACTIONS_A_USER, n_interactions)
+    fixed = {
+        "data_path": folder,
+        "cache_dir": folder,
+        "text_fields": ["title"],
+        "checkpoint_dir": str(Path(folder) / "saved"),
+    }
+    settings = {"quantizer": "rq_kmeans", **settings, **fixed, "show_progress": True, "state": "ERROR"}
+    config = experiment.prepare("TIGER", "generated", settings)
+    result = {"items": n_items, "interactions": n_interactions, "libraries_bytes": libraries}
+
+    embeddings = clustered_embeddings(n_items)
+    items = item_tokens(n_items)
+    watch = Stopwatch()
+    semantic_ids = quantize(config, items, embeddings)
+    result["tokenize_s"] = watch.read()
+    result["tokenize_peak_rss_bytes"] = peak()
+    result["largest_group"] = semantic_ids.statistics()["largest_group"]
+    config["semantic_ids"] = str(Path(folder) / "semantic-ids.tsv")
+    semantic_ids.save(config["semantic_ids"])
+    del embeddings, semantic_ids, items
+
+    watch.read()
+    dataset = TIGERDataset(config)
+    train_data, _, test_data = data_preparation(config, dataset)
+    result["dataset_s"] = watch.read()
+
+    torch.manual_seed(config["seed"])
+    model = TIGER(config, train_data._dataset).to(config["device"])
+    watch.read()
+    trie = Trie(model.network.codes)
+    result["trie_s"] = watch.read()
+    result["trie_bytes_per_item"] = trie.bytes() / n_items
+    trainer = TIGERTrainer(config, model)
+
+    watch.read()
+    windows = training_windows(train_data._dataset, config["bidirectional_encoder"])
+    batches = windows.batches(config["train_batch_size"], torch.Generator().manual_seed(config["seed"]))
+    result["windows_s"] = watch.read()
+    targets, spent = 0, 0.0
+    trainer.epochs = 10**6  # the schedule's end lies far off
+    for number, batch in enumerate(batches):
+        alone = SimpleNamespace(**vars(windows), batches=lambda n_targets, generator, batch=batch: [batch])
+        watch.read()
+        trainer._train_epoch(SimpleNamespace(windows=alone), 0)
+        if number:  # the first warms up
+            spent += watch.read()
+            targets += int(windows.n_targets[batch].sum())
+        if spent > seconds:
+            break
+    result["targets"] = int(windows.n_targets.sum())
+    result["targets_per_s"] = targets / spent
+    result["epoch_s"] = result["targets"] / result["targets_per_s"]
+    result["epoch_s_is"] = f"extrapolated from {targets} targets"
+
+    rows = test_data._dataset.inter_feat
+    rows = rows[torch.randperm(len(rows))[:USERS]]
+    evaluated = FullSortEvalDataLoader(config, test_data._dataset.copy(rows), None)
+    trainer.evaluate(FullSortEvalDataLoader(config, test_data._dataset.copy(rows[:32]), None), load_best_model=False)
+    watch.read()
+    trainer.evaluate(evaluated, load_best_model=False)
+    result["users_per_s"] = len(rows) / watch.read()
+    result["peak_rss_bytes"] = peak()
+    return result
+
+
+def in_own_process(n_items, rest):
+    """The measurements of one catalogue, from a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "one.json"
+        command = [sys.executable, __file__, f"--items={n_items}", f"--output={file}", *rest]
+        subprocess.run(command, check=True)  # noqa: S603 - this script
+        return json.loads(file.read_text())["catalogues"][0]
+
+
+def table(catalogues):
+    """The measurements as text, a row a catalogue."""
+    rows = [
+        {
+            "items": row["items"],
+            "interactions": row["interactions"],
+            "tokenize s": round(row["tokenize_s"], 1),
+            "tokenize GB": round(row["tokenize_peak_rss_bytes"] / 1e9, 2),
+            "dataset s": round(row["dataset_s"], 1),
+            "trie bytes/item": round(row["trie_bytes_per_item"], 1),
+            "targets/s": round(row["targets_per_s"]),
+            "epoch s": round(row["epoch_s"]),
+            "users/s": round(row["users_per_s"], 1),
+            "peak GB": round(row["peak_rss_bytes"] / 1e9, 2),
+        }
+        for row in catalogues
+    ]
+    return tabulate(rows, headers="keys", tablefmt="github")
+
+
+def plot(catalogues, file):
+    """Seconds, speeds and memory against the number of items, on logarithmic axes."""
+    import matplotlib.pyplot as plt
+
+    panels = {
+        "seconds": {"tokenize_s": 1, "dataset_s": 1, "trie_s": 1, "epoch_s": 1},
+        "a second": {"targets_per_s": 1, "users_per_s": 1},
+        "GB": {"tokenize_peak_rss_bytes": 1e-9, "peak_rss_bytes": 1e-9},
+    }
+    figure, axes = plt.subplots(1, len(panels), figsize=(12, 4), layout="constrained")
+    for panel, (unit, names) in zip(axes, panels.items(), strict=True):
+        for name, factor in names.items():
+            label = name.removesuffix("_bytes").removesuffix("_s").removesuffix("_per").replace("_", " ")
+            panel.plot([row["items"] for row in catalogues], [row[name] * factor for row in catalogues], "o-", label=label)
+        panel.set(xscale="log", yscale="log", xlabel="items", ylabel=unit)
+        panel.legend()
+    figure.savefig(file, dpi=120)
+
+
+def main():
+    """Print a table; write JSON and plot."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--items", type=int, help="one catalogue of so many items instead of the three")
+    parser.add_argument(
+        "--seconds", type=float, default=20, help="of training that are measured, at the least (default: 20)"
+    )
+    parser.add_argument("--output", help="JSON file of all numbers")
+    parser.add_argument("--plot", help="PNG file")
+    args, rest = parser.parse_known_args()
+    warnings.simplefilter("ignore", FutureWarning)
+
+    if args.items:
+        home = Path.cwd()
+        settings = parse_arguments(rest)
+        with tempfile.TemporaryDirectory() as folder:
+            os.chdir(folder)  # RecBole's trainer writes logs where it runs
+            try:
+                catalogues = [measure(args.items, args.seconds, settings, folder)]
+            finally:
+                os.chdir(home)
+    else:
+        catalogues = [in_own_process(size, [f"--seconds={args.seconds}", *rest]) for size in tqdm(SIZES, "catalogues")]
+    if args.output:
+        write_result(
+            {"catalogues": catalogues, "hardware": experiment.hardware(), "versions": experiment.versions()}, args.output
+        )
+    print(f"\n{table(catalogues)}")
+    if args.plot:
+        plot(catalogues, args.plot)
+
+
+if __name__ == "__main__":
+    main()

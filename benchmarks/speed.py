@@ -1,0 +1,636 @@
+"""How fast is it? Training, decoding and preparation beside what people use, in one run on the same data.
+
+python benchmarks/speed.py --data_path=... --output=benchmarks/results/speed.json --plot=benchmarks/results/speed.png
+
+The contenders take turns, a slice of some seconds each, round after round; a rate is the median over the rounds. Any setting
+of TIGER may be given as --key=value. Where the dataset does not lie under --data_path, one of the shape of amazon-beauty is
+generated.
+"""
+
+import argparse
+import multiprocessing
+import os
+import resource
+import tempfile
+import time
+import warnings
+from itertools import cycle
+from pathlib import Path
+from statistics import median
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from generated import clustered_embeddings, item_tokens, write_dataset
+from recbole.data import data_preparation
+from recbole.data.dataset import SequentialDataset
+from recbole.data.interaction import Interaction
+from recbole.model.sequential_recommender.sasrec import SASRec
+from tabulate import tabulate
+from torch.profiler import profile
+from tqdm import tqdm
+from transformers import T5Config, T5ForConditionalGeneration
+from transformers.utils import logging as transformers_logging
+
+from recbole_tiger import experiment
+from recbole_tiger.dataset import TIGERDataset, Windows, training_windows
+from recbole_tiger.encoder import load_encoder
+from recbole_tiger.item_text import text_of_items
+from recbole_tiger.model.tiger import TIGER, left_padded
+from recbole_tiger.quantizers import QUANTIZERS, quantizer_settings
+from recbole_tiger.results import write_result
+from recbole_tiger.settings import parse_arguments
+from recbole_tiger.trainer import TIGERTrainer
+
+BEAUTY = {"n_items": 12101, "n_users": 22363, "n_interactions": 198502}
+WIDTHS = (10, 20, 50)
+# Test users that all decode for.
+USERS = 256
+# Users a batch among which Hugging Face's generate has its best, found out for every width.
+HF_USERS = (8, 32)
+# Texts of one slice of encoding.
+TEXTS = 128
+
+# Settings that the numbers hang on.
+SHOWN = (
+    *("hidden_size", "n_heads", "head_size", "inner_size", "n_layers", "n_decoder_layers", "encoder_tokens"),
+    *("codebook_size", "codebook_depth", "train_batch_size", "MAX_ITEM_LIST_LENGTH"),
+)
+
+# Operators of PyTorch by what they are for; an operator belongs to the first group that names a part of it.
+GROUPS = {
+    "matrix products": ("aten::mm", "aten::addmm", "mkldnn_linear"),
+    "attention": ("aten::bmm", "aten::baddbmm", "scaled_dot_product", "flash_attention"),
+    "loss": ("nll_loss", "log_softmax"),
+    "softmax": ("softmax",),
+    "optimizer": ("adam", "norm", "_foreach"),
+    "dropout masks": ("random_", "bernoulli", "dropout"),
+    "choice of beams": ("topk", "sort", "gather", "masked_fill"),
+    "embedding and indexing": ("index", "embedding", "scatter", "select"),
+    "copies": ("copy_", "cat", "clone", "fill_", "zero_", "pad"),
+}
+# The norm of a layer is element-wise, that of the gradients the optimizer's.
+ELEMENT_WISE = ("layer_norm",)
+
+
+def in_child(function, *args):
+    """Call a function in a forked process; this one never starts PyTorch's threads, which a fork would lose."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=lambda: sender.send(function(*args)))
+    child.start()
+    sender.close()
+    result = receiver.recv()
+    child.join()
+    return result
+
+
+def peak_memory(build, *args):
+    """Bytes that building a contender and two of its steps add to the process, at most.
+
+    Called in a child: what is there before, the imported libraries and the data as arrays, is not counted.
+    """
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step = build(*args)
+    step()
+    step()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+
+
+def rate(step, seconds):
+    """Units a second of ``step``, which does some and returns how many, called until the time is over."""
+    begin, done, spent = time.perf_counter(), 0, 0.0
+    while spent < seconds or not done:
+        done += step()
+        spent = time.perf_counter() - begin
+    return done / spent
+
+
+def take_turns(contenders, args, label):
+    """Rates of every contender, a slice a round, after a step to warm up.
+
+    Args:
+        contenders: dict of name to step.
+
+    Returns:
+        dict of name to list of rates.
+    """
+    rates = {name: [] for name in contenders}
+    for step in contenders.values():
+        step()
+    for _ in tqdm(range(args.rounds), label):
+        for name, step in contenders.items():
+            rates[name].append(rate(step, args.seconds))
+    return rates
+
+
+def seconds_of(function, *args):
+    """Seconds that a call takes."""
+    begin = time.perf_counter()
+    function(*args)
+    return time.perf_counter() - begin
+
+
+# --- the data, as plain arrays ---
+
+
+def read_data(config):
+    """What the contenders read: semantic IDs, training rows and windows, histories of test users."""
+    dataset = TIGERDataset(config)
+    train_data, _, test_data = data_preparation(config, dataset)
+    rows, test = train_data._dataset, test_data._dataset.inter_feat
+    item, length = config["ITEM_ID_FIELD"], config["ITEM_LIST_LENGTH_FIELD"]
+    sequence = item + config["LIST_SUFFIX"]
+    users = np.random.default_rng(config["seed"]).permutation(len(test))[:USERS]
+    histories = left_padded(test[sequence][users], test[length][users], config["MAX_ITEM_LIST_LENGTH"])
+    return SimpleNamespace(
+        catalogue=dataset.catalogue,
+        shape={
+            "users": dataset.user_num - 1,
+            "items": dataset.item_num - 1,
+            "interactions": len(dataset.inter_feat) + dataset.user_num - 1,  # no row has a user's first as its target
+        },
+        targets=len(rows),
+        rows={name: rows.inter_feat[name].numpy() for name in (sequence, length, item)},
+        windows={
+            one_target: {name: value.numpy() for name, value in vars(training_windows(rows, one_target)).items()}
+            for one_target in (False, True)
+        },
+        histories=histories.numpy(),
+    )
+
+
+# --- contenders: functions that build a model and return its step ---
+
+
+def tiger(config, data):
+    """Our model."""
+    dataset = SimpleNamespace(
+        catalogue=data.catalogue,
+        num=lambda field: len(data.catalogue.items) + 1,
+        field2id_token={config["USER_ID_FIELD"]: ["[PAD]"]},
+    )
+    torch.manual_seed(config["seed"])
+    return TIGER(config, dataset).to(config["device"])
+
+
+def train_tiger(config, data, bidirectional):
+    """A step of TIGERTrainer on a batch of windows; returns its targets."""
+    config["bidirectional_encoder"] = bidirectional
+    trainer = TIGERTrainer(config, tiger(config, data))
+    trainer.epochs = 10**6  # the schedule's end lies far off
+    windows = Windows(**{name: torch.from_numpy(value) for name, value in data.windows[bidirectional].items()})
+    batches = cycle(windows.batches(config["train_batch_size"], torch.Generator().manual_seed(config["seed"])))
+
+    def step():
+        batch = next(batches)
+        alone = SimpleNamespace(**vars(windows), batches=lambda n_targets, generator: [batch])
+        trainer._train_epoch(SimpleNamespace(windows=alone), 0)
+        return int(windows.n_targets[batch].sum())
+
+    return step
+
+
+def t5(config, data):
+    """Hugging Face's T5 of the same dimensions with a single vocabulary: padding, then the codes of every level.
+
+    Returns:
+        the model, and the tokens of every item [n_items + 1, levels], padding for item 0.
+    """
+    codes = torch.from_numpy(data.catalogue.semantic_ids.codes)
+    widths = codes.max(dim=0).values + 1
+    tokens = torch.nn.functional.pad(codes + 1 + widths.cumsum(0) - widths, (0, 0, 1, 0))
+    torch.manual_seed(config["seed"])
+    model = T5ForConditionalGeneration(
+        T5Config(
+            vocab_size=int(widths.sum()) + 1,
+            d_model=config["hidden_size"],
+            d_kv=config["head_size"],
+            d_ff=config["inner_size"],
+            num_heads=config["n_heads"],
+            num_layers=config["n_layers"],
+            num_decoder_layers=config["n_decoder_layers"],
+            dropout_rate=config["hidden_dropout_prob"],
+            pad_token_id=0,
+            decoder_start_token_id=0,
+            eos_token_id=None,  # an ID has a fixed number of codes: nobody needs an end
+        )
+    )
+    return model.to(config["device"]), tokens.to(config["device"])
+
+
+def shuffled_rows(config, data, size):
+    """Batches of training rows without end, padded to MAX_ITEM_LIST_LENGTH as RecBole pads them."""
+    rows = {name: torch.from_numpy(value) for name, value in data.rows.items()}
+    order = torch.randperm(data.targets, generator=torch.Generator().manual_seed(config["seed"]))
+    for batch in cycle(order.split(size)):
+        yield Interaction({name: value[batch] for name, value in rows.items()}).to(config["device"])
+
+
+def optimizer_step(optimizer, loss):
+    """Backward and update."""
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+def train_t5(config, data):
+    """The usual way: a row a prefix, 20 items of codes with padding; returns targets."""
+    model, tokens = t5(config, data)
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config["learning_rate"], fused=True)
+    item = config["ITEM_ID_FIELD"]
+    batches = shuffled_rows(config, data, config["train_batch_size"])
+
+    def step():
+        batch = next(batches)
+        history = tokens[batch[item + config["LIST_SUFFIX"]]].flatten(1)
+        optimizer_step(optimizer, model(history, attention_mask=history != 0, labels=tokens[batch[item]]).loss)
+        return len(batch)
+
+    return step
+
+
+def train_sasrec(config, data):
+    """RecBole's model with its own settings, rows and batch size; returns targets."""
+    model = SASRec(config, SimpleNamespace(num=lambda field: len(data.catalogue.items) + 1)).to(config["device"])
+    model.train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=config["learning_rate"])
+    batches = shuffled_rows(config, data, config["train_batch_size"])
+
+    def step():
+        batch = next(batches)
+        optimizer_step(optimizer, model.calculate_loss(batch))
+        return len(batch)
+
+    return step
+
+
+def decode_tiger(config, data, width):
+    """Beam search for all users; returns their number."""
+    model = tiger(config, data).eval()
+    histories = torch.from_numpy(data.histories).to(config["device"])
+
+    @torch.no_grad()
+    def step():
+        model.recommend(histories, None, width, width, "beam")
+        return len(histories)
+
+    return step
+
+
+def decode_t5(config, data, width, users, prefixes):
+    """``generate`` for a batch of users; returns their number.
+
+    Args:
+        users: users a batch.
+        prefixes: whether a prefix function allows codes of the catalogue alone.
+    """
+    model, tokens = t5(config, data)
+    model.eval()
+    histories = torch.from_numpy(data.histories).to(config["device"])
+    batches = cycle(histories.split(users))
+    levels = tokens.shape[1]
+    children = {}
+    for row in tokens[1:].tolist():
+        for level in range(levels):
+            children.setdefault(tuple(row[:level]), set()).add(row[level])
+    children = {prefix: sorted(following) for prefix, following in children.items()}
+
+    def allowed(batch, sequence):
+        return children.get(tuple(sequence[1:].tolist()), [0])  # a beam of no item at all goes on with padding
+
+    @torch.no_grad()
+    def step():
+        batch = next(batches)
+        batch = batch[:, -int((batch != 0).sum(dim=1).max()) :]
+        history = tokens[batch].flatten(1)
+        model.generate(
+            history,
+            attention_mask=(history != 0).long(),
+            num_beams=width,
+            num_return_sequences=width,
+            max_new_tokens=levels,
+            do_sample=False,
+            use_cache=True,
+            prefix_allowed_tokens_fn=allowed if prefixes else None,
+        )
+        return len(batch)
+
+    return step
+
+
+# --- arithmetic ---
+
+
+def training_flops(config, data):
+    """Operations that the matrix products of an epoch need, forward and backward: 3 times forward, 2 a multiply-add.
+
+    Products of weights and of attention, of what a target may see alone: neither padding nor masked pairs nor anything
+    computed twice counts.
+    """
+    windows = data.windows[False]
+    codes = data.catalogue.semantic_ids.codes
+    levels, classes = codes.shape[1], int((codes.max(axis=0) + 1).sum())
+    tokens = levels if config["encoder_tokens"] == "code" else 1
+    hidden, inner, width = config["hidden_size"], config["inner_size"], config["n_heads"] * config["head_size"]
+    history, targets = windows["lengths"] - 1, windows["n_targets"]
+    read, written = (history * tokens).sum(), (targets * levels).sum()
+    seen = (targets * history - targets * (targets - 1) // 2).sum()  # items before each target
+    encoder = read * (4 * hidden * width + 2 * hidden * inner)
+    encoder += (history * (history + 1) // 2).sum() * tokens**2 * 2 * width
+    decoder = written * (6 * hidden * width + 2 * hidden * inner) + read * 2 * hidden * width
+    decoder += targets.sum() * levels * (levels + 1) // 2 * 2 * width + seen * levels * tokens * 2 * width
+    products = config["n_layers"] * encoder + config["n_decoder_layers"] * decoder + targets.sum() * hidden * classes
+    return float(6 * products)
+
+
+def multiply(config, data):
+    """Every matrix product with weights of a step of training by torch.mm alone; returns operations."""
+    windows = data.windows[False]
+    codes = data.catalogue.semantic_ids.codes
+    levels = codes.shape[1]
+    tokens = levels if config["encoder_tokens"] == "code" else 1
+    hidden, inner, width = config["hidden_size"], config["inner_size"], config["n_heads"] * config["head_size"]
+    share = config["train_batch_size"] / windows["n_targets"].sum()
+    read = round(share * (windows["lengths"] - 1).sum() * tokens)
+    targets = config["train_batch_size"]
+    written = targets * levels
+    # rows, width of the input, width of the output: how often in a forward pass
+    attention = {(hidden, width): 1, (hidden, 2 * width): 1, (width, hidden): 1}
+    feed_forward = {(hidden, inner): 1, (inner, hidden): 1}
+    shapes = [(read, *shape) for shape in [*attention, *feed_forward]] * config["n_layers"]
+    shapes += [(written, *shape) for shape in [*attention, *feed_forward]] * config["n_decoder_layers"]
+    shapes += [(written, hidden, width), (read, hidden, 2 * width), (written, width, hidden)] * config["n_decoder_layers"]
+    shapes += [(targets, hidden, int(codes[:, level].max()) + 1) for level in range(levels)]
+    made = {
+        shape: (torch.randn(shape[0], shape[1]), torch.randn(shape[2], shape[1]), torch.randn(shape[0], shape[2]))
+        for shape in set(shapes)
+    }
+    made = {shape: [tensor.to(config["device"]) for tensor in tensors] for shape, tensors in made.items()}
+
+    def step():
+        for shape in shapes:
+            x, weight, gradient = made[shape]
+            torch.mm(x, weight.T)
+            torch.mm(gradient, weight)
+            torch.mm(gradient.T, x)
+        return sum(6 * rows * inputs * outputs for rows, inputs, outputs in shapes)
+
+    return step
+
+
+# --- the measurements ---
+
+
+def measure_training(config, sasrec_config, data, args):
+    """Rates of training in targets a second, and of torch.mm in operations a second."""
+    contenders = {
+        "ours": train_tiger(config, data, False),
+        "ours, a row a prefix": train_tiger(config, data, True),
+        "hf": train_t5(config, data),
+        "sasrec": train_sasrec(sasrec_config, data),
+        "mm": multiply(config, data),
+    }
+    return take_turns(contenders, args, "training")
+
+
+def measure_decoding(config, data, width, args):
+    """Rates in users a second, and Hugging Face's best number of users a batch."""
+    users = {}
+    for prefixes in (False, True):
+        tried = {}
+        for size in HF_USERS:
+            step = decode_t5(config, data, width, size, prefixes)
+            step()
+            tried[size] = rate(step, 0)
+        users[prefixes] = max(tried, key=tried.get)
+    contenders = {
+        "ours": decode_tiger(config, data, width),
+        "hf": decode_t5(config, data, width, users[False], False),
+        "hf_prefix": decode_t5(config, data, width, users[True], True),
+    }
+    return take_turns(contenders, args, f"decoding, beam {width}"), users
+
+
+def measure_preparation(config, data, args):
+    """Encoding, both quantizers, and our dataset in turns with RecBole's, each from the files to the three splits."""
+    items = list(data.catalogue.items)
+    texts = text_of_items(config, items)[0][:TEXTS]
+    encoder = load_encoder(config["text_encoder"], config["device"])
+    encoder.encode(texts[:8])
+    encoding = [len(texts) / seconds_of(encoder.encode, texts) for _ in tqdm(range(args.rounds), "encoding")]
+    x = torch.from_numpy(data.catalogue.embeddings).to(config["device"])
+    quantizers = {}
+    for name, make in QUANTIZERS.items():
+        config["quantizer"] = name
+        quantizer = make(**quantizer_settings(config))
+        quantizers[name] = seconds_of(lambda quantizer=quantizer: quantizer.fit(x, seed=config["seed"], show_progress=True))
+
+    datasets = {"ours": [], "recbole": []}
+    with tempfile.TemporaryDirectory() as folder:
+        config["semantic_ids"] = str(Path(folder) / "ids.tsv")
+        data.catalogue.semantic_ids.save(config["semantic_ids"])
+        for _ in tqdm(range(args.rounds), "dataset"):
+            for name, make in (("ours", TIGERDataset), ("recbole", SequentialDataset)):
+                datasets[name].append(seconds_of(lambda make=make: data_preparation(config, make(config))))
+    return {"encoding": encoding, "quantizers": quantizers, "datasets": datasets}
+
+
+def where_time_goes(build, args, *more):
+    """Shares of the time of a contender by group of operators.
+
+    Returns:
+        list of rows: group, share of the time.
+    """
+    step = build(*more)
+    step()
+    steps = max(1, round(args.seconds / seconds_of(step)))
+    whole = sum(seconds_of(step) for _ in range(steps))
+    with profile() as profiler:
+        for _ in range(steps):
+            step()
+    spent = dict.fromkeys([*GROUPS, "element-wise", "between operators"], 0.0)
+    for event in profiler.key_averages():
+        seconds = (event.self_cpu_time_total + event.self_device_time_total) / 1e6
+        if event.key.startswith("aten::"):
+            spent[group_of(event.key)] += seconds
+    spent["between operators"] = max(0.0, whole - sum(spent.values()))
+    total = sum(spent.values())
+    return sorted(([name, value / total] for name, value in spent.items()), key=lambda row: -row[1])
+
+
+def group_of(operator):
+    """The group of GROUPS that an operator belongs to."""
+    if any(part in operator for part in ELEMENT_WISE):
+        return "element-wise"
+    return next((name for name, parts in GROUPS.items() if any(part in operator for part in parts)), "element-wise")
+
+
+def summary(data, training, decoding, preparation, memory, flops):
+    """Medians, and their ratios: how many times ours is faster."""
+    rates = {name: median(values) for name, values in training.items() if name != "mm"}
+    gflops = rates["ours"] * flops / data.targets / 1e9
+    result = {
+        "training": {
+            name: {
+                "targets_per_second": value,
+                "epoch_seconds": data.targets / value,
+                "peak_bytes": memory["training", name],
+                "rounds": training[name],
+            }
+            for name, value in rates.items()
+        },
+        "arithmetic": {
+            "training_gflops": gflops,
+            "mm_gflops": median(training["mm"]) / 1e9,
+            "share_of_mm": gflops * 1e9 / median(training["mm"]),
+            "gflop_per_target": flops / data.targets / 1e9,
+        },
+        "decoding": {},
+        "preparation": {
+            "encoding_items_per_second": median(preparation["encoding"]),
+            **{f"{name}_seconds": seconds for name, seconds in preparation["quantizers"].items()},
+            "dataset_seconds": median(preparation["datasets"]["ours"]),
+            "recbole_dataset_seconds": median(preparation["datasets"]["recbole"]),
+        },
+    }
+    ratios = {
+        "training_vs_hf": rates["ours"] / rates["hf"],
+        "training_vs_sasrec": rates["ours"] / rates["sasrec"],
+        "training_row_a_prefix_vs_hf": rates["ours, a row a prefix"] / rates["hf"],
+    }
+    for width, (values, users) in decoding.items():
+        row = {
+            name: {
+                "users_per_second": median(values[name]),
+                "peak_bytes": memory["decoding", width, name],
+                "rounds": values[name],
+            }
+            for name in values
+        }
+        row["hf"]["users_a_batch"], row["hf_prefix"]["users_a_batch"] = users[False], users[True]
+        result["decoding"][f"beam{width}"] = row
+        for name in ("hf", "hf_prefix"):
+            ratio = row["ours"]["users_per_second"] / row[name]["users_per_second"]
+            ratios[f"decoding_vs_{name}_beam{width}"] = ratio
+    made = result["preparation"]
+    ratios["dataset_vs_recbole"] = made["recbole_dataset_seconds"] / made["dataset_seconds"]
+    return {**result, "ratios": ratios}
+
+
+def tables(result):
+    """The summary as text."""
+    rows = [
+        [f"training, {name}", f"{row['targets_per_second']:.0f} targets/s", f"{row['peak_bytes'] / 2**20:.0f} MiB"]
+        for name, row in result["training"].items()
+    ]
+    rows += [
+        [f"decoding, {beam}, {name}", f"{row['users_per_second']:.1f} users/s", f"{row['peak_bytes'] / 2**20:.0f} MiB"]
+        for beam, contenders in result["decoding"].items()
+        for name, row in contenders.items()
+    ]
+    rows += [[name.replace("_", " "), f"{value:.1f}", ""] for name, value in result["preparation"].items()]
+    rows += [[f"arithmetic, {name.replace('_', ' ')}", f"{value:.3g}", ""] for name, value in result["arithmetic"].items()]
+    measured = tabulate(rows, ["", "median", "peak memory"], tablefmt="github", disable_numparse=True)
+    ratios = [[name.replace("_", " "), f"{value:.2f}"] for name, value in result["ratios"].items()]
+    return f"{measured}\n\n{tabulate(ratios, ['ratio', 'times faster'], tablefmt='github', disable_numparse=True)}"
+
+
+def plot(result, file):
+    """Bars of the ratios, on a logarithmic axis."""
+    import matplotlib.pyplot as plt
+
+    names = list(result["ratios"])[::-1]
+    values = [result["ratios"][name] for name in names]
+    figure, axes = plt.subplots(figsize=(8, 0.45 * len(names) + 1), layout="constrained")
+    bars = axes.barh([name.replace("_", " ") for name in names], values)
+    axes.bar_label(bars, [f"{value:.1f}" for value in values], padding=3)
+    axes.axvline(1, color="black", linewidth=1)
+    axes.set(xscale="log", xlabel="times faster", xlim=(min(0.5, *values) * 0.8, max(values) * 2))
+    figure.savefig(file, dpi=120)
+
+
+def dataset_settings(args, folder):
+    """Settings that name the data: those under --data_path, or a generated set of the same shape."""
+    if (Path(args.data_path) / args.dataset).is_dir():
+        return {"data_path": args.data_path}
+    print(f"{args.data_path}/{args.dataset} is not there: a set of its shape is generated")
+    write_dataset(folder, args.dataset, **BEAUTY)
+    embeddings = Path(folder) / "embeddings.npz"
+    n_items = BEAUTY["n_items"]
+    np.savez(embeddings, items=np.array(item_tokens(n_items)), embeddings=clustered_embeddings(n_items))
+    return {"data_path": folder, "item_embeddings": str(embeddings), "text_fields": ["title"]}
+
+
+def main():
+    """Print tables; write JSON and plot."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_path", default="dataset/", help="parent folder of the dataset (default: dataset/)")
+    parser.add_argument("--dataset", default="amazon-beauty")
+    parser.add_argument("--quick", action="store_true", help="shorter and fewer slices: 5 of 1 s instead of 7 of 3 s")
+    parser.add_argument("--rounds", type=int, help="slices of each contender")
+    parser.add_argument("--seconds", type=float, help="of a slice, at the least")
+    parser.add_argument("--output", help="JSON file of all numbers")
+    parser.add_argument("--plot", help="PNG file of the ratios")
+    parser.add_argument("--profile", action="store_true", help="show where the time of training and decoding goes instead")
+    args, rest = parser.parse_known_args()
+    args.rounds = args.rounds or (5 if args.quick else 7)
+    args.seconds = (1 if args.quick else 3) if args.seconds is None else args.seconds
+    warnings.simplefilter("ignore", FutureWarning)
+    transformers_logging.set_verbosity_error()
+
+    begin, home = time.perf_counter(), Path.cwd()
+    with tempfile.TemporaryDirectory() as folder:
+        cache = {"cache_dir": str(home / "cache")}
+        found = dataset_settings(args, folder)
+        settings = {**cache, "quantizer": "rq_kmeans", "encoder_text": False, **found, **parse_arguments(rest)}
+        shared = {key: settings[key] for key in ("data_path", "text_fields") if key in settings}
+        settings["data_path"] = shared["data_path"] = str(Path(settings["data_path"]).resolve())
+        config = experiment.prepare("TIGER", args.dataset, {**settings, "show_progress": False, "beam_size": max(WIDTHS)})
+        sasrec_config = experiment.prepare("SASRec", args.dataset, shared)
+        os.chdir(folder)  # RecBole's trainers write logs where they run
+        try:
+            data = in_child(read_data, config)
+            if args.profile:
+                contenders = {"training": (train_tiger, False), "decoding, beam 20": (decode_tiger, 20)}
+                for name, (build, option) in contenders.items():
+                    rows = in_child(where_time_goes, build, args, config, data, option)
+                    print(f"\n{tabulate(rows, [name, 'share'], tablefmt='github', floatfmt='.3f')}")
+                return
+            training = in_child(measure_training, config, sasrec_config, data, args)
+            decoding = {width: in_child(measure_decoding, config, data, width, args) for width in WIDTHS}
+            preparation = in_child(measure_preparation, config, data, args)
+            builds = {
+                ("training", "ours"): (train_tiger, config, data, False),
+                ("training", "ours, a row a prefix"): (train_tiger, config, data, True),
+                ("training", "hf"): (train_t5, config, data),
+                ("training", "sasrec"): (train_sasrec, sasrec_config, data),
+            }
+            for width, (_, users) in decoding.items():
+                builds["decoding", width, "ours"] = (decode_tiger, config, data, width)
+                builds["decoding", width, "hf"] = (decode_t5, config, data, width, users[False], False)
+                builds["decoding", width, "hf_prefix"] = (decode_t5, config, data, width, users[True], True)
+            memory = {name: in_child(peak_memory, *build) for name, build in tqdm(builds.items(), "memory")}
+        finally:
+            os.chdir(home)
+
+    result = {
+        "dataset": {"name": args.dataset, "generated": "item_embeddings" in found, **data.shape},
+        "rounds": args.rounds,
+        "slice_seconds": args.seconds,
+        "settings": {key: config[key] for key in SHOWN},
+        "hardware": experiment.hardware(),
+        "versions": experiment.versions(),
+        **summary(data, training, decoding, preparation, memory, training_flops(config, data)),
+        "minutes": (time.perf_counter() - begin) / 60,
+    }
+    print(f"\n{tables(result)}")
+    if args.output:
+        write_result(result, args.output)
+    if args.plot:
+        plot(result, args.plot)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""Full ranking from the beam's items alone, without RecBole's [users, items] matrix of scores."""
+
+import torch
+from recbole.evaluator.collector import Collector
+from recbole.evaluator.register import Register
+
+
+def needs_scores(config):
+    """Whether an evaluation batch has to be a matrix of scores [users, items].
+
+    The exact scorer makes one anyway, sampled evaluation is RecBole's own, and some metrics (GAUC) rank the whole catalogue.
+    """
+    register = Register(config)
+    return (
+        config["scoring"] == "exact"
+        or set(config["eval_args"]["mode"].values()) != {"full"}
+        or any(register.need(need) for need in ("rec.meanrank", "rec.score", "data.label"))
+    )
+
+
+class RankedCollector(Collector):
+    """Collects ranked items instead of scores."""
+
+    def eval_batch_collect(self, ranked, interaction, positive_u, positive_i):
+        """Collect a batch as RecBole's collector does from scores.
+
+        Args:
+            ranked: int tensor [batch, at least max(topk)] of items, best first.
+            positive_i: int tensor [batch], the true item of each row; sequential data have one a row.
+        """
+        items = ranked[:, : max(self.topk)]
+        if self.register.need("rec.items"):
+            self.data_struct.update_tensor("rec.items", items)
+        if self.register.need("rec.topk"):
+            hits = items == positive_i.to(items.device).unsqueeze(1)
+            found = torch.cat([hits, torch.ones_like(hits[:, :1])], dim=1)  # the last column counts the true items
+            self.data_struct.update_tensor("rec.topk", found.long())

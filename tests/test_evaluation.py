@@ -1,0 +1,78 @@
+"""Evaluation from ranked items gives what RecBole's own trainer computes from its score matrix."""
+
+import pytest
+import torch
+from recbole.trainer import Trainer
+
+from recbole_tiger.evaluation import RankedCollector
+from tests.test_recbole import built
+
+RANKED = ["Recall", "MRR", "NDCG", "Hit", "Precision", "MAP"]
+COUNTED = ["ItemCoverage", "AveragePopularity", "ShannonEntropy", "GiniIndex", "TailPercentage"]
+
+
+def evaluated(settings):
+    """Results and collected tensors of TIGER's trainer and of RecBole's, for one model; whether a score matrix was made."""
+    config, (train_data, _, test_data), model, trainer = built({**settings, "metric_decimal_place": 10})
+    trainer.fit(train_data, None, saved=False)
+    matrices = []
+    predict = model.full_sort_predict
+
+    def noted(interaction):
+        matrices.append(len(interaction))
+        return predict(interaction)
+
+    model.full_sort_predict = noted
+    found, structs = [], []
+    for one in (trainer, Trainer(config, model)):
+        collect = one.eval_collector.get_data_struct
+
+        def kept(collect=collect):
+            structs.append(collect())
+            return structs[-1]
+
+        one.eval_collector.get_data_struct = kept
+        one.eval_collector.data_collect(train_data)
+        before = len(matrices)
+        found.append((dict(one.evaluate(test_data, load_best_model=False)), len(matrices) > before))
+    return config, trainer, found, structs
+
+
+@pytest.mark.parametrize("batch", [None, 7])
+def test_ranked_items_are_evaluated_as_scores(settings, batch):
+    more = {"metrics": RANKED + COUNTED, "eval_batch_size": batch, "topk": [1, 5, 15]}
+    config, trainer, ((ours, matrix), (theirs, _)), (own, recbole) = evaluated({**settings, **more})
+    assert not matrix
+    assert config["eval_batch_size"] == (batch or 512)
+    assert isinstance(trainer.eval_collector, RankedCollector)
+    for name in ("rec.items", "rec.topk"):
+        assert own[name].dtype == recbole[name].dtype
+        assert torch.equal(own[name], recbole[name])
+    assert ours == theirs
+    assert 0 < ours["recall@5"] < 1
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"scoring": "exact"}, {"metrics": ["Recall", "GAUC"], "valid_metric": "Recall@10"}],
+    ids=["exact", "a metric of the whole ranking"],
+)
+def test_what_needs_scores_has_them(settings, more):
+    _, trainer, ((ours, matrix), (theirs, _)), _ = evaluated({**settings, **more})
+    assert matrix
+    assert not isinstance(trainer.eval_collector, RankedCollector)
+    assert ours == theirs
+
+
+def test_sampled_evaluation_is_recboles(settings):
+    eval_args = {"split": {"LS": "valid_and_test"}, "order": "TO", "mode": {"valid": "full", "test": "uni20"}}
+    _, (train_data, valid_data, test_data), _, trainer = built({**settings, "eval_args": eval_args})
+    trainer.fit(train_data, valid_data)
+    assert not isinstance(trainer.eval_collector, RankedCollector)
+    assert trainer.evaluate(test_data)["recall@20"] > trainer.best_valid_result["recall@20"]
+
+
+def test_a_matrix_that_is_needed_bounds_the_batch(settings, monkeypatch):
+    monkeypatch.setattr("recbole_tiger.dataset.SCORE_MATRIX", 600)
+    sizes = [built({**settings, **more})[0]["eval_batch_size"] for more in ({}, {"scoring": "exact"})]
+    assert sizes == [512, 10]
