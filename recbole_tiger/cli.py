@@ -1,4 +1,4 @@
-"""The command line: recbole-tiger run | compare | tokenize | recommend."""
+"""The command line: recbole-tiger run | compare | tokenize | recommend | download."""
 
 import argparse
 import json
@@ -10,11 +10,12 @@ from tabulate import tabulate
 
 from recbole_tiger import experiment
 from recbole_tiger.dataset import TIGERDataset
+from recbole_tiger.download import AMAZON, OFFICIAL, download_amazon, ensure_dataset
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import whole_file
 from recbole_tiger.recommend import Recommender, read_histories
 from recbole_tiger.results import leaderboard
-from recbole_tiger.settings import parse_arguments, read_config_files
+from recbole_tiger.settings import make_config, parse_arguments, read_config_files
 from recbole_tiger.version import __version__
 
 SETTINGS_HELP = "Any setting of RecBole or of TIGER is given as --key=value; values are YAML."
@@ -29,7 +30,8 @@ def _parser():
         prog="recbole-tiger", description="TIGER beside the models of RecBole.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="run | compare | tokenize | recommend")
+    names = "run | compare | tokenize | recommend | download"
+    commands = parser.add_subparsers(dest="command", required=True, metavar=names)
 
     def command(name, summary, example, settings=True):
         sub = commands.add_parser(
@@ -83,6 +85,16 @@ def _parser():
     recommend.add_argument("--exclude_history", action="store_true", help="leave out the items of the history")
     recommend.add_argument("--user", help="user token, for a model trained with user tokens")
     recommend.add_argument("--output", help="file for the JSON lines of --histories (default: standard output)")
+
+    download = command(
+        "download",
+        "Fetch an Amazon dataset of the paper from its official home, or a dataset of RecBole's list",
+        "recbole-tiger download --dataset=amazon-beauty",
+        settings=False,
+    )
+    download.add_argument("--dataset", required=True, help=f"{', '.join(AMAZON)}, or a name of RecBole's list")
+    download.add_argument("--data_path", default="dataset", help="the folder of datasets (default: dataset)")
+    download.add_argument("--source", help="URL or folder that holds the original files of an Amazon dataset")
     return parser
 
 
@@ -165,19 +177,31 @@ def _recommend(args):
         sys.stdout.write(lines)
 
 
+def _download(args):
+    if args.dataset in AMAZON:
+        counts = download_amazon(args.dataset, args.data_path, args.source or OFFICIAL, show_progress=True)
+        print(f"{args.dataset}: {counts}, as published; in {args.data_path}")
+        return
+    if args.source:
+        raise TigerError(f"--source is for {', '.join(AMAZON)}; leave it out, {args.dataset} is fetched by RecBole")
+    config = make_config("Pop", args.dataset, {"data_path": args.data_path})
+    ensure_dataset(config)
+    print(f"{args.dataset}: in {config['data_path']}")
+
+
 def main(argv=None):
     """Entry point; returns the exit status."""
     warnings.simplefilter("ignore", FutureWarning)  # RecBole's use of pandas, dozens a run
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
     try:
-        if args.command == "recommend":
-            if rest:
-                raise TigerError(f"unknown argument {rest[0]!r} of recommend; see --help")
-            _recommend(args)
-        else:
+        if "config_files" in args:
             settings = {**read_config_files(args.config_files), **parse_arguments(rest)}
             {"run": _run, "compare": _compare, "tokenize": _tokenize}[args.command](args, settings)
+        elif rest:
+            raise TigerError(f"unknown argument {rest[0]!r} of {args.command}; see --help")
+        else:
+            {"recommend": _recommend, "download": _download}[args.command](args)
     except TigerError as error:
         print(f"recbole-tiger: error: {error}", file=sys.stderr)
         return 2

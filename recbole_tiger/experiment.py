@@ -12,10 +12,10 @@ from pathlib import Path
 import psutil
 import torch
 from recbole.data import create_dataset, data_preparation
-from recbole.data.dataset import Dataset
 from recbole.utils import get_model, get_trainer, init_logger, init_seed
 
 from recbole_tiger.dataset import text_load_col
+from recbole_tiger.download import ensure_dataset
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import make_folder
 from recbole_tiger.item_text import check_interactions
@@ -23,20 +23,6 @@ from recbole_tiger.results import SCHEMA, read_result, write_result
 from recbole_tiger.settings import check_keys, data_hash, make_config, property_file, run_key, run_settings
 
 PACKAGES = ("recbole-tiger", "recbole", "torch", "numpy", "pandas", "sentence-transformers", "ray")
-
-
-def ensure_dataset(config):
-    """Fetch a dataset of RecBole's list that is not there.
-
-    Raises:
-        TigerError: it is unknown or cannot be fetched.
-    """
-    if os.path.exists(config["data_path"]):
-        return
-    dataset = Dataset.__new__(Dataset)
-    dataset.config, dataset.logger = config, getLogger()
-    dataset.dataset_name, dataset.dataset_path = config["dataset"], config["data_path"]
-    dataset._download()
 
 
 def prepare(name, dataset, user_settings):

@@ -69,7 +69,7 @@ def run_again(trained, monkeypatch, *more):
 # --- help and version ---
 
 
-@pytest.mark.parametrize("name", ["run", "compare", "tokenize", "recommend"])
+@pytest.mark.parametrize("name", ["run", "compare", "tokenize", "recommend", "download"])
 def test_help_has_an_example(name, capsys):
     with pytest.raises(SystemExit) as done:
         main([name, "--help"])
@@ -83,9 +83,8 @@ def test_help_names_the_commands(capsys):
         main(["--help"])
     assert done.value.code == 0
     shown = capsys.readouterr().out
-    assert all(
-        re.search(rf"^    {name} ", shown, flags=re.MULTILINE) for name in ("run", "compare", "tokenize", "recommend")
-    )
+    names = ("run", "compare", "tokenize", "recommend", "download")
+    assert all(re.search(rf"^    {name} ", shown, flags=re.MULTILINE) for name in names)
 
 
 def test_version_of_the_module():
