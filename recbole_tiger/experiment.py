@@ -9,6 +9,7 @@ from importlib import metadata
 from logging import getLogger
 from pathlib import Path
 
+import numpy as np
 import psutil
 import torch
 from recbole.data import create_dataset, data_preparation
@@ -19,7 +20,7 @@ from recbole_tiger.download import ensure_dataset
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import make_folder
 from recbole_tiger.item_text import check_interactions
-from recbole_tiger.results import SCHEMA, read_result, write_result
+from recbole_tiger.results import SCHEMA, read_result, write_ranks, write_result
 from recbole_tiger.settings import check_keys, data_hash, make_config, property_file, run_key, run_settings
 
 PACKAGES = ("recbole-tiger", "recbole", "torch", "numpy", "pandas", "sentence-transformers", "ray")
@@ -42,18 +43,27 @@ def budget(name, dataset):
     return property_file("budget", dataset).get(name, {})
 
 
+class OutOfTime(Exception):
+    """Training has passed ``max_minutes``."""
+
+
 class Stopwatch:
     """Times the epochs of any RecBole trainer, in its ``epoch_log``: one dict an epoch.
 
-    Keys: ``train_seconds``, ``train_loss``, and where it was evaluated ``eval_seconds`` and ``valid_result``.
+    Keys: ``train_seconds``, ``train_loss``, and where it was evaluated ``eval_seconds`` and ``valid_result``. An epoch that
+    would begin after ``max_minutes`` of training and validation (None: no limit) raises OutOfTime.
     """
 
-    def __init__(self, trainer):
+    def __init__(self, trainer, max_minutes):
         if not hasattr(trainer, "epoch_log"):
             trainer.epoch_log = []
         train, valid = trainer._train_epoch, trainer._valid_epoch
 
         def timed_train(*args, **kwargs):
+            spent = sum(epoch["train_seconds"] + epoch.get("eval_seconds", 0) for epoch in trainer.epoch_log)
+            # By now the epoch before is validated and saved.
+            if max_minutes is not None and spent > 60 * max_minutes and trainer.best_valid_result is not None:
+                raise OutOfTime
             begin = time.perf_counter()
             loss = train(*args, **kwargs)
             total = float(sum(loss)) if isinstance(loss, tuple) else float(loss)
@@ -69,6 +79,32 @@ class Stopwatch:
             return score, result
 
         trainer._train_epoch, trainer._valid_epoch = timed_train, timed_valid
+
+
+def keep_ranks(trainer):
+    """Let a RecBole trainer keep in ``ranks`` what its last evaluation found: the rank of every user's target.
+
+    An int32 array in the order of the evaluated rows, 0 where the target is not among the first max(topk); None where a row
+    has several targets, or no metric looks at ranks.
+    """
+    evaluate = trainer.evaluator.evaluate
+
+    def keeping(struct):
+        trainer.ranks = None
+        if "rec.topk" in struct:
+            hits = struct.get("rec.topk").numpy()
+            if (hits[:, -1] == 1).all():
+                trainer.ranks = np.where(hits[:, :-1].any(axis=1), hits[:, :-1].argmax(axis=1) + 1, 0).astype(np.int32)
+        return evaluate(struct)
+
+    trainer.evaluator.evaluate = keeping
+
+
+def evaluated_users(data):
+    """Tokens of the users of an evaluation's rows, in their order."""
+    dataset = data.dataset
+    ids = data.uid_list if hasattr(data, "uid_list") else dataset.inter_feat[dataset.uid_field]
+    return dataset.id2token(dataset.uid_field, ids)
 
 
 def plain(result):
@@ -126,10 +162,13 @@ def run(config, results_dir):
     model = get_model(config["model"])(config, train_data._dataset).to(config["device"])
     root.info(model)
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
-    Stopwatch(trainer)
-    best_valid_score, best_valid_result = trainer.fit(
-        train_data, valid_data, saved=True, show_progress=config["show_progress"]
-    )
+    Stopwatch(trainer, config["max_minutes"])
+    keep_ranks(trainer)
+    out_of_time = False
+    try:
+        trainer.fit(train_data, valid_data, saved=True, show_progress=config["show_progress"])
+    except OutOfTime:
+        out_of_time = True
     begin = time.perf_counter()
     test_result = trainer.evaluate(test_data, load_best_model=True, show_progress=config["show_progress"])
     test_seconds = time.perf_counter() - begin
@@ -143,13 +182,14 @@ def run(config, results_dir):
         "label": config["label"],
         "dataset": config["dataset"],
         "seed": config["seed"],
-        "best_valid_score": float(best_valid_score),
+        "best_valid_score": float(trainer.best_valid_score),
         "valid_score_bigger": config["valid_metric_bigger"],
-        "best_valid_result": plain(best_valid_result),
+        "best_valid_result": plain(trainer.best_valid_result),
         "test_result": plain(test_result),
         "epochs": len(log),
         "best_epoch": best,
-        "still_improving": len(log) == config["epochs"] and best == scored[-1],
+        "out_of_time": out_of_time,
+        "still_improving": (len(log) == config["epochs"] or out_of_time) and best == scored[-1],
         "prepare_seconds": round(prepare_seconds, 2),
         "train_seconds": round(sum(epoch["train_seconds"] for epoch in log), 2),
         "eval_seconds": round(test_seconds, 2),
@@ -161,9 +201,13 @@ def run(config, results_dir):
         "versions": versions(),
         "hardware": hardware(),
         "checkpoint": str(trainer.saved_model_file),
+        "ranks": None,
     }
     if config["model"] == "TIGER":
         result["semantic_ids"] = train_data._dataset.catalogue.semantic_ids.statistics()
+    if trainer.ranks is not None:
+        result["ranks"] = file.with_suffix(".ranks.npz").name
+        write_ranks(evaluated_users(test_data), trainer.ranks, file.parent / result["ranks"])
     write_result(result, file)
     if config["model"] == "TIGER":
         # The state to resume from has served; the best epoch's checkpoint stays.

@@ -255,6 +255,9 @@ def check_run(config):
         raise TigerError(f"seed has to be a whole number, not {config['seed']!r}")
     if not isinstance(config["learning_rate"], int | float) or config["learning_rate"] <= 0:
         raise TigerError(f"learning_rate has to be a positive number, not {config['learning_rate']!r}")
+    minutes = config["max_minutes"]
+    if minutes is not None and (not isinstance(minutes, int | float) or minutes <= 0):
+        raise TigerError(f"max_minutes has to be a positive number or nothing, not {minutes!r}")
     # The label is part of the name of the result file.
     if Path(str(config["label"])).name != str(config["label"]):
         raise TigerError(f"label {config['label']!r} has to be usable in a file name: leave out its slashes")
