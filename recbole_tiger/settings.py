@@ -18,7 +18,7 @@ from recbole.config import Config
 from recbole.utils import argument_list, get_model
 
 from recbole_tiger.errors import TigerError
-from recbole_tiger.quantizers import QUANTIZERS
+from recbole_tiger.quantizers import QUANTIZERS, make_quantizer
 
 PROPERTIES = "recbole_tiger.properties"
 RECBOLE = Path(recbole.__file__).parent
@@ -296,6 +296,7 @@ def check_tiger(config):
             raise TigerError(f"unknown {key} {config[key]!r}: it may be {' or '.join(map(str, allowed))}")
     counts = ["codebook_size", "codebook_depth", "beam_size", "MAX_ITEM_LIST_LENGTH", "train_batch_size", "epochs"]
     _check_counts(config, [*counts, "hidden_size", "n_heads", "head_size", "inner_size", "n_layers", "n_decoder_layers"])
+    make_quantizer(config)
     for key in ["hidden_dropout_prob", "attn_dropout_prob", "code_dropout_prob", "label_smoothing", "warmup_ratio"]:
         if not isinstance(config[key], int | float) or not 0 <= config[key] < 1:
             raise TigerError(f"{key} has to be a number from 0 up to 1, not {config[key]!r}")
