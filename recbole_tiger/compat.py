@@ -130,7 +130,7 @@ def download_in_one_process():
 
 
 def numpy_names():
-    """NumPy >= 1.24 lacks ``np.float`` and others, which RecBole's metrics use; making a Config, but not loading one, adds them."""
+    """NumPy >= 1.24 lacks ``np.float``, which RecBole's metrics use; making a Config adds them, loading does not."""
     Config.compatibility_settings(None)
 
 

@@ -164,21 +164,31 @@ def parse_arguments(arguments):
     return settings
 
 
+def read_yaml(file):
+    """The mapping in a YAML file of the user's; {} where it is empty.
+
+    Raises:
+        TigerError: it does not exist or holds something else.
+    """
+    if not Path(file).is_file():
+        raise TigerError(f"config file {file} does not exist")
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise TigerError(f"config file {file} is not UTF-8 text ({error}); save it as UTF-8") from error
+    content = parse_yaml(text, file)
+    if content is not None and not isinstance(content, dict):
+        raise TigerError(f"config file {file} has to hold key: value lines")
+    return content or {}
+
+
 def read_config_files(files):
     """Merge the user's YAML files, later ones over earlier ones."""
     settings = {}
     for file in files:
-        if not Path(file).is_file():
-            raise TigerError(f"config file {file} does not exist")
-        try:
-            text = Path(file).read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise TigerError(f"config file {file} is not UTF-8 text ({error}); save it as UTF-8") from error
-        content = parse_yaml(text, file)
-        if content is not None and not isinstance(content, dict):
-            raise TigerError(f"config file {file} has to hold key: value lines")
-        check_keys(content or {}, file)
-        settings.update(content or {})
+        content = read_yaml(file)
+        check_keys(content, file)
+        settings.update(content)
     return settings
 
 
