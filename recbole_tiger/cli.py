@@ -1,4 +1,4 @@
-"""The command line: recbole-tiger run | compare | tokenize | tune | recommend."""
+"""The command line: recbole-tiger run | compare | tokenize | tune | recommend | leaderboard | download."""
 
 import argparse
 import json
@@ -13,11 +13,14 @@ from tabulate import tabulate
 
 from recbole_tiger import experiment, sweep, tuning
 from recbole_tiger.dataset import TIGERDataset
+from recbole_tiger.download import AMAZON, OFFICIAL, download_amazon, ensure_dataset
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import whole_file
+from recbole_tiger.leaderboard import leaderboard, leaderboards
+from recbole_tiger.plots import plot
 from recbole_tiger.recommend import Recommender, read_histories
-from recbole_tiger.results import leaderboard
-from recbole_tiger.settings import parse_arguments, read_config_files
+from recbole_tiger.results import read_results
+from recbole_tiger.settings import make_config, parse_arguments, read_config_files
 from recbole_tiger.version import __version__
 
 SETTINGS_HELP = "Any setting of RecBole or of TIGER is given as --key=value; values are YAML."
@@ -32,7 +35,8 @@ def _parser():
         prog="recbole-tiger", description="TIGER beside the models of RecBole.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="run | compare | tokenize | tune | recommend")
+    names = "run | compare | tokenize | tune | recommend | leaderboard | download"
+    commands = parser.add_subparsers(dest="command", required=True, metavar=names)
 
     def command(name, summary, example, settings=True):
         sub = commands.add_parser(
@@ -119,6 +123,27 @@ def _parser():
     recommend.add_argument("--exclude_history", action="store_true", help="leave out the items of the history")
     recommend.add_argument("--user", help="user token, for a model trained with user tokens")
     recommend.add_argument("--output", help="file for the JSON lines of --histories (default: standard output)")
+
+    board = command(
+        "leaderboard",
+        "Make tables and pictures of result files, beside published numbers; nothing is run",
+        "recbole-tiger leaderboard --results_dir=results --format=markdown --plots=plots",
+        settings=False,
+    )
+    board.add_argument("--results_dir", default="results", help="folder of the result files (default: results)")
+    board.add_argument("--format", default="markdown", choices=["markdown", "latex", "csv"], help="(default: markdown)")
+    board.add_argument("--plots", help="folder for pictures")
+    board.add_argument("--output", help="file for the tables (default: standard output)")
+
+    download = command(
+        "download",
+        "Fetch an Amazon dataset of the paper from its official home, or a dataset of RecBole's list",
+        "recbole-tiger download --dataset=amazon-beauty",
+        settings=False,
+    )
+    download.add_argument("--dataset", required=True, help=f"{', '.join(AMAZON)}, or a name of RecBole's list")
+    download.add_argument("--data_path", default="dataset", help="the folder of datasets (default: dataset)")
+    download.add_argument("--source", help="URL or folder that holds the original files of an Amazon dataset")
     return parser
 
 
@@ -127,14 +152,14 @@ def _run(args, settings):
     run = experiment.run_or_read if config["resume"] else experiment.run
     result = run(config, args.results_dir)
     print()
-    print(leaderboard([result]))
+    print(leaderboard([result], args.results_dir))
     print(f"\nresult: {experiment.result_path(config, args.results_dir)}\ncheckpoint: {result['checkpoint']}")
 
 
 def _compare(args, settings):
     results = experiment.compare(args.models, args.dataset, settings, args.results_dir)
     print(f"\n{args.dataset}, test set, full ranking, best validation epoch\n")
-    print(leaderboard(results))
+    print(leaderboard(results, args.results_dir))
 
 
 def _tune(args, settings):
@@ -171,7 +196,7 @@ def _tune(args, settings):
     if result is None:
         raise TigerError(f"no trial of the sweep completed; the reasons are above and in {planned.folder}/trials.csv")
     print("\nthe winner, test set:\n")
-    print(leaderboard([result]))
+    print(leaderboard([result], args.results_dir))
     print(f"\ntables and pictures: {planned.folder}\ncheckpoint: {result['checkpoint']}")
 
 
@@ -232,11 +257,38 @@ def _recommend(args):
         json.dumps({"history": history, "recommendations": rows}, ensure_ascii=False) + "\n"
         for history, rows in zip(histories, found, strict=True)
     )
-    if args.output:
-        with whole_file(args.output) as temporary:
-            temporary.write_text(lines, encoding="utf-8")
+    _write(lines, args.output)
+
+
+def _write(text, output):
+    """To a file, or to standard output where none is named."""
+    if output:
+        with whole_file(output) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     else:
-        sys.stdout.write(lines)
+        sys.stdout.write(text)
+
+
+def _leaderboard(args):
+    results = read_results(args.results_dir)
+    if not results:
+        raise TigerError(f"{args.results_dir} holds no result files: make some by recbole-tiger run or compare")
+    _write(leaderboards(results, args.results_dir, args.format), args.output)
+    if args.plots:
+        for file in plot(results, args.results_dir, args.plots):
+            print(f"plot: {file}", file=sys.stderr)
+
+
+def _download(args):
+    if args.dataset in AMAZON:
+        counts = download_amazon(args.dataset, args.data_path, args.source or OFFICIAL, show_progress=True)
+        print(f"{args.dataset}: {counts}, as published; in {args.data_path}")
+        return
+    if args.source:
+        raise TigerError(f"--source is for {', '.join(AMAZON)}; leave it out, {args.dataset} is fetched by RecBole")
+    config = make_config("Pop", args.dataset, {"data_path": args.data_path})
+    ensure_dataset(config)
+    print(f"{args.dataset}: in {config['data_path']}")
 
 
 def main(argv=None):
@@ -254,13 +306,13 @@ def main(argv=None):
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
     try:
-        if args.command == "recommend":
-            if rest:
-                raise TigerError(f"unknown argument {rest[0]!r} of recommend; see --help")
-            _recommend(args)
-        else:
+        if "config_files" in args:
             settings = {**read_config_files(args.config_files), **parse_arguments(rest)}
             {"run": _run, "compare": _compare, "tokenize": _tokenize, "tune": _tune}[args.command](args, settings)
+        elif rest:
+            raise TigerError(f"unknown argument {rest[0]!r} of {args.command}; see --help")
+        else:
+            {"recommend": _recommend, "leaderboard": _leaderboard, "download": _download}[args.command](args)
     except TigerError as error:
         print(f"recbole-tiger: error: {error}", file=sys.stderr)
         return 2

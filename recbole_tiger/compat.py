@@ -129,6 +129,11 @@ def download_in_one_process():
     Dataset._download = _download
 
 
+def numpy_names():
+    """NumPy >= 1.24 lacks ``np.float``, which RecBole's metrics use; making a Config adds them, loading does not."""
+    Config.compatibility_settings(None)
+
+
 def mend():
     """Apply all of the above, once."""
     if getattr(Config, "_mended_by_recbole_tiger", False):
@@ -139,3 +144,4 @@ def mend():
     sparse_matrix_update()
     collected_counts()
     download_in_one_process()
+    numpy_names()

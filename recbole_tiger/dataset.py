@@ -1,6 +1,5 @@
 """TIGERDataset: RecBole's sequential dataset with a catalogue of semantic IDs."""
 
-import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +8,7 @@ from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
 
 from recbole_tiger.catalogue import make_catalogue
+from recbole_tiger.download import ensure_dataset
 from recbole_tiger.errors import TigerError
 from recbole_tiger.evaluation import needs_scores
 from recbole_tiger.item_text import check_interactions, header, interaction_files, text_columns
@@ -51,8 +51,7 @@ class TIGERDataset(SequentialDataset):
     """
 
     def _load_data(self, token, dataset_path):
-        if not os.path.exists(dataset_path):
-            self._download()
+        ensure_dataset(self.config)
         if self.config["load_col"] is None:
             self.config["load_col"] = text_load_col(self.config)
         if self.benchmark_filename_list is not None:

@@ -13,32 +13,18 @@ import numpy as np
 import psutil
 import torch
 from recbole.data import create_dataset, data_preparation
-from recbole.data.dataset import Dataset
 from recbole.data.utils import get_dataloader
 from recbole.utils import get_model, get_trainer, init_logger, init_seed
 
 from recbole_tiger.dataset import text_load_col
+from recbole_tiger.download import ensure_dataset
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import make_folder
 from recbole_tiger.item_text import check_interactions
-from recbole_tiger.results import SCHEMA, read_result, write_result
+from recbole_tiger.results import SCHEMA, read_result, write_ranks, write_result
 from recbole_tiger.settings import check_keys, data_hash, make_config, property_file, run_key, run_settings
 
 PACKAGES = ("recbole-tiger", "recbole", "torch", "numpy", "pandas", "sentence-transformers", "ray")
-
-
-def ensure_dataset(config):
-    """Fetch a dataset of RecBole's list that is not there.
-
-    Raises:
-        TigerError: it is unknown or cannot be fetched.
-    """
-    if os.path.exists(config["data_path"]):
-        return
-    dataset = Dataset.__new__(Dataset)
-    dataset.config, dataset.logger = config, getLogger()
-    dataset.dataset_name, dataset.dataset_path = config["dataset"], config["data_path"]
-    dataset._download()
 
 
 def prepare(name, dataset, user_settings):
@@ -58,18 +44,27 @@ def budget(name, dataset):
     return property_file("budget", dataset).get(name, {})
 
 
+class OutOfTime(Exception):
+    """Training has passed ``max_minutes``."""
+
+
 class Stopwatch:
     """Times the epochs of any RecBole trainer, in its ``epoch_log``: one dict an epoch.
 
-    Keys: ``train_seconds``, ``train_loss``, and where it was evaluated ``eval_seconds`` and ``valid_result``.
+    Keys: ``train_seconds``, ``train_loss``, and where it was evaluated ``eval_seconds`` and ``valid_result``. An epoch that
+    would begin after ``max_minutes`` of training and validation (None: no limit) raises OutOfTime.
     """
 
-    def __init__(self, trainer):
+    def __init__(self, trainer, max_minutes):
         if not hasattr(trainer, "epoch_log"):
             trainer.epoch_log = []
         train, valid = trainer._train_epoch, trainer._valid_epoch
 
         def timed_train(*args, **kwargs):
+            spent = sum(epoch["train_seconds"] + epoch.get("eval_seconds", 0) for epoch in trainer.epoch_log)
+            # By now the epoch before is validated and saved.
+            if max_minutes is not None and spent > 60 * max_minutes and trainer.best_valid_result is not None:
+                raise OutOfTime
             begin = time.perf_counter()
             loss = train(*args, **kwargs)
             total = float(sum(loss)) if isinstance(loss, tuple) else float(loss)
@@ -85,6 +80,32 @@ class Stopwatch:
             return score, result
 
         trainer._train_epoch, trainer._valid_epoch = timed_train, timed_valid
+
+
+def keep_ranks(trainer):
+    """Let a RecBole trainer keep in ``ranks`` what its last evaluation found: the rank of every user's target.
+
+    An int32 array in the order of the evaluated rows, 0 where the target is not among the first max(topk); None where a row
+    has several targets, or no metric looks at ranks.
+    """
+    evaluate = trainer.evaluator.evaluate
+
+    def keeping(struct):
+        trainer.ranks = None
+        if "rec.topk" in struct:
+            hits = struct.get("rec.topk").numpy()
+            if (hits[:, -1] == 1).all():
+                trainer.ranks = np.where(hits[:, :-1].any(axis=1), hits[:, :-1].argmax(axis=1) + 1, 0).astype(np.int32)
+        return evaluate(struct)
+
+    trainer.evaluator.evaluate = keeping
+
+
+def evaluated_users(data):
+    """Tokens of the users of an evaluation's rows, in their order."""
+    dataset = data.dataset
+    ids = data.uid_list if hasattr(data, "uid_list") else dataset.inter_feat[dataset.uid_field]
+    return dataset.id2token(dataset.uid_field, ids)
 
 
 def plain(result):
@@ -160,14 +181,15 @@ def train(config, after_epoch=None):
         after_epoch: called after every evaluation on validation with the result so far.
 
     Returns:
-        dict: the result without the fields of :func:`test`; the trainer; the test data.
+        dict: the result without the fields of :func:`finish`; the trainer; the test data.
     """
     settings, files_hash = run_settings(config), data_hash(config)
     begin = time.perf_counter()
     train_data, valid_data, test_data = load(config)
     prepare_seconds = time.perf_counter() - begin
     trainer = make_trainer(config, train_data)
-    Stopwatch(trainer)
+    Stopwatch(trainer, config["max_minutes"])
+    out_of_time = False
 
     def result():
         log = trainer.epoch_log
@@ -184,7 +206,8 @@ def train(config, after_epoch=None):
             "best_valid_result": log[best]["valid_result"],
             "epochs": len(log),
             "best_epoch": best,
-            "still_improving": len(log) == config["epochs"] and best == scored[-1],
+            "out_of_time": out_of_time,
+            "still_improving": (len(log) == config["epochs"] or out_of_time) and best == scored[-1],
             "prepare_seconds": round(prepare_seconds, 2),
             "train_seconds": round(sum(epoch["train_seconds"] for epoch in log), 2),
             "parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
@@ -200,22 +223,33 @@ def train(config, after_epoch=None):
         return found
 
     callback = {} if after_epoch is None else {"callback_fn": lambda epoch, score: after_epoch(result())}
-    trainer.fit(train_data, valid_data, saved=True, show_progress=config["show_progress"], **callback)
+    try:
+        trainer.fit(train_data, valid_data, saved=True, show_progress=config["show_progress"], **callback)
+    except OutOfTime:
+        out_of_time = True
     return result(), trainer, test_data
 
 
-def test(trainer, test_data, checkpoint):
-    """Evaluate the best epoch on the test set; the fields of the result that tell it."""
+def finish(result, trainer, test_data, file):
+    """Evaluate the best epoch on the test set, once, and write the ranks it gave every user's target and the result file.
+
+    Args:
+        result: of :func:`train`; gains the fields that tell the test.
+    """
+    keep_ranks(trainer)
     begin = time.perf_counter()
-    result = trainer.evaluate(
-        test_data, load_best_model=True, model_file=checkpoint, show_progress=trainer.config["show_progress"]
+    found = trainer.evaluate(
+        test_data, load_best_model=True, model_file=result["checkpoint"], show_progress=trainer.config["show_progress"]
     )
     seconds = time.perf_counter() - begin
-    return {
-        "test_result": plain(result),
-        "eval_seconds": round(seconds, 2),
-        "eval_users_per_second": round(len(test_data._dataset) / seconds, 2),
-    }
+    result["test_result"] = plain(found)
+    result["eval_seconds"] = round(seconds, 2)
+    result["eval_users_per_second"] = round(len(test_data._dataset) / seconds, 2)
+    result["ranks"] = None
+    if trainer.ranks is not None:
+        result["ranks"] = file.with_suffix(".ranks.npz").name
+        write_ranks(evaluated_users(test_data), trainer.ranks, file.parent / result["ranks"])
+    write_result(result, file)
 
 
 def remove_state(trainer):
@@ -237,8 +271,7 @@ def run(config, results_dir):
     make_folder(file.parent)
     start_logging(config)
     result, trainer, test_data = train(config)
-    result.update(test(trainer, test_data, result["checkpoint"]))
-    write_result(result, file)
+    finish(result, trainer, test_data, file)
     remove_state(trainer)
     return result
 

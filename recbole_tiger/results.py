@@ -1,9 +1,10 @@
-"""Result files, one JSON a run, and the tables made of them."""
+"""Result files: one JSON a run, and beside it the ranks of its test users' targets."""
 
 import json
+import zipfile
 from pathlib import Path
 
-from tabulate import tabulate
+import numpy as np
 
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import whole_file
@@ -41,37 +42,31 @@ def read_results(folder):
     return [read_result(file) for file in sorted(Path(folder).glob("*.json"))]
 
 
-def leaderboard(results):
-    """A table of results, one row each, best first by the validation metric.
+def write_ranks(users, ranks, file):
+    """Write the ranks of a run's targets.
 
     Args:
-        results: dicts of one dataset, as in result files.
+        users: tokens, an array [users] of strings.
+        ranks: int32 array [users]; 1 is best, 0 not among the first max(topk).
+        file: an .npz.
+    """
+    with whole_file(file) as temporary, open(temporary, "wb") as stream:
+        np.savez_compressed(stream, users=np.asarray(users, dtype=str), ranks=ranks)
+
+
+def read_ranks(file):
+    """Read what :func:`write_ranks` wrote.
 
     Returns:
-        str: test metrics, epochs (with * where the budget ended a model at its best epoch so far), seconds of training,
-        users per second of evaluation, parameters.
+        users (tokens, sorted), ranks: arrays.
+
+    Raises:
+        TigerError: the file is absent or damaged.
     """
-    metrics = [name for name in results[0]["test_result"] if name.startswith(("recall", "ndcg"))]
-    rows = []
-    for result in sorted(
-        results, key=lambda result: -result["best_valid_score"] * (1 if result["valid_score_bigger"] else -1)
-    ):
-        test = result["test_result"]
-        epochs = f"{result['epochs']}{'*' if result['still_improving'] else ''}"
-        rows.append(
-            [
-                result["label"],
-                *[test[name] for name in metrics],
-                epochs,
-                f"{result['train_seconds']:.0f}",
-                f"{result['eval_users_per_second']:.0f}",
-                f"{result['parameters']:,}",
-            ]
-        )
-    headers = ["model", *metrics, "epochs", "train s", "users/s", "parameters"]
-    table = tabulate(
-        rows, headers, tablefmt="github", floatfmt=".4f", disable_numparse=[0, len(metrics) + 1], stralign="right"
-    )
-    if any(result["still_improving"] for result in results):
-        table += "\n\n* the budget of epochs ended here, at the model's best epoch so far: it was still improving"
-    return table
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            users, ranks = arrays["users"], arrays["ranks"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise TigerError(f"ranks {file} are absent or damaged ({error}); delete its result file and run again") from error
+    order = np.argsort(users)
+    return users[order], ranks[order]

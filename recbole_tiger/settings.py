@@ -19,7 +19,7 @@ from recbole.utils import argument_list, get_model
 
 from recbole_tiger.errors import TigerError
 from recbole_tiger.item_text import interaction_files
-from recbole_tiger.quantizers import QUANTIZERS
+from recbole_tiger.quantizers import QUANTIZERS, make_quantizer
 
 PROPERTIES = "recbole_tiger.properties"
 RECBOLE = Path(recbole.__file__).parent
@@ -165,21 +165,31 @@ def parse_arguments(arguments):
     return settings
 
 
+def read_yaml(file):
+    """The mapping in a YAML file of the user's; {} where it is empty.
+
+    Raises:
+        TigerError: it does not exist or holds something else.
+    """
+    if not Path(file).is_file():
+        raise TigerError(f"config file {file} does not exist")
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise TigerError(f"config file {file} is not UTF-8 text ({error}); save it as UTF-8") from error
+    content = parse_yaml(text, file)
+    if content is not None and not isinstance(content, dict):
+        raise TigerError(f"config file {file} has to hold key: value lines")
+    return content or {}
+
+
 def read_config_files(files):
     """Merge the user's YAML files, later ones over earlier ones."""
     settings = {}
     for file in files:
-        if not Path(file).is_file():
-            raise TigerError(f"config file {file} does not exist")
-        try:
-            text = Path(file).read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise TigerError(f"config file {file} is not UTF-8 text ({error}); save it as UTF-8") from error
-        content = parse_yaml(text, file)
-        if content is not None and not isinstance(content, dict):
-            raise TigerError(f"config file {file} has to hold key: value lines")
-        check_keys(content or {}, file)
-        settings.update(content or {})
+        content = read_yaml(file)
+        check_keys(content, file)
+        settings.update(content)
     return settings
 
 
@@ -258,6 +268,9 @@ def check_run(config):
         raise TigerError(f"learning_rate has to be a positive number, not {config['learning_rate']!r}")
     if config["valid_users"] is not None:
         _check_counts(config, ["valid_users"])
+    minutes = config["max_minutes"]
+    if minutes is not None and (not isinstance(minutes, int | float) or minutes <= 0):
+        raise TigerError(f"max_minutes has to be a positive number or nothing, not {minutes!r}")
     # The label is part of the name of the result file.
     if Path(str(config["label"])).name != str(config["label"]):
         raise TigerError(f"label {config['label']!r} has to be usable in a file name: leave out its slashes")
@@ -296,6 +309,7 @@ def check_tiger(config):
             raise TigerError(f"unknown {key} {config[key]!r}: it may be {' or '.join(map(str, allowed))}")
     counts = ["codebook_size", "codebook_depth", "beam_size", "MAX_ITEM_LIST_LENGTH", "train_batch_size", "epochs"]
     _check_counts(config, [*counts, "hidden_size", "n_heads", "head_size", "inner_size", "n_layers", "n_decoder_layers"])
+    make_quantizer(config)
     for key in ["hidden_dropout_prob", "attn_dropout_prob", "code_dropout_prob", "label_smoothing", "warmup_ratio"]:
         if not isinstance(config[key], int | float) or not 0 <= config[key] < 1:
             raise TigerError(f"{key} has to be a number from 0 up to 1, not {config[key]!r}")

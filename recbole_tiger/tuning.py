@@ -22,7 +22,7 @@ from recbole_tiger.errors import TigerError
 from recbole_tiger.files import make_folder
 from recbole_tiger.item_text import text_of_items
 from recbole_tiger.plots import codebook_heat_map, collision_scatter
-from recbole_tiger.results import read_result, write_result
+from recbole_tiger.results import read_result
 from recbole_tiger.settings import make_config
 from recbole_tiger.sweep import ENDED, write_tables
 
@@ -235,8 +235,7 @@ def evaluate_winner(sweep, results_dir):
     train_data, _, test_data = experiment.load(config)
     trainer = experiment.make_trainer(config, train_data)
     trainer.eval_collector.data_collect(train_data)
-    result.update(experiment.test(trainer, test_data, result["checkpoint"]))
-    write_result(result, file)
+    experiment.finish(result, trainer, test_data, file)
     return result
 
 

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +13,35 @@ import pytest
 
 from recbole_tiger import Recommender, SemanticIDs, __version__
 from recbole_tiger.cli import main
-from recbole_tiger.results import read_results
+from recbole_tiger.results import read_ranks, read_results
 from recbole_tiger.settings import parse_arguments
+from recbole_tiger.statistics import metric_of_users
 from tests.conftest import small_settings
 
 # What the README says a result file holds.
 FIELDS = {
     *("schema", "model", "label", "dataset", "seed", "best_valid_score", "valid_score_bigger", "best_valid_result"),
-    *("test_result", "epochs", "best_epoch", "still_improving", "prepare_seconds", "train_seconds", "eval_seconds"),
-    *("eval_users_per_second", "parameters", "epoch_log", "settings", "data_hash", "versions", "hardware", "checkpoint"),
+    *(
+        "test_result",
+        "epochs",
+        "best_epoch",
+        "still_improving",
+        "out_of_time",
+        "prepare_seconds",
+        "train_seconds",
+        "eval_seconds",
+    ),
+    *(
+        "eval_users_per_second",
+        "parameters",
+        "epoch_log",
+        "settings",
+        "data_hash",
+        "versions",
+        "hardware",
+        "checkpoint",
+        "ranks",
+    ),
 }
 
 
@@ -69,7 +90,7 @@ def run_again(trained, monkeypatch, *more):
 # --- help and version ---
 
 
-@pytest.mark.parametrize("name", ["run", "compare", "tokenize", "tune", "recommend"])
+@pytest.mark.parametrize("name", ["run", "compare", "tokenize", "tune", "recommend", "leaderboard", "download"])
 def test_help_has_an_example(name, capsys):
     with pytest.raises(SystemExit) as done:
         main([name, "--help"])
@@ -83,10 +104,8 @@ def test_help_names_the_commands(capsys):
         main(["--help"])
     assert done.value.code == 0
     shown = capsys.readouterr().out
-    assert all(
-        re.search(rf"^    {name} ", shown, flags=re.MULTILINE)
-        for name in ("run", "compare", "tokenize", "tune", "recommend")
-    )
+    names = ("run", "compare", "tokenize", "tune", "recommend", "leaderboard", "download")
+    assert all(re.search(rf"^    {name} ", shown, flags=re.MULTILINE) for name in names)
 
 
 def test_version_of_the_module():
@@ -126,7 +145,7 @@ def test_resume_of_a_finished_run_does_nothing(trained, monkeypatch, capsys):
     assert run_again(trained, monkeypatch, "--resume") == 0
     assert files_under(folder) == before
     shown = capsys.readouterr().out
-    (file,) = (folder / "results").iterdir()
+    (file,) = (folder / "results").glob("*.json")
     assert f"TIGER on tiny: already run, results/{file.name}" in shown
     assert rows_of(shown)["TIGER"][0] == f"{result['test_result']['recall@5']:.4f}"
     assert result["checkpoint"] in shown
@@ -138,6 +157,68 @@ def test_resume_may_stand_in_a_config_file(trained, monkeypatch, capsys, tmp_pat
     assert run_again(trained, monkeypatch, f"--config_files={tmp_path / 'again.yaml'}") == 0
     assert "already run" in capsys.readouterr().out
     assert files_under(trained[0]) == before
+
+
+@pytest.mark.parametrize("model", ["Pop", "SASRec", "FPMC"])
+def test_ranks_tell_the_metrics(settings, model):
+    data = [f"--{key}={settings[key]}" for key in ("data_path", "checkpoint_dir", "show_progress")]
+    assert main(["run", f"--model={model}", "--dataset=tiny", "--epochs=2", *data]) == 0
+    (result,) = read_results("results")
+    check_ranks(result, "results")
+
+
+def test_ranks_tell_the_metrics_of_tiger(trained):
+    check_ranks(trained[2], trained[0] / "results")
+
+
+def check_ranks(result, folder):
+    """RecBole's metrics follow from the ranks, which are told for every user of the dataset once."""
+    users, ranks = read_ranks(Path(folder) / result["ranks"])
+    assert sorted(users) == sorted(f"u{i}" for i in range(120))
+    assert ranks.max() <= 20
+    for name, value in result["test_result"].items():
+        assert round(metric_of_users(ranks, name).mean(), 4) == value, name
+
+
+def test_ranks_belong_to_their_users(settings):
+    """Pop gives everybody one list, so the rank of a user's last item is known."""
+    data = [f"--{key}={settings[key]}" for key in ("data_path", "checkpoint_dir", "show_progress")]
+    # RecBole's Pop counts the sampled negatives too, and an item once a batch, however often it is there.
+    exact = ["--train_batch_size=1", "--train_neg_sample_args=~"]
+    assert main(["run", "--model=Pop", "--dataset=tiny", *exact, *data]) == 0
+    (result,) = read_results("results")
+    lines = (Path(settings["data_path"]) / "tiny/tiny.inter").read_text().splitlines()[1:]
+    sequences = {}
+    for user, item, _ in map(str.split, lines):
+        sequences.setdefault(user, []).append(item)
+    counts = Counter(item for items in sequences.values() for item in items[:-2])
+    for user, rank in zip(*read_ranks(f"results/{result['ranks']}"), strict=True):
+        target = counts[sequences[user][-1]]
+        more = sum(count > target for count in counts.values())
+        as_many = sum(count >= target for count in counts.values())
+        assert more < rank <= as_many or (rank == 0 and as_many > 20)
+
+
+def test_no_ranks_where_a_user_has_several_targets(settings):
+    data = [f"--{key}={settings[key]}" for key in ("data_path", "checkpoint_dir", "show_progress")]
+    split = "--eval_args={split: {RS: [0.6,0.2,0.2]}, group_by: user, order: TO, mode: full}"
+    assert main(["run", "--model=Pop", "--dataset=tiny", split, *data]) == 0
+    (result,) = read_results("results")
+    assert result["ranks"] is None
+    assert not list(Path("results").glob("*.npz"))
+
+
+@pytest.mark.parametrize("model", ["SASRec", "TIGER"])
+def test_training_ends_when_time_is_up(settings, model):
+    if model == "SASRec":
+        settings = {key: settings[key] for key in ("data_path", "checkpoint_dir", "show_progress")}
+    call = ["run", f"--model={model}", "--dataset=tiny", *arguments({**settings, "epochs": 9}), "--max_minutes=0.00001"]
+    assert main(call) == 0
+    (result,) = read_results("results")
+    assert (result["epochs"], result["out_of_time"], result["still_improving"]) == (1, True, True)
+    assert result["best_valid_score"] == result["epoch_log"][0]["valid_score"]
+    assert Path(result["checkpoint"]).is_file()
+    check_ranks(result, "results")
 
 
 def test_run_without_resume_runs_again(settings, capsys):
@@ -168,7 +249,7 @@ def test_compare(settings, capsys, tmp_path):
     assert set(results) == set(table)
     for name, row in table.items():
         expected = [results[name]["test_result"][f"{metric}@{k}"] for metric in ("recall", "ndcg") for k in (5, 10, 20)]
-        assert row[:6] == [f"{value:.4f}" for value in expected]
+        assert [cell.rstrip("†") for cell in row[:6]] == [f"{value:.4f}" for value in expected]
     order = [results[name]["best_valid_score"] for name in table]
     assert order == sorted(order, reverse=True)
     for key in ("topk", "valid_metric", "eval_args", "MAX_ITEM_LIST_LENGTH", "load_col", "seed"):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 
 from recbole_tiger.catalogue import check_codebooks
@@ -60,17 +61,28 @@ class TestContract:
         assert torch.equal(torch.get_rng_state(), state)
         assert not torch.equal(make_quantizer(config_of(name)).fit(clustered[0], seed=2), first)
 
+    def test_codes_are_used_evenly_enough(self, name, clustered):
+        codes = make_quantizer(config_of(name)).fit(clustered[0], seed=1)
+        ids = SemanticIDs([f"i{i}" for i in range(400)], add_collision_level(codes.numpy()))
+        check_codebooks(ids.statistics(), 16)
+
+
+class TestLearned:
+    """What the codes of a quantizer that learns mean."""
+
+    @pytest.fixture(params=["rq_kmeans", "rq_vae"])
+    def name(self, request):
+        return request.param
+
     def test_first_level_keeps_far_clusters_apart(self, name, clustered):
         x, which = clustered
         first = make_quantizer(config_of(name)).fit(x, seed=1)[:, 0]
         for code in first.unique():
             assert len(which[first == code].unique()) == 1
 
-    def test_codes_are_used_evenly_enough(self, name, clustered):
+    def test_most_codes_are_used(self, name, clustered):
         codes = make_quantizer(config_of(name)).fit(clustered[0], seed=1)
-        ids = SemanticIDs([f"i{i}" for i in range(400)], add_collision_level(codes.numpy()))
-        check_codebooks(ids.statistics(), 16)
-        assert min(ids.statistics()["used_codes"]) >= 12
+        assert all(len(level.unique()) >= 12 for level in codes.T)
 
     def test_near_items_share_longer_prefixes(self, name, clustered):
         x, which = clustered
@@ -78,6 +90,30 @@ class TestContract:
         same = (codes[:, None] == codes[None]).long().cumprod(dim=2).sum(dim=2).float()
         together = which[:, None] == which[None]
         assert same[together].mean() > 4 * same[~together].mean()
+
+
+def test_lsh_bits_are_sides_of_hyperplanes(clustered):
+    """By the property that makes it a hash of the direction: the share of bits in which two items differ is their angle."""
+    x = clustered[0] - clustered[0].mean(dim=0)
+    codes = make_quantizer(config_of("lsh", codebook_depth=400)).fit(clustered[0] * 3 + 7, seed=1)
+    assert codes.max() == 15
+    differ = codes[0] ^ codes[1:30]
+    share = sum((differ >> bit & 1).float().mean(dim=1) for bit in range(4)) / 4
+    angle = torch.cosine_similarity(x[:1], x[1:30]).arccos() / torch.pi
+    torch.testing.assert_close(share, angle, atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("size", [100, 255])
+def test_lsh_needs_a_power_of_two(size):
+    with pytest.raises(TigerError, match=f"codebook_size {size} is not a power of two"):
+        make_quantizer(config_of("lsh", codebook_size=size))
+
+
+def test_random_codes_are_uniform_and_mean_nothing(clustered):
+    codes = make_quantizer(config_of("random", codebook_depth=50)).fit(clustered[0], seed=1)
+    assert scipy.stats.chisquare(np.bincount(codes.flatten(), minlength=16)).pvalue > 0.001
+    again = make_quantizer(config_of("random", codebook_depth=50)).fit(torch.zeros(400, 2), seed=1)
+    assert torch.equal(codes, again)
 
 
 def test_settings_of_a_quantizer_are_those_of_its_constructor():

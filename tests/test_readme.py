@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from recbole_tiger.settings import property_file, protocol
+from tests.originals import served, write_published_size
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -42,12 +43,15 @@ def commands():
                     yield "command", found.group()
 
 
-def shortened(line, folder):
+def shortened(line, folder, official):
     """Arguments of a command with fewer epochs, and the newest checkpoint where the README writes a placeholder.
 
-    The sweep is the README's own, of two trials.
+    The sweep is the README's own, of two trials. A download comes from ``official``, made-up files of the published size on
+    this machine.
     """
     arguments = shlex.split(line.replace("<", "\\<").replace(">", "\\>"))[1:]
+    if arguments[0] == "download":
+        return [*arguments, f"--source={official}"]
     if arguments[0] == "recommend":
         newest = max((folder / "saved").glob("TIGER-*.pth"), key=lambda file: file.stat().st_mtime)
         return [f"--checkpoint={newest}" if part.startswith("--checkpoint=") else part for part in arguments]
@@ -65,11 +69,20 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("readme")
 
 
+@pytest.fixture(scope="module")
+def official(tmp_path_factory):
+    """URL of a server on this machine in place of the data's home."""
+    originals = tmp_path_factory.mktemp("official")
+    write_published_size(originals, "amazon-beauty")
+    with served(originals) as (_, url):
+        yield url
+
+
 @pytest.mark.parametrize("number", range(len(list(commands()))))
-def test_runs(number, folder):
+def test_runs(number, folder, official):
     kind, text = list(commands())[number]
     if kind == "command":
-        arguments = ["-m", "recbole_tiger", *shortened(text, folder)]
+        arguments = ["-m", "recbole_tiger", *shortened(text, folder, official)]
     else:
         text = text.replace('{"epochs": 3}', repr({**SMALL, **SMALL_TIGER}))
         arguments = ["-W", "ignore", "-c", text]
@@ -83,6 +96,8 @@ def test_runs(number, folder):
         assert len(re.findall(r"^\|.* completed( \*)? \|$", done.stdout, flags=re.MULTILINE)) == 2
     if kind == "command" and arguments[2] == "recommend":
         assert "log-probability" in done.stdout
+    if kind == "command" and arguments[2] == "download":
+        assert (folder / "dataset/amazon-beauty/amazon-beauty.item").is_file()
 
 
 def test_ci_uses_the_commands_of_the_readme():

@@ -440,8 +440,7 @@ def test_valid_users_scores_those_users_alone(settings, tmp_path):
         settings["checkpoint_dir"] = str(tmp_path / str(users))
         config = experiment.prepare("TIGER", "tiny", {**settings, "valid_users": users, "state": "ERROR"})
         results[users], trainer, test_data = experiment.train(config)
-        tested = experiment.test(trainer, test_data, results[users]["checkpoint"])
-        results[users]["test"] = tested["test_result"]
+        experiment.finish(results[users], trainer, test_data, tmp_path / f"{users}.json")
         assert results[users]["settings"]["valid_users"] == users
         if users == 30:
             _, some, _ = experiment.load(config)
@@ -453,4 +452,4 @@ def test_valid_users_scores_those_users_alone(settings, tmp_path):
     assert losses[0] == losses[1] == losses[2]  # training is the same
     assert results[120]["best_valid_result"] == results[None]["best_valid_result"]
     assert results[30]["best_valid_result"] != results[None]["best_valid_result"]
-    assert results[120]["test"] == results[None]["test"]
+    assert results[120]["test_result"] == results[None]["test_result"]

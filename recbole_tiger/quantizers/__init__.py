@@ -8,10 +8,12 @@ The protocol: a class whose constructor takes its settings by name and whose
 import inspect
 
 from recbole_tiger.errors import TigerError
+from recbole_tiger.quantizers.lsh import LSH
+from recbole_tiger.quantizers.random_codes import RandomCodes
 from recbole_tiger.quantizers.rq_kmeans import RQKMeans
 from recbole_tiger.quantizers.rq_vae import RQVAE
 
-QUANTIZERS = {"rq_vae": RQVAE, "rq_kmeans": RQKMeans}
+QUANTIZERS = {"rq_vae": RQVAE, "rq_kmeans": RQKMeans, "lsh": LSH, "random": RandomCodes}
 
 
 def quantizer_settings(config):

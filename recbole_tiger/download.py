@@ -1,0 +1,347 @@
+"""Datasets for anybody: the Amazon product data of 2014 from their official home, as RecBole's atomic files."""
+
+import ast
+import gzip
+import html
+import json
+import re
+import zlib
+from dataclasses import dataclass
+from logging import getLogger
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+import requests
+import urllib3
+from recbole.data.dataset import Dataset
+from tqdm import tqdm
+
+from recbole_tiger.errors import TigerError
+from recbole_tiger.files import make_folder, whole_file, whole_folder
+
+OFFICIAL = "https://snap.stanford.edu/data/amazon/productGraph/categoryFiles/"
+CHUNK = 2**18
+ATTEMPTS = 5
+TIMEOUT = 60  # seconds without a byte
+
+DAY = 86400
+# RecBole keeps times as float32, which cannot tell seconds apart at 1.4e9: the reviews of one day lie this far apart.
+STEP = 128
+ASIN = re.compile(rb"'asin': '(\w+)'")
+
+
+class Counts(NamedTuple):
+    """The size of a dataset."""
+
+    users: int
+    items: int
+    interactions: int
+
+    def __str__(self):
+        return f"{self.users:,} users, {self.items:,} items, {self.interactions:,} interactions"
+
+
+@dataclass(frozen=True)
+class Amazon:
+    """One category of the Amazon product data.
+
+    Attributes:
+        file: its name in the official files.
+        department: where its category paths begin.
+        published: its 5-core's size (TIGER paper, table 8).
+    """
+
+    file: str
+    department: str
+    published: Counts
+
+    @property
+    def originals(self):
+        """Names of the reviews file and of the metadata file."""
+        return f"reviews_{self.file}_5.json.gz", f"meta_{self.file}.json.gz"
+
+
+AMAZON = {
+    "amazon-beauty": Amazon("Beauty", "Beauty", Counts(22363, 12101, 198502)),
+    "amazon-sports-outdoors": Amazon("Sports_and_Outdoors", "Sports & Outdoors", Counts(35598, 18357, 296337)),
+    "amazon-toys-games": Amazon("Toys_and_Games", "Toys & Games", Counts(19412, 11924, 167597)),
+}
+
+
+# --- files from a server ---
+
+
+def fetch(url, file, show_progress=False):
+    """Download a gzip file, whole or not at all.
+
+    What a broken transfer left lies in ``<file>.part``, and what the server said of the file in ``<file>.part.json``; the
+    next call goes on from there if the file on the server is still the same, and else starts again.
+
+    Raises:
+        TigerError: the server cannot be reached or has no such file, the transfer broke off, or the file is damaged.
+    """
+    part, said = Path(f"{file}.part"), Path(f"{file}.part.json")
+    for attempt in range(ATTEMPTS):
+        try:
+            size = _transfer(url, part, said, show_progress)
+            break
+        except (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError) as error:
+            have = part.stat().st_size if part.is_file() else 0
+            if not have:
+                raise TigerError(f"{url} cannot be reached ({error}); check the network, or name a --source") from error
+            if attempt + 1 == ATTEMPTS:
+                raise TigerError(
+                    f"{url}: the transfer broke off after {have:,} bytes ({error}); run the same command again, which goes "
+                    f"on from there"
+                ) from error
+        except requests.RequestException as error:
+            raise TigerError(f"{url} cannot be fetched: {error}") from error
+        except OSError as error:
+            raise TigerError(
+                f"cannot write {part}: {error.strerror or error}; make room or choose another folder"
+            ) from error
+    have = part.stat().st_size
+    try:
+        if size is not None and have != size:
+            raise TigerError(f"{url}: {have:,} bytes came, and the server announced {size:,}")
+        for _ in _lines(part, "checking"):
+            pass
+    except TigerError as error:
+        part.unlink()
+        raise TigerError(f"{error}; it was removed, run the same command again") from error
+    finally:
+        said.unlink(missing_ok=True)
+    part.rename(file)
+
+
+def _transfer(url, part, said, show_progress):
+    """Bring ``part`` up to the whole file; returns the size that the server announced, or None."""
+    have = part.stat().st_size if part.is_file() and said.is_file() else 0
+    before = json.loads(said.read_text(encoding="utf-8")) if have else None
+    headers = {"Accept-Encoding": "identity"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
+        resumed = response.status_code == 206
+        now = _identity(response, have if resumed else 0)
+        if have and (response.status_code == 416 or (resumed and now != before)):
+            part.unlink()  # the file on the server has changed, or is shorter than what is here
+            return _transfer(url, part, said, show_progress)
+        if not response.ok:
+            raise TigerError(f"{url} cannot be fetched: the server answers {response.status_code} {response.reason}")
+        with open(part, "ab" if resumed else "wb") as stream:
+            said.write_text(json.dumps(now), encoding="utf-8")
+            bar = tqdm(
+                total=now["size"],
+                initial=stream.tell(),
+                desc=part.stem,
+                unit="B",
+                unit_scale=True,
+                disable=not show_progress,
+            )
+            with bar:
+                for chunk in response.raw.stream(CHUNK, decode_content=False):
+                    stream.write(chunk)
+                    bar.update(len(chunk))
+        if now["size"] is not None and part.stat().st_size < now["size"]:
+            raise requests.ConnectionError(f"the server announced {now['size']:,}")
+        return now["size"]
+
+
+def _identity(response, offset):
+    """What tells one version of a file on a server from another."""
+    length = response.headers.get("Content-Length")
+    return {
+        "url": response.url,
+        "etag": response.headers.get("ETag"),
+        "last_modified": response.headers.get("Last-Modified"),
+        "size": None if length is None else offset + int(length),
+    }
+
+
+# --- original files -> atomic files ---
+
+
+def _lines(file, description, show_progress=False):
+    """Lines of a gzip file, as bytes.
+
+    Raises:
+        TigerError: it is damaged (gzip carries a checksum and a length) or cut short.
+    """
+    try:
+        bar = tqdm(
+            total=file.stat().st_size, desc=description, unit="B", unit_scale=True, leave=False, disable=not show_progress
+        )
+        with open(file, "rb") as stream, gzip.open(stream) as lines, bar:
+            for line in lines:
+                yield line
+                bar.update(stream.tell() - bar.n)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise TigerError(f"{file} is damaged, cut short or no gzip file ({error})") from error
+
+
+def read_reviews(file, show_progress=False):
+    """Interactions of a 5-core reviews file, a JSON object a line.
+
+    Returns:
+        DataFrame with the columns ``user`` (numbered from 1 in the order of the file), ``item`` and ``day`` (since 1970),
+        ordered by user and day, and within a day as in the file.
+    """
+    rows = []
+    for number, line in enumerate(_lines(file, "reviews", show_progress), start=1):
+        try:
+            review = json.loads(line)
+            rows.append((review["reviewerID"], review["asin"], int(review["unixReviewTime"]) // DAY))
+        except (ValueError, KeyError, TypeError) as error:
+            raise TigerError(f"{file}, line {number} is no review with reviewerID, asin and unixReviewTime") from error
+    frame = pd.DataFrame(rows, columns=["user", "item", "day"])
+    frame["user"] = pd.factorize(frame["user"])[0] + 1
+    return frame.sort_values(["user", "day"], kind="stable", ignore_index=True)
+
+
+def read_metadata(file, items, department, show_progress=False):
+    """Title, brand and category path of the given items, from a metadata file, a Python literal a line.
+
+    Of several category paths it takes the first in ``department``, or else the first.
+
+    Returns:
+        DataFrame with the columns ``title``, ``brand`` and ``categories``, one row an item in the order of ``items``; empty
+        where the file does not tell.
+
+    Raises:
+        TigerError: a line is no literal, or items are not in the file.
+    """
+    wanted = {item.encode() for item in items}
+    found = {}
+    for number, line in enumerate(_lines(file, "metadata", show_progress), start=1):
+        if wanted.isdisjoint(ASIN.findall(line)):
+            continue  # parsing all lines would take minutes
+        try:
+            record = ast.literal_eval(line.decode("utf-8"))
+            paths = record.get("categories") or [[]]
+            path = next((path for path in paths if path[:1] == [department]), paths[0])
+            values = [record.get("title") or "", record.get("brand") or "", " > ".join(path)]
+            found[record["asin"]] = [" ".join(html.unescape(value).split()) for value in values]
+        except (ValueError, SyntaxError, TypeError, KeyError, AttributeError, MemoryError, RecursionError) as error:
+            raise TigerError(f"{file}, line {number} is no record of an item: a Python literal with its asin") from error
+    absent = [item for item in items if item not in found]
+    if absent:
+        raise TigerError(f"{file} lacks {len(absent)} of the items that were reviewed, first {absent[0]}")
+    return pd.DataFrame([found[item] for item in items], columns=["title", "brand", "categories"])
+
+
+def write_atomic(folder, dataset, reviews, metadata):
+    """Write ``<dataset>.inter`` and ``<dataset>.item`` into a folder.
+
+    Args:
+        reviews: of :func:`read_reviews`.
+        metadata: of :func:`read_metadata`, for the items in the order in which ``reviews`` first has them.
+    """
+    rank = reviews.groupby(["user", "day"]).cumcount()
+    interactions = {
+        "user_id:token": reviews["user"],
+        "item_id:token": reviews["item"],
+        "timestamp:float": reviews["day"] * DAY + rank * STEP,
+    }
+    columns = {f"{name}:token": metadata[name] for name in metadata}
+    items = {"item_id:token": reviews["item"].unique(), **columns}
+    for kind, table in (("inter", interactions), ("item", items)):
+        # Written without quotes, as RecBole reads it: the values hold no tab and no line end.
+        lines = ["\t".join(table), *("\t".join(map(str, row)) for row in zip(*table.values(), strict=True))]
+        with whole_file(Path(folder) / f"{dataset}.{kind}") as temporary:
+            temporary.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
+
+
+def count(file):
+    """Counts of an interaction file of this module's form, or None where it has not its columns."""
+    names = ["user_id:token", "item_id:token"]
+    try:
+        frame = pd.read_csv(file, sep="\t", usecols=names, dtype=str, keep_default_na=False, quoting=3)
+    except ValueError:
+        return None
+    return Counts(frame[names[0]].nunique(), frame[names[1]].nunique(), len(frame))
+
+
+def download_amazon(dataset, data_path, source=OFFICIAL, show_progress=False, amazon=AMAZON):
+    """Make the folder of an Amazon dataset from the official files.
+
+    Args:
+        dataset: a name of ``amazon``.
+        data_path: the folder of datasets; the originals stay in its folder ``originals``.
+        source: URL or folder that holds the original files.
+
+    Returns:
+        Counts, which are the published ones.
+
+    Raises:
+        TigerError: a file cannot be fetched or read, the counts are not the published ones, or another dataset lies there.
+    """
+    category, folder = amazon[dataset], Path(data_path) / dataset
+    if folder.exists():
+        check_published(dataset, data_path, amazon)
+        return category.published
+    if "://" in source:
+        originals = Path(data_path) / "originals"
+        make_folder(originals)
+        for name in category.originals:
+            if not (originals / name).is_file():
+                fetch(f"{source.rstrip('/')}/{name}", originals / name, show_progress)
+    else:
+        originals = Path(source)
+        for name in category.originals:
+            if not (originals / name).is_file():
+                raise TigerError(f"{originals / name} does not exist: --source is a URL or a folder with {name}")
+    reviews_file, metadata_file = (originals / name for name in category.originals)
+    reviews = read_reviews(reviews_file, show_progress)
+    items = reviews["item"].unique()
+    counts = Counts(reviews["user"].nunique(), len(items), len(reviews))
+    if counts != category.published:
+        raise TigerError(
+            f"{reviews_file} has {counts}, but the published dataset has {category.published}: it is another file"
+        )
+    metadata = read_metadata(metadata_file, items, category.department, show_progress)
+    with whole_folder(folder) as temporary:
+        write_atomic(temporary, dataset, reviews, metadata)
+    return counts
+
+
+# --- datasets that a run needs ---
+
+
+def check_published(dataset, data_path, amazon=AMAZON):
+    """Refuse other data under the name of a published dataset, as RecBole's own list of downloads has them.
+
+    Raises:
+        TigerError: the dataset is not there, or its counts are not the published ones.
+    """
+    folder, published = Path(data_path) / dataset, amazon[dataset].published
+    if not folder.exists():
+        raise TigerError(
+            f"dataset {dataset} is not at {folder}; fetch it by recbole-tiger download --dataset={dataset} "
+            f"--data_path={data_path}"
+        )
+    file = folder / f"{dataset}.inter"
+    counts = count(file) if file.is_file() else None
+    if counts != published:
+        raise TigerError(
+            f"{folder} holds another dataset than the published {dataset} ({counts or f'no {file.name} with its columns'} "
+            f"instead of {published}); move it away or use another data_path, and run recbole-tiger download "
+            f"--dataset={dataset} --data_path=..."
+        )
+
+
+def ensure_dataset(config):
+    """See that a run's dataset is there: fetch one of RecBole's list, check the published ones.
+
+    Raises:
+        TigerError: it is unknown or cannot be fetched, or other data lie under the name of a published one.
+    """
+    folder = Path(config["data_path"])
+    if config["dataset"] in AMAZON and not config["benchmark_filename"]:
+        check_published(config["dataset"], folder.parent)
+    elif not folder.exists():
+        dataset = Dataset.__new__(Dataset)
+        dataset.config, dataset.logger = config, getLogger()
+        dataset.dataset_name, dataset.dataset_path = config["dataset"], config["data_path"]
+        dataset._download()

@@ -1,0 +1,311 @@
+"""Leaderboards, made of result files alone."""
+
+import csv
+import io
+import json
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+from tabulate import tabulate
+
+from recbole_tiger.results import read_ranks
+from recbole_tiger.settings import PROPERTIES, parse_yaml
+from recbole_tiger.statistics import LEVEL, interval, metric_of_users, paired_p
+
+METRICS = [f"{metric}@{k}" for metric in ("recall", "ndcg") for k in (5, 10, 20)]
+# The one whose interval fits in a table; the others' are in the CSV.
+MAIN = "ndcg@10"
+SIGNIFICANT = 0.05
+
+OUT_OF_TIME = "T the limit of time (max_minutes) ended training"
+IMPROVING = "* the budget of epochs or minutes ended here, at the model's best epoch so far: it was still improving"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model with one set of settings on one dataset: its runs over seeds, or what somebody published.
+
+    Attributes:
+        label: its name.
+        results: dicts of result files.
+        users, ranks: tokens [users] and int array [seeds, users], or None where a run has kept none.
+        published: metric -> value, where there are no runs.
+        source: who published it.
+    """
+
+    label: str
+    results: tuple = ()
+    users: np.ndarray | None = None
+    ranks: np.ndarray | None = None
+    published: dict = field(default_factory=dict)
+    source: str = ""
+
+    def values(self, metric):
+        """The metric on the test set, of each seed; [] where it is unknown."""
+        found = [result["test_result"].get(metric) for result in self.results] or [self.published.get(metric)]
+        return [] if None in found else found
+
+    def mean(self, metric):
+        """Mean over seeds, or None."""
+        return float(np.mean(self.values(metric))) if self.values(metric) else None
+
+    def deviation(self, metric):
+        """Standard deviation over seeds, or None where there are not two."""
+        return float(np.std(self.values(metric), ddof=1)) if len(self.values(metric)) > 1 else None
+
+    def of_users(self, metric):
+        """The metric of every user, the mean over seeds: float array [users]."""
+        return metric_of_users(self.ranks, metric).mean(axis=0)
+
+    def interval(self, metric):
+        """Bootstrap interval over users of the mean over seeds, or None where no ranks were kept."""
+        return None if self.ranks is None or not self.values(metric) else interval(self.of_users(metric))
+
+    def average(self, name):
+        """Mean over seeds of a field of the result files."""
+        return float(np.mean([result[name] for result in self.results]))
+
+
+def published_rows(dataset):
+    """What others published on a dataset (``properties/published.yaml``)."""
+    file = resources.files(PROPERTIES) / "published.yaml"
+    entries = parse_yaml(file.read_text(encoding="utf-8"), file).get(dataset, [])
+    return [
+        Row(
+            entry["label"],
+            source=entry["source"],
+            published={metric: entry[metric] for metric in METRICS if metric in entry},
+        )
+        for entry in entries
+    ]
+
+
+def rows_of(results, folder):
+    """Rows of one dataset, best first by the validation metric.
+
+    Args:
+        results: dicts of one dataset, as in result files.
+        folder: where the files of their ranks are.
+    """
+    groups = {}
+    for result in sorted(results, key=lambda result: result["seed"]):
+        settings = {key: value for key, value in result["settings"].items() if key != "seed"}
+        groups.setdefault((result["label"], json.dumps(settings, sort_keys=True)), []).append(result)
+    rows = [_row(_name(label, runs[0], groups), runs, folder) for (label, _), runs in groups.items()]
+
+    def order(row):
+        return -row.average("best_valid_score") * (1 if row.results[0]["valid_score_bigger"] else -1), row.label
+
+    return sorted(rows, key=order)
+
+
+def _name(label, result, groups):
+    """The label, and where other rows have the same, the settings in which they differ."""
+    others = [runs[0]["settings"] for (other, _), runs in groups.items() if other == label]
+    keys = sorted({key for settings in others for key in settings} - {"seed"})
+    differ = [key for key in keys if any(settings.get(key) != others[0].get(key) for settings in others)]
+    told = ", ".join(f"{key}={result['settings'].get(key)}" for key in differ)
+    return f"{label} ({told})" if told else label
+
+
+def _row(label, runs, folder):
+    kept = [read_ranks(Path(folder) / run["ranks"]) for run in runs if run.get("ranks")]
+    if len(kept) < len(runs) or any(not np.array_equal(users, kept[0][0]) for users, _ in kept):
+        return Row(label, tuple(runs))
+    return Row(label, tuple(runs), kept[0][0], np.stack([ranks for _, ranks in kept]))
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Where one metric's best rows are.
+
+    Attributes:
+        best, second: indices of rows, or None.
+        p: of the paired bootstrap of the best against the second; None where it cannot be told.
+    """
+
+    best: int | None
+    second: int | None
+    p: float | None
+
+    @property
+    def significant(self):
+        """Whether chance alone hardly explains the difference."""
+        return self.p is not None and self.p < SIGNIFICANT
+
+
+def ranking(rows, metric):
+    """Ranking of the rows that have runs, by a metric."""
+    order = sorted(
+        (i for i, row in enumerate(rows) if row.results and row.values(metric)), key=lambda i: -rows[i].mean(metric)
+    )
+    best, second = [*order, None, None][:2]
+    p = None
+    if second is not None:
+        first, other = rows[best], rows[second]
+        if first.ranks is not None and other.ranks is not None and np.array_equal(first.users, other.users):
+            p = paired_p(first.of_users(metric), other.of_users(metric))
+    return Ranking(best, second, p)
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a kind of table writes things."""
+
+    tablefmt: str
+    title: str
+    best: str
+    second: str
+    dagger: str
+    plus_minus: str
+    plain: dict = field(default_factory=dict)
+
+    def text(self, text):
+        """Text with the characters escaped that mean something here."""
+        return text.translate(str.maketrans(self.plain))
+
+
+STYLES = {
+    "plain": Style("github", "{}\n", "{}", "{}", "†", " ± "),
+    "markdown": Style("github", "## {}\n", "**{}**", "<u>{}</u>", "†", " ± ", {"|": "\\|", "*": "\\*", "<": "&lt;"}),
+    "latex": Style(
+        "latex_raw",
+        "% {}",
+        "\\textbf{{{}}}",
+        "\\underline{{{}}}",
+        "$^\\dagger$",
+        " $\\pm$ ",
+        {character: f"\\{character}" for character in "%&_#${}"},
+    ),
+}
+
+
+def leaderboard(results, folder, style="plain", published=False):
+    """A table of one dataset.
+
+    Args:
+        results: dicts, as in result files. folder: where they are.
+        style: a key of STYLES.
+        published: whether the rows that others published come first.
+
+    Returns:
+        str: a row a model: test metrics (the mean over seeds ± their standard deviation), the interval of MAIN over users,
+        seeds, epochs, seconds of training, users per second of evaluation, parameters. Notes say what the marks mean.
+    """
+    own = rows_of(results, folder)
+    rows = [*(published_rows(results[0]["dataset"]) if published else []), *own]
+    metrics = [metric for metric in METRICS if any(row.values(metric) for row in own)]
+    style = STYLES[style]
+    rankings = {metric: ranking(rows, metric) for metric in metrics}
+    with_interval = any(row.ranks is not None for row in own) and MAIN in metrics
+    sources = list(dict.fromkeys(row.source for row in rows if row.source))
+    cells = [_cells(row, i, rankings, style, with_interval, sources) for i, row in enumerate(rows)]
+    headers = ["model", *metrics, *([f"{LEVEL:.0%} of {MAIN}"] if with_interval else [])]
+    headers += ["seeds", "epochs", "train s", "users/s", "parameters"]
+    table = tabulate(
+        cells, [style.text(header) for header in headers], tablefmt=style.tablefmt, disable_numparse=True, stralign="right"
+    )
+    return "\n\n".join([table, *_notes(own, rankings, sources, style)])
+
+
+def _cells(row, i, rankings, style, with_interval, sources):
+    cells = [style.text(row.label)]
+    if row.source:
+        cells[0] += f" [{sources.index(row.source) + 1}]"
+    for metric, found in rankings.items():
+        mean, deviation = row.mean(metric), row.deviation(metric)
+        cell = "" if mean is None else f"{mean:.4f}" + ("" if deviation is None else f"{style.plus_minus}{deviation:.4f}")
+        if i == found.best:
+            cell = style.best.format(cell) + (style.dagger if found.significant else "")
+        elif i == found.second:
+            cell = style.second.format(cell)
+        cells.append(cell)
+    if with_interval:
+        bounds = row.interval(MAIN)
+        cells.append(f"{bounds[0]:.4f} to {bounds[1]:.4f}" if bounds else "")
+    if not row.results:
+        return [*cells, "", "", "", "", ""]
+    epochs = sorted({result["epochs"] for result in row.results})
+    marks = "T" * any(result["out_of_time"] for result in row.results)
+    marks += style.text("*") * any(result["still_improving"] for result in row.results)
+    return [
+        *cells,
+        str(len(row.results)),
+        f"{epochs[0]}{f'-{epochs[-1]}' if len(epochs) > 1 else ''}{marks}",
+        f"{row.average('train_seconds'):.0f}",
+        f"{row.average('eval_users_per_second'):.0f}",
+        f"{row.average('parameters'):,.0f}",
+    ]
+
+
+def _notes(own, rankings, sources, style):
+    notes = [f"[{number}] published, not run here: {source}" for number, source in enumerate(sources, start=1)]
+    results = [result for row in own for result in row.results]
+    if any(result["out_of_time"] for result in results):
+        notes.append(OUT_OF_TIME)
+    if any(result["still_improving"] for result in results):
+        notes.append(IMPROVING)
+    notes = [style.text(note) for note in notes]
+    if any(found.significant for found in rankings.values()):
+        notes.append(
+            f"{style.dagger} " + style.text(f"better than the second: p < {SIGNIFICANT}, paired bootstrap over users")
+        )
+    return notes
+
+
+def leaderboard_csv(results, folder):
+    """All datasets in one table for programs, with the interval of every metric."""
+    stream = io.StringIO()
+    statistics = [f"{metric}{suffix}" for metric in METRICS for suffix in ("", " std", " low", " high", " p")]
+    names = ["dataset", "data_hash", "model", "source", *statistics, "seeds", "epochs", "out_of_time", "still_improving"]
+    names += ["train_seconds", "eval_users_per_second", "parameters"]
+    writer = csv.DictWriter(stream, names, lineterminator="\n")
+    writer.writeheader()
+    for (dataset, data_hash), group in by_data(results).items():
+        rows = [*published_rows(dataset), *rows_of(group, folder)]
+        rankings = {metric: ranking(rows, metric) for metric in METRICS}
+        for i, row in enumerate(rows):
+            line = {"dataset": dataset, "data_hash": data_hash, "model": row.label, "source": row.source}
+            for metric in METRICS:
+                low, high = row.interval(metric) or (None, None)
+                p = rankings[metric].p if i == rankings[metric].best else None
+                values = [row.mean(metric), row.deviation(metric), low, high, p]
+                for suffix, value in zip(("", " std", " low", " high", " p"), values, strict=True):
+                    line[metric + suffix] = None if value is None else f"{value:.6g}"
+            if row.results:
+                line["seeds"] = len(row.results)
+                line["epochs"] = f"{row.average('epochs'):g}"
+                for name in ("out_of_time", "still_improving"):
+                    line[name] = any(result[name] for result in row.results)
+                for name in ("train_seconds", "eval_users_per_second", "parameters"):
+                    line[name] = f"{row.average(name):.10g}"
+            writer.writerow(line)
+    return stream.getvalue()
+
+
+def by_data(results):
+    """Results by dataset and hash of its files, in order."""
+    groups = {}
+    for result in sorted(results, key=lambda result: (result["dataset"], result["data_hash"])):
+        groups.setdefault((result["dataset"], result["data_hash"]), []).append(result)
+    return groups
+
+
+def leaderboards(results, folder, style):
+    """Tables of all datasets, each under its name; or one CSV.
+
+    Args:
+        results: dicts, as in result files. folder: where they are.
+        style: markdown, latex or csv.
+    """
+    if style == "csv":
+        return leaderboard_csv(results, folder)
+    groups = by_data(results)
+    names = [dataset for dataset, _ in groups]
+    parts = []
+    for (dataset, data_hash), group in groups.items():
+        title = f"{dataset}, files {data_hash}" if names.count(dataset) > 1 else dataset
+        parts += [STYLES[style].title.format(title), leaderboard(group, folder, style, published=True) + "\n"]
+    return "\n".join(parts)

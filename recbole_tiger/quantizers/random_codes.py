@@ -1,0 +1,19 @@
+"""Random codes, for an ablation: semantic IDs without a meaning."""
+
+import torch
+
+
+class RandomCodes:
+    """Codes drawn uniformly, whatever the embeddings.
+
+    Args:
+        codebook_size, codebook_depth: codes a level, levels.
+    """
+
+    def __init__(self, *, codebook_size, codebook_depth):
+        self.codebook_size, self.codebook_depth = codebook_size, codebook_depth
+
+    def fit(self, x, *, seed, show_progress=False):
+        """Codes of ``x`` [n_items, dim], an int64 tensor [n_items, codebook_depth]."""
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randint(self.codebook_size, (len(x), self.codebook_depth), generator=generator).to(x.device)

@@ -1,0 +1,67 @@
+"""How sure a metric is: bootstrap over users, one model's and two models' on the same users."""
+
+import numpy as np
+
+RESAMPLES = 10_000
+LEVEL = 0.95
+# What a target at a rank is worth to a metric.
+GAINS = {
+    "recall": np.ones_like,
+    "hit": np.ones_like,
+    "ndcg": lambda rank: 1 / np.log2(rank + 1),
+    "mrr": lambda rank: 1 / rank,
+}
+
+
+def metric_of_users(ranks, name):
+    """A metric of every user with one target.
+
+    Args:
+        ranks: int array; 1 is best, 0 not in the list.
+        name: as RecBole writes it: recall@10, hit@10, ndcg@10 or mrr@10.
+
+    Returns:
+        float array of the same shape.
+    """
+    metric, _, k = name.partition("@")
+    found = (ranks > 0) & (ranks <= int(k))
+    return np.where(found, GAINS[metric](np.maximum(ranks, 1).astype(float)), 0.0)
+
+
+def bootstrap_means(values, seed=0):
+    """Means of ``RESAMPLES`` samples of users, drawn with replacement.
+
+    Users with the same value are alike, so how often each value is drawn, a multinomial, is all that is drawn.
+
+    Args:
+        values: float array [users].
+
+    Returns:
+        float array [RESAMPLES].
+    """
+    distinct, counts = np.unique(values, return_counts=True)
+    drawn = np.random.default_rng(seed).multinomial(len(values), counts / len(values), size=RESAMPLES)
+    return drawn @ distinct / len(values)
+
+
+def interval(values):
+    """Percentile bootstrap interval of the mean over users.
+
+    Returns:
+        low, high: floats.
+    """
+    low, high = np.quantile(bootstrap_means(values), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def paired_p(first, second):
+    """Two-sided p-value of a paired bootstrap: how often chance alone makes two models differ as much.
+
+    Args:
+        first, second: float arrays [users], of the same users in the same order.
+    """
+    difference = first - second
+    shifted = bootstrap_means(difference) - difference.mean()
+    # Of one sum in two orders: equal, but for rounding.
+    extreme = np.abs(shifted) >= abs(difference.mean()) * (1 - 1e-9)
+    return float((extreme.sum() + 1) / (RESAMPLES + 1))

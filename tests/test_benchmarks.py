@@ -1,0 +1,190 @@
+"""The scripts of benchmarks/: what they compute, and that they run."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from recbole_tiger import experiment
+from recbole_tiger.checkpoint import load_checkpoint
+from recbole_tiger.results import read_results
+from tests.test_command_line import files_under, rows_of
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+def script(name):
+    """A benchmark as a module."""
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def call(name, *arguments):
+    done = subprocess.run([sys.executable, BENCHMARKS / f"{name}.py", *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_shuffled_ties():
+    day = 86400.0
+    history = torch.tensor([[1, 2, 3, 4, 0, 0], [5, 6, 7, 0, 0, 0]])
+    times = torch.tensor([[day, day + 128, 3 * day, 9 * day, 0, 0], [2 * day, 3 * day, 4 * day, 0, 0, 0]])
+    target, target_time = torch.tensor([10, 11]), torch.tensor([9 * day + 128, 5 * day])
+    seen, ties = Counter(), script("order_of_ties")
+    for seed in range(400):
+        new, new_target = ties.shuffled(
+            history, torch.tensor([4, 3]), target, times, target_time, np.random.default_rng(seed)
+        )
+        seen[(*new[0].tolist(), new_target[0].item())] += 1
+        assert new[1].tolist() == history[1].tolist()  # no two on one day
+        assert new_target[1] == 11
+    # Every order of the first two, and either of the last two as target, about as often.
+    expected = {(*first, 3, last[0], 0, 0, last[1]) for first in [(1, 2), (2, 1)] for last in [(4, 10), (10, 4)]}
+    assert set(seen) == expected
+    assert min(seen.values()) > 60
+    assert history.tolist()[0] == [1, 2, 3, 4, 0, 0]  # the originals stay
+
+
+def test_order_of_ties_runs(data_path):
+    settings = {"data_path": str(data_path), "epochs": 2, "show_progress": False, "n_layers": 1}
+    result = experiment.run(experiment.prepare("SASRec", "tiny", settings), "results")
+    shown = call("order_of_ties", f"--checkpoint={result['checkpoint']}", "--seeds=3", "--output=ties.json")
+    assert "100.0% of the test users have their two last items on one day" in shown  # tiny lies within a day
+    written = json.loads(Path("ties.json").read_text())
+    first = {name: value for name, value in written["rows"][0].items() if name != "order"}
+    assert first == result["test_result"]
+    assert len(written["rows"]) == 4
+    assert len({row["recall@20"] for row in written["rows"]}) > 1
+
+
+# --- the grid ---
+
+
+GRID = """
+datasets: [tiny]
+seeds: [1, 2]
+settings: {epochs: 1, embedding_size: 8, state: ERROR}
+models:
+  Pop: {}
+  SASRec: {n_layers: 1, n_heads: 1, hidden_size: 8}
+"""
+
+
+ARGUMENTS = ["--grid=grid.yaml", "--results_dir=results"]
+
+
+@pytest.fixture
+def grid(capsys, data_path):
+    """Run the grid of grid.yaml in this process (its cells have their own); returns what it printed."""
+
+    def run(*arguments, status=0):
+        capsys.readouterr()
+        assert script("leaderboard").main([*ARGUMENTS, f"--data_path={data_path}", *arguments]) == status
+        shown = capsys.readouterr()
+        return shown.out, shown.err
+
+    return run
+
+
+def states(output):
+    return {name: cells[0] for name, cells in rows_of(output).items()}
+
+
+def test_grid(grid):
+    Path("grid.yaml").write_text(GRID)
+    cells = [f"tiny/{model}/{seed}" for seed in (1, 2) for model in ("Pop", "SASRec")]
+
+    plan, _ = grid("--dry-run")
+    assert states(plan) == dict.fromkeys(cells, "to run")
+    assert "4 of 4 cells to run: about 0 minutes, and 4 of unknown length" in plan
+    assert not Path("results").exists()
+
+    first, _ = grid("--only=*/SASRec/1")
+    assert states(first) == {cells[1]: "finished"}
+    (result,) = read_results("results")
+    assert (result["label"], result["seed"], result["epochs"], result["settings"]["hidden_size"]) == ("SASRec", 1, 1, 8)
+    plan, _ = grid("--dry-run")
+    assert rows_of(plan)[cells[1]] == ["finished", "", ""]
+    assert rows_of(plan)[cells[3]] == ["to run", "0.0", "earlier runs"]
+    assert rows_of(plan)[cells[0]] == ["to run", "?", "no earlier run"]
+
+    before = files_under("results")
+    second, _ = grid("--only=tiny/Pop/2,*/SASRec/1")
+    assert states(second) == {cells[1]: "was finished", cells[2]: "finished"}
+    assert {file: content for file, content in files_under("results").items() if file in before} == before
+    assert len(read_results("results")) == 2
+    # Other settings are another cell.
+    assert states(grid("--dry-run", "--epochs=2")[0]) == dict.fromkeys(cells, "to run")
+    assert rows_of(grid("--dry-run", "--max_minutes=3")[0])[cells[0]] == ["to run", "0.0", "earlier runs"]  # of Pop/2
+
+
+def test_a_failed_cell_does_not_end_the_grid(grid):
+    # The model cannot be made, which shows long after the settings are read.
+    Path("grid.yaml").write_text(GRID.replace("seeds: [1, 2]", "seeds: [1]").replace("n_heads: 1", "n_heads: 3"))
+    shown, errors = grid(status=1)
+    assert states(shown) == {"tiny/Pop/1": "finished", "tiny/SASRec/1": "failed"}
+    (line,) = [line for line in errors.splitlines() if "tiny/SASRec/1 failed" in line]
+    assert "status 1: " in line
+    assert "3" in line
+    log = Path(line.rpartition("whole output: ")[2].rstrip(")"))
+    assert "Traceback" in log.read_text()
+
+
+def test_a_killed_cell_goes_on(grid, settings):
+    settings = {**settings, "epochs": 40, "stopping_step": 40}
+    Path("grid.yaml").write_text(json.dumps({"datasets": ["tiny"], "seeds": [1], "models": {"TIGER": settings}}))
+    command = [sys.executable, BENCHMARKS / "leaderboard.py", *ARGUMENTS]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    while not list(Path("saved").glob("TIGER-*/last.pth")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) == 130
+    assert b"the same command goes on from here" in process.stderr.read()
+    assert not list(Path("results").glob("*.json"))
+    (state,) = Path("saved").glob("TIGER-*/last.pth")
+    done = len(load_checkpoint(state, "cpu")["epoch_log"])
+    assert 0 < done < 40
+    grid()
+    (result,) = read_results("results")
+    assert len(result["epoch_log"]) == 40
+    (log,) = Path("log/leaderboard").glob("*.log")
+    assert f"epochs 0 to {done - 1} are done" in log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "message"),
+    [
+        (GRID.replace("Pop", "Popp"), [], "unknown model 'Popp'; did you mean Pop?"),
+        (GRID.replace("n_layers", "n_layer"), [], "unknown setting 'n_layer'"),
+        (GRID.replace("seeds: [1, 2]", ""), [], "grid.yaml lacks seeds"),
+        (GRID.replace("seeds:", "sedes: 3\nseeds:"), [], "unknown keys: sedes"),
+        (GRID, ["--only=*/7"], "--only=*/7 matches no dataset/model/seed"),
+        (GRID, ["--epoch=1"], "unknown setting 'epoch' in the command line"),
+    ],
+)
+def test_bad_grid(grid, text, arguments, message):
+    Path("grid.yaml").write_text(text)
+    _, errors = grid(*arguments, status=2)
+    assert errors.splitlines()[-1].startswith("leaderboard.py: error: ")
+    assert message in errors.splitlines()[-1]
+    assert not Path("results").exists()
+
+
+@pytest.mark.parametrize(("name", "cells"), [("leaderboard", 81), ("ablations", 12)])
+def test_grids_that_are_here(real_data, capsys, name, cells):
+    """Every cell of the grids beside the scripts can be run: its settings are known and its data are there."""
+    arguments = [f"--grid={BENCHMARKS / name}.yaml", "--dry-run", f"--data_path={real_data}", "--results_dir=none"]
+    assert script("leaderboard").main(arguments) == 0
+    assert f"{cells} of {cells} cells to run" in capsys.readouterr().out

@@ -1,0 +1,280 @@
+"""Tables and pictures of result files that are made up here, so that every number is known."""
+
+import csv
+import io
+import re
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from recbole_tiger.cli import main
+from recbole_tiger.errors import TigerError
+from recbole_tiger.leaderboard import leaderboard, leaderboards, published_rows
+from recbole_tiger.results import SCHEMA, read_ranks, read_results, write_ranks, write_result
+from recbole_tiger.statistics import metric_of_users
+from tests.test_command_line import files_under, rows_of
+
+METRICS = [f"{metric}@{k}" for metric in ("recall", "ndcg") for k in (5, 10, 20)]
+USERS = [f"u{i}" for i in range(400)]
+
+
+def write_run(
+    label, seed=1, *, level=0.2, valid=None, dataset="amazon-beauty", kept=True, settings=(), users=USERS, **fields
+):
+    """A result file and its ranks; the higher the level, the better they are. Returns the metrics on test."""
+    rng = np.random.default_rng([seed, *label.encode()])
+    ranks = np.where(rng.random(len(users)) < level, rng.integers(1, 21, len(users)), 0).astype(np.int32)
+    test = {metric: round(float(metric_of_users(ranks, metric).mean()), 4) for metric in METRICS}
+    name = f"{dataset}-{label}-{seed}-{len(settings)}"
+    if kept:
+        write_ranks(users, ranks, f"results/{name}.ranks.npz")
+    valid = test["ndcg@10"] if valid is None else valid
+    log = [
+        {"train_seconds": 2.0, "train_loss": 1.0, "eval_seconds": 1.0, "valid_score": v, "valid_result": {"ndcg@10": v}}
+        for v in (valid / 2, valid)
+    ]
+    result = {
+        "schema": SCHEMA,
+        "model": label,
+        "label": label,
+        "dataset": dataset,
+        "seed": seed,
+        "best_valid_score": valid,
+        "valid_score_bigger": True,
+        "best_valid_result": {"ndcg@10": valid},
+        "test_result": test,
+        "epochs": 2,
+        "out_of_time": False,
+        "still_improving": False,
+        "train_seconds": 4.0,
+        "eval_users_per_second": 100.0,
+        "parameters": 1234,
+        "epoch_log": log,
+        "settings": {"seed": seed, "learning_rate": 0.001, **dict(settings)},
+        "data_hash": "0123",
+        "ranks": f"{name}.ranks.npz" if kept else None,
+        **fields,
+    }
+    write_result(result, f"results/{name}.json")
+    return test
+
+
+def table(**options):
+    return leaderboard(read_results("results"), "results", **options)
+
+
+def cells(text, column):
+    head = next(line for line in text.splitlines() if line.startswith("|"))
+    place = [cell.strip() for cell in head.strip("|").split("|")].index(column) - 1
+    return {name: row[place] for name, row in rows_of(text).items()}
+
+
+# --- ranks ---
+
+
+def test_ranks_come_back_sorted_by_user():
+    write_ranks(["b", "c", "a"], np.array([2, 0, 1], dtype=np.int32), "x.npz")
+    users, ranks = read_ranks("x.npz")
+    assert users.tolist() == ["a", "b", "c"]
+    assert ranks.tolist() == [1, 2, 0]
+    assert ranks.dtype == np.int32
+
+
+def test_damaged_ranks(tmp_path, capsys):
+    write_run("SASRec")
+    (file,) = (tmp_path / "results").glob("*.npz")
+    file.write_bytes(file.read_bytes()[:100])
+    assert main(["leaderboard"]) == 2
+    assert f"{file.name} are absent or damaged" in capsys.readouterr().err
+
+
+def test_pickled_ranks_are_refused(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return open, (str(tmp_path / "ran"), "w")
+
+    np.savez("x.npz", users=np.array([Trap()], dtype=object), ranks=np.array([1]))
+    (tmp_path / "ran").unlink(missing_ok=True)
+    with pytest.raises(TigerError, match="damaged"):
+        read_ranks("x.npz")
+    assert not (tmp_path / "ran").exists()
+
+
+# --- one table ---
+
+
+def test_rows_are_ordered_by_validation():
+    write_run("GRU4Rec", level=0.5, valid=0.1)
+    write_run("SASRec", level=0.1, valid=0.3)
+    write_run("TIGER", level=0.3, valid=0.2)
+    assert list(rows_of(table())) == ["SASRec", "TIGER", "GRU4Rec"]
+
+
+def test_smaller_may_be_better():
+    write_run("GRU4Rec", valid=0.1, valid_score_bigger=False)
+    write_run("SASRec", valid=0.3, valid_score_bigger=False)
+    assert list(rows_of(table())) == ["GRU4Rec", "SASRec"]
+
+
+def test_seeds_make_one_row():
+    values = [write_run("TIGER", seed)["recall@10"] for seed in (1, 2, 3)]
+    found = cells(table(), "recall@10")
+    assert found == {"TIGER": f"{np.mean(values):.4f} ± {np.std(values, ddof=1):.4f}"}
+    assert cells(table(), "seeds") == {"TIGER": "3"}
+
+
+def test_rows_of_one_name_tell_how_they_differ():
+    write_run("TIGER")
+    write_run("TIGER", 2)
+    write_run("TIGER", settings=[("learning_rate", 0.01)])
+    assert set(rows_of(table())) == {"TIGER (learning_rate=0.001)", "TIGER (learning_rate=0.01)"}
+
+
+def test_interval():
+    write_run("TIGER", 1)
+    write_run("TIGER", 2)
+    (shown,) = cells(table(), "95% of ndcg@10").values()
+    ranks = np.stack([read_ranks(f"results/{result['ranks']}")[1] for result in read_results("results")])
+    values = metric_of_users(ranks, "ndcg@10").mean(axis=0)
+    found = scipy.stats.bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(0))
+    low, high = map(float, shown.split(" to "))
+    assert (low, high) == pytest.approx(tuple(found.confidence_interval), abs=0.001)
+
+
+def test_no_interval_without_ranks():
+    write_run("TIGER", kept=False)
+    assert "95%" not in table()
+
+
+def test_best_second_and_dagger():
+    write_run("A", level=0.9)
+    write_run("B", level=0.3)
+    write_run("C", level=0.1)
+    found = cells(table(style="markdown"), "recall@20")
+    assert re.fullmatch(r"\*\*0\.\d{4}\*\*†", found["A"])
+    assert re.fullmatch(r"<u>0\.\d{4}</u>", found["B"])
+    assert re.fullmatch(r"0\.\d{4}", found["C"])
+    assert "† better than the second: p &lt; 0.05" in table(style="markdown")
+
+
+def test_no_dagger_for_a_small_difference():
+    write_run("A", level=0.3)
+    write_run("B", level=0.295)
+    assert "†" not in table(style="markdown")
+
+
+@pytest.mark.parametrize(
+    "other", [{"kept": False}, {"users": [f"v{i}" for i in range(400)]}], ids=["no ranks", "other users"]
+)
+def test_no_dagger_where_users_cannot_be_paired(other):
+    write_run("A", level=0.9)
+    write_run("B", level=0.1, **other)
+    assert "†" not in table(style="markdown")
+
+
+def test_marks():
+    write_run("A", out_of_time=True, still_improving=True, epochs=7)
+    write_run("B", still_improving=True)
+    write_run("C")
+    write_run("D", 1)
+    write_run("D", 2, epochs=4)
+    assert cells(table(), "epochs") == {"A": "7T*", "B": "2*", "C": "2", "D": "2-4"}
+    assert "T the limit of time" in table()
+    assert "* the budget of epochs" in table()
+
+
+# --- published numbers ---
+
+
+def test_published_rows_stand_apart():
+    write_run("TIGER", level=0.01)
+    text = table(style="markdown", published=True)
+    found = cells(text, "recall@10")
+    assert found["TIGER [1]"] == "0.0648"  # TIGER paper, table 1
+    assert re.fullmatch(r"\*\*0\.\d{4}\*\*", found["TIGER"])  # best of what was run, though a published number is higher
+    assert "[1] published, not run here: TIGER paper, table 1" in text
+    assert cells(text, "recall@20")["TIGER [1]"] == ""
+
+
+def test_published_numbers_are_plausible():
+    for dataset in ("amazon-beauty", "amazon-sports-outdoors", "amazon-toys-games"):
+        rows = published_rows(dataset)
+        assert {"GRU4Rec", "BERT4Rec", "SASRec", "TIGER"} <= {row.label for row in rows}
+        for row in rows:
+            found = row.published
+            assert set(found) == {"recall@5", "ndcg@5", "recall@10", "ndcg@10"}
+            assert found["ndcg@5"] < found["recall@5"] < found["recall@10"]
+            assert found["ndcg@5"] < found["ndcg@10"] < found["recall@10"]
+            assert row.source
+
+
+# --- the command ---
+
+
+def test_tables_are_the_same_byte_for_byte(capsys):
+    for label, level in (("SASRec", 0.3), ("TIGER", 0.5)):
+        for seed in (1, 2):
+            write_run(label, seed, level=level)
+            write_run(label, seed, level=level, dataset="tiny")
+    before = files_under("results")
+    for style in ("markdown", "latex", "csv"):
+        outputs = []
+        for _ in range(2):
+            assert main(["leaderboard", f"--format={style}"]) == 0
+            outputs.append(capsys.readouterr().out)
+        assert outputs[0] == outputs[1]
+        assert main(["leaderboard", f"--format={style}", "--output=out/table"]) == 0
+        with open("out/table", encoding="utf-8") as file:
+            assert file.read() == outputs[0]
+    assert files_under("results") == before
+
+
+def test_a_table_for_each_dataset():
+    write_run("TIGER")
+    write_run("TIGER", dataset="tiny")
+    write_run("SASRec", dataset="tiny", data_hash="4567")
+    text = leaderboards(read_results("results"), "results", "markdown")
+    assert re.findall("^## (.*)$", text, flags=re.MULTILINE) == ["amazon-beauty", "tiny, files 0123", "tiny, files 4567"]
+
+
+def test_latex_is_escaped():
+    write_run("A_b&c", level=0.9)
+    write_run("D", level=0.1)
+    text = leaderboards(read_results("results"), "results", "latex")
+    assert "A\\_b\\&c" in text
+    assert re.search(r"\\textbf\{0\.\d{4}\}\$\^\\dagger\$ &", text)
+    assert "95\\% of ndcg@10" in text
+    body = text.split("\\end{tabular}")[0].split("\\begin{tabular}")[1]
+    assert {line.count(" & ") for line in body.splitlines() if line.endswith("\\\\")} == {12}
+
+
+def test_csv_has_every_interval():
+    first = write_run("TIGER", level=0.5)
+    write_run("SASRec", level=0.1)
+    rows = list(csv.DictReader(io.StringIO(leaderboards(read_results("results"), "results", "csv"))))
+    (row,) = [row for row in rows if row["model"] == "TIGER" and not row["source"]]
+    for metric in METRICS:
+        assert float(row[metric]) == first[metric]
+        assert float(row[f"{metric} low"]) < first[metric] < float(row[f"{metric} high"])
+        assert 0 < float(row[f"{metric} p"]) < 0.05
+    (other,) = [row for row in rows if row["model"] == "SASRec" and not row["source"]]
+    assert other["recall@10 p"] == ""
+    assert len([row for row in rows if row["source"]]) == len(published_rows("amazon-beauty"))
+
+
+def test_plots(capsys):
+    write_run("TIGER", level=0.5)
+    write_run("SASRec", kept=False)
+    write_run("Pop", dataset="tiny")
+    assert main(["leaderboard", "--plots=out"]) == 0
+    shown = re.findall("^plot: (.*)$", capsys.readouterr().err, flags=re.MULTILINE)
+    assert shown == [f"out/{name}-{kind}.png" for name in ("amazon-beauty", "tiny") for kind in ("training", "parameters")]
+    for file in shown:
+        with open(file, "rb") as stream:
+            assert stream.read(8) == b"\x89PNG\r\n\x1a\n"
+
+
+def test_nothing_to_show(capsys):
+    assert main(["leaderboard", "--results_dir=nowhere"]) == 2
+    assert "nowhere holds no result files" in capsys.readouterr().err
