@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import importlib
 import os
 
 import scipy.sparse
@@ -134,6 +135,16 @@ def numpy_names():
     Config.compatibility_settings(None)
 
 
+def no_anomaly_detection():
+    """The module of SINE, which every import of a sequential model imports, makes autograd check all gradients of the process.
+
+    That costs all models about half of their speed. Imported here once, it leaves the switch as it was.
+    """
+    enabled = torch.is_anomaly_enabled()
+    importlib.import_module("recbole.model.sequential_recommender")
+    torch.autograd.set_detect_anomaly(enabled)
+
+
 def mend():
     """Apply all of the above, once."""
     if getattr(Config, "_mended_by_recbole_tiger", False):
@@ -145,3 +156,4 @@ def mend():
     collected_counts()
     download_in_one_process()
     numpy_names()
+    no_anomaly_detection()
