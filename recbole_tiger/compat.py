@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import importlib
 import os
 
 import scipy.sparse
@@ -129,6 +130,16 @@ def download_in_one_process():
     Dataset._download = _download
 
 
+def no_anomaly_detection():
+    """Importing any sequential model imports SINE's module, which makes autograd look for NaN in all gradients.
+
+    That lasts for the process and costs every model a good part of its training time. Imported here, it changes nothing.
+    """
+    enabled = torch.is_anomaly_enabled()
+    importlib.import_module("recbole.model.sequential_recommender")
+    torch.autograd.set_detect_anomaly(enabled)
+
+
 def mend():
     """Apply all of the above, once."""
     if getattr(Config, "_mended_by_recbole_tiger", False):
@@ -139,3 +150,4 @@ def mend():
     sparse_matrix_update()
     collected_counts()
     download_in_one_process()
+    no_anomaly_detection()
