@@ -4,23 +4,28 @@ from pathlib import Path
 
 import numpy as np
 
-DIM = 384
+DIM, LATENT = 384, 24
 WORDS = ("amber", "basil", "cedar", "dahlia", "elm", "fern", "ginger", "hazel", "iris", "juniper", "kelp", "lilac")
 CHUNK = 65536
 
 
 def clustered_embeddings(n_items, seed=0):
-    """Unit vectors around nested centres, as sentence embeddings lie; float32 array [n_items, 384].
+    """Unit vectors around nested centres in a space of few dimensions, much as sentence embeddings lie.
 
-    Item i is of cluster ``i % n_clusters``.
+    Returns:
+        float32 array [n_items, 384]; item i is of cluster ``i % clusters(n_items)``.
     """
     rng = np.random.default_rng(seed)
-    coarse = rng.standard_normal((32, DIM), dtype=np.float32)
-    fine = coarse[np.arange(clusters(n_items)) % 32] + 0.7 * rng.standard_normal((clusters(n_items), DIM), dtype=np.float32)
+
+    def normal(*shape):
+        return rng.standard_normal(shape, dtype=np.float32)
+
+    fine = normal(32, LATENT)[np.arange(clusters(n_items)) % 32] + 0.7 * normal(clusters(n_items), LATENT)
+    projection = normal(LATENT, DIM)
     embeddings = np.empty((n_items, DIM), dtype=np.float32)
     for begin in range(0, n_items, CHUNK):
         part = np.arange(begin, min(begin + CHUNK, n_items))
-        x = fine[part % len(fine)] + 0.7 * rng.standard_normal((len(part), DIM), dtype=np.float32)
+        x = (fine[part % len(fine)] + 0.5 * normal(len(part), LATENT)) @ projection
         embeddings[part] = x / np.linalg.norm(x, axis=1, keepdims=True)
     return embeddings
 

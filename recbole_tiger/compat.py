@@ -136,9 +136,9 @@ def numpy_names():
 
 
 def no_anomaly_detection():
-    """The module of SINE, which every import of a sequential model imports, makes autograd check all gradients of the process.
+    """Importing any sequential model imports SINE's module, which makes autograd look for NaN in all gradients.
 
-    That costs all models about half of their speed. Imported here once, it leaves the switch as it was.
+    That lasts for the process and costs every model a good part of its training time. Imported here, it changes nothing.
     """
     enabled = torch.is_anomaly_enabled()
     importlib.import_module("recbole.model.sequential_recommender")

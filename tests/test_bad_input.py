@@ -136,6 +136,15 @@ def test_interactions_with_unknown_items(capsys, own, stock):
     )
 
 
+def test_a_changed_file_is_checked_again(own):
+    folder, settings = own
+    experiment.prepare("TIGER", "tiny", settings)
+    lines = (folder / "tiny.item").read_text().splitlines()
+    (folder / "tiny.item").write_text("\n".join([*lines[:6], *lines[7:]]) + "\n")  # without i5
+    with pytest.raises(TigerError, match=r"with 1 items .* lacks: i5"):
+        experiment.prepare("TIGER", "tiny", settings)
+
+
 def test_items_without_text(capsys, own):
     folder, settings = own
     lines = (folder / "tiny.item").read_text().splitlines()

@@ -347,3 +347,16 @@ def test_import_leaves_another_model_unchanged(tmp_path, data_path):
     assert without["test_result"]["ndcg@10"] > 0
     assert with_plugin == without
     assert with_config == without_config
+
+
+@pytest.mark.parametrize("plugin", [False, True])
+def test_no_model_switches_anomaly_detection_on(plugin):
+    code = f"""
+import torch
+{"import recbole_tiger" if plugin else ""}
+from recbole.utils import get_model
+get_model("SASRec")
+print("ANOMALY", torch.is_anomaly_enabled())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert f"ANOMALY {not plugin}" in done.stdout

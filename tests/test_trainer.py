@@ -261,3 +261,15 @@ def test_mixed_precision(settings):
         assert all(np.isfinite(value) for value in result.values())
     assert losses[True] == pytest.approx(losses[False], rel=0.03)
     assert losses[True] != losses[False]
+
+
+def test_mixed_precision_learns_the_same(settings):
+    """Without dropout both runs see the same numbers but for rounding, so what they learn stays close."""
+    still = dict.fromkeys(("hidden_dropout_prob", "attn_dropout_prob", "code_dropout_prob"), 0.0)
+    found = {amp: run(settings, **still, epochs=6, learning_rate=0.01, enable_amp=amp) for amp in (False, True)}
+    curves = {amp: [epoch["train_loss"] for epoch in result["epoch_log"]] for amp, result in found.items()}
+    assert curves[True] == pytest.approx(curves[False], rel=0.01)
+    assert curves[False][0] > 1.3 * curves[False][-1]
+    scores = {amp: result["best_valid_score"] for amp, result in found.items()}
+    assert scores[True] == pytest.approx(scores[False], rel=0.1)
+    assert scores[False] > 2 * found[False]["epoch_log"][0]["valid_score"]
