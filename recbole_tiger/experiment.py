@@ -20,7 +20,7 @@ from recbole_tiger.download import ensure_dataset
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import make_folder
 from recbole_tiger.item_text import check_interactions
-from recbole_tiger.results import SCHEMA, read_result, write_ranks, write_result
+from recbole_tiger.results import SCHEMA, read_result, write_result
 from recbole_tiger.settings import check_keys, data_hash, make_config, property_file, run_key, run_settings
 
 PACKAGES = ("recbole-tiger", "recbole", "torch", "numpy", "pandas", "sentence-transformers", "ray")
@@ -201,14 +201,11 @@ def run(config, results_dir):
         "versions": versions(),
         "hardware": hardware(),
         "checkpoint": str(trainer.saved_model_file),
-        "ranks": None,
+        "ranks": None if trainer.ranks is None else file.with_suffix(".ranks.npz").name,
     }
     if config["model"] == "TIGER":
         result["semantic_ids"] = train_data._dataset.catalogue.semantic_ids.statistics()
-    if trainer.ranks is not None:
-        result["ranks"] = file.with_suffix(".ranks.npz").name
-        write_ranks(evaluated_users(test_data), trainer.ranks, file.parent / result["ranks"])
-    write_result(result, file)
+    write_result(result, file, evaluated_users(test_data), trainer.ranks)
     if config["model"] == "TIGER":
         # The state to resume from has served; the best epoch's checkpoint stays.
         shutil.rmtree(trainer.state_file.parent, ignore_errors=True)
