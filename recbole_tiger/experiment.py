@@ -21,7 +21,7 @@ from recbole_tiger.download import ensure_dataset
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import make_folder
 from recbole_tiger.item_text import check_interactions
-from recbole_tiger.results import SCHEMA, read_result, write_ranks, write_result
+from recbole_tiger.results import SCHEMA, read_result, write_result
 from recbole_tiger.settings import check_keys, data_hash, make_config, property_file, run_key, run_settings
 
 PACKAGES = ("recbole-tiger", "recbole", "torch", "numpy", "pandas", "sentence-transformers", "ray")
@@ -245,11 +245,8 @@ def finish(result, trainer, test_data, file):
     result["test_result"] = plain(found)
     result["eval_seconds"] = round(seconds, 2)
     result["eval_users_per_second"] = round(len(test_data._dataset) / seconds, 2)
-    result["ranks"] = None
-    if trainer.ranks is not None:
-        result["ranks"] = file.with_suffix(".ranks.npz").name
-        write_ranks(evaluated_users(test_data), trainer.ranks, file.parent / result["ranks"])
-    write_result(result, file)
+    result["ranks"] = None if trainer.ranks is None else file.with_suffix(".ranks.npz").name
+    write_result(result, file, evaluated_users(test_data), trainer.ranks)
 
 
 def remove_state(trainer):

@@ -196,7 +196,8 @@ def leaderboard(results, folder, style="plain", published=False):
     """
     own = rows_of(results, folder)
     rows = [*(published_rows(results[0]["dataset"]) if published else []), *own]
-    metrics = [metric for metric in METRICS if any(row.values(metric) for row in own)]
+    tested = dict.fromkeys(name for result in results for name in result["test_result"])
+    metrics = [name for name in tested if name.startswith(("recall", "ndcg"))]
     style = STYLES[style]
     rankings = {metric: ranking(rows, metric) for metric in metrics}
     with_interval = any(row.ranks is not None for row in own) and MAIN in metrics

@@ -10,13 +10,23 @@ from recbole_tiger.errors import TigerError
 from recbole_tiger.files import whole_file
 
 SCHEMA = 1
-REQUIRED = ("schema", "model", "label", "dataset", "seed", "best_valid_result", "test_result")
+REQUIRED = (
+    *("schema", "model", "label", "dataset", "seed", "best_valid_score", "valid_score_bigger", "best_valid_result"),
+    *("test_result", "epochs", "out_of_time", "still_improving", "train_seconds", "eval_users_per_second", "parameters"),
+    *("epoch_log", "settings", "data_hash", "ranks"),
+)
 
 
-def write_result(result, file):
-    """Write a result as JSON, whole or not at all."""
+def write_result(result, file, users=None, ranks=None):
+    """Write a result as JSON, whole or not at all, and the ranks of its users to the file that it names.
+
+    Args:
+        users, ranks: as :func:`write_ranks` takes them, where ``result["ranks"]`` names a file.
+    """
     with whole_file(file) as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        if ranks is not None:
+            write_ranks(users, ranks, Path(file).parent / result["ranks"])
 
 
 def read_result(file):

@@ -278,3 +278,9 @@ def test_plots(capsys):
 def test_nothing_to_show(capsys):
     assert main(["leaderboard", "--results_dir=nowhere"]) == 2
     assert "nowhere holds no result files" in capsys.readouterr().err
+
+
+def test_other_lengths_of_list():
+    write_run("TIGER", test_result={"recall@3": 0.25, "ndcg@3": 0.2, "mrr@3": 0.1})
+    assert rows_of(table())["TIGER"][:2] == ["0.2500", "0.2000"]
+    assert "mrr" not in table()
