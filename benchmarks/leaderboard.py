@@ -8,6 +8,7 @@ python benchmarks/leaderboard.py --data_path=dataset --only='amazon-beauty/*/202
 """
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -140,15 +141,15 @@ def run_cell(cell, bar):
     log = LOGS / f"{cell.file.stem}.log"
     with open(log, "w", encoding="utf-8") as stream:
         process = subprocess.Popen(cell.command(), stdout=stream, stderr=subprocess.STDOUT)  # noqa: S603
-        while True:
-            try:
-                status = process.wait(REFRESH)
-                break
-            except subprocess.TimeoutExpired:
+        try:
+            while (status := process.poll()) is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(REFRESH)
                 bar.refresh()
-            except KeyboardInterrupt:
-                process.wait()  # it got the interrupt, too
-                raise
+        finally:  # of an interrupted grid, too: no cell stays behind
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
     if status == 0:
         return None
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]

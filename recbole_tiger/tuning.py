@@ -163,6 +163,8 @@ def run_trials(sweep, *, scheduler, grace_period, max_concurrent, cpus_per_trial
         TigerError: the cluster is not there or no node of it has the room.
     """
     os.environ.update(TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1", TUNE_DISABLE_SIGINT_HANDLER="1", RAY_AIR_NEW_OUTPUT="0")
+    # Seconds. Ray ends the whole process where its own does not answer in 10, as on a busy machine.
+    os.environ.setdefault("RAY_raylet_client_num_connect_attempts", "120")
     quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.CRITICAL}
     if cpus_per_trial < 1 or gpus_per_trial < 0:
         raise TigerError(

@@ -270,6 +270,8 @@ def test_mixed_precision_learns_the_same(settings):
     curves = {amp: [epoch["train_loss"] for epoch in result["epoch_log"]] for amp, result in found.items()}
     assert curves[True] == pytest.approx(curves[False], rel=0.01)
     assert curves[False][0] > 1.3 * curves[False][-1]
-    scores = {amp: result["best_valid_score"] for amp, result in found.items()}
-    assert scores[True] == pytest.approx(scores[False], rel=0.1)
-    assert scores[False] > 2 * found[False]["epoch_log"][0]["valid_score"]
+    # Of 120 users, NDCG has a standard error of about 0.035.
+    for metric in ("best_valid_result", "test_result"):
+        scores = {amp: result[metric]["ndcg@10"] for amp, result in found.items()}
+        assert scores[True] == pytest.approx(scores[False], abs=0.08)
+        assert scores[False] > 0.3 + found[False]["epoch_log"][0]["valid_score"]
