@@ -46,7 +46,7 @@ def commands():
 def shortened(line, folder, official):
     """Arguments of a command with fewer epochs, and the newest checkpoint where the README writes a placeholder.
 
-    The sweep is the README's own, of two trials. A download comes from ``official``, made-up files of the published size on
+    The sweep is the README's own, of four trials. A download comes from ``official``, made-up files of the published size on
     this machine.
     """
     arguments = shlex.split(line.replace("<", "\\<").replace(">", "\\>"))[1:]
@@ -58,7 +58,7 @@ def shortened(line, folder, official):
     if arguments[0] == "tune":
         (sweep,) = re.findall(r"^```yaml\n(# mine.yaml.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
         (folder / "mine.yaml").write_text(sweep)
-        arguments = [re.sub("^--sweep=.*", "--sweep=mine.yaml", part) for part in arguments] + ["--num_samples=1"]
+        arguments = [re.sub("^--sweep=.*", "--sweep=mine.yaml", part) for part in arguments] + ["--num_samples=2"]
     small = {**SMALL, **SMALL_TIGER}
     kept = [part for part in arguments if part.removeprefix("--").split("=")[0] not in small]
     return [*kept, *(f"--{key}={value}" for key, value in small.items())]
@@ -93,7 +93,7 @@ def test_runs(number, folder, official):
         models = re.search(r"--models?=(\S+)", text).group(1).split(",")
         assert all(re.search(rf"^\| *{model} ", done.stdout, flags=re.MULTILINE) for model in models)
     if kind == "command" and arguments[2] == "tune":
-        assert len(re.findall(r"^\|.* completed( \*)? \|$", done.stdout, flags=re.MULTILINE)) == 2
+        assert len(re.findall(r"^\|.* (completed( \*)?|stopped) \|$", done.stdout, flags=re.MULTILINE)) == 4
     if kind == "command" and arguments[2] == "recommend":
         assert "log-probability" in done.stdout
     if kind == "command" and arguments[2] == "download":
