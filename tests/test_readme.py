@@ -52,6 +52,8 @@ def shortened(line, folder, official):
     arguments = shlex.split(line.replace("<", "\\<").replace(">", "\\>"))[1:]
     if arguments[0] == "download":
         return [*arguments, f"--source={official}"]
+    if arguments[0] == "leaderboard":
+        return arguments
     if arguments[0] == "recommend":
         newest = max((folder / "saved").glob("TIGER-*.pth"), key=lambda file: file.stat().st_mtime)
         return [f"--checkpoint={newest}" if part.startswith("--checkpoint=") else part for part in arguments]
