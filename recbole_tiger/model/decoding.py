@@ -76,7 +76,10 @@ def _walk(net, trie, memory):
             logits, before = net.step(memory, level, codes[part].expand(batch, -1), before)
             log_probs.append(logits.float().log_softmax(dim=-1))
             kept.append(before)
-        caches = [tuple(_joined(pieces, batch) for pieces in zip(*layer, strict=True)) for layer in zip(*kept, strict=True)]
+        if level + 1 < trie.levels:
+            caches = [
+                tuple(_joined(pieces, batch) for pieces in zip(*layer, strict=True)) for layer in zip(*kept, strict=True)
+            ]
         parents, codes = trie.all_nodes(level)
         scores = scores[:, parents] + torch.cat(log_probs, dim=1)[:, parents, codes]
     result = scores.new_full((batch, len(trie.item_of) + 1), -torch.inf)
