@@ -71,25 +71,37 @@ class TIGERTrainer(Trainer):
         total_steps = len(batches) * self.epochs
         total = torch.zeros((), device=self.device)
         for batch in tqdm(batches, desc=f"Train {epoch_idx:>5}", ncols=100, disable=not show_progress):
-            factor = warmup_cosine(self.schedule_step, total_steps, self.config["warmup_ratio"])
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.learning_rate * factor
-            length = int(windows.lengths[batch].max())
-            items = windows.items[batch, -length:].to(self.device, non_blocking=True)
-            n_targets = windows.n_targets[batch].to(self.device, non_blocking=True)
-            users = windows.users[batch].to(self.device, non_blocking=True)
-            self.optimizer.zero_grad()
-            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.enable_amp):
-                loss = self.model.window_loss(items, n_targets, users)
-            loss.backward()
-            if self.clip_grad_norm:
-                clip_grad_norm_(self.model.parameters(), **self.clip_grad_norm)
-            self.optimizer.step()
-            self.schedule_step += 1
-            total += loss.detach()
+            total += self.train_step(windows, batch, total_steps)
         mean = total / len(batches)
         self._check_nan(mean)
         return mean.item()
+
+    def train_step(self, windows, batch, total_steps):
+        """One step of the optimizer.
+
+        Args:
+            windows: of :func:`training_windows`; batch: int tensor of indices of some of them.
+            total_steps: of the whole schedule of the learning rate.
+
+        Returns:
+            the loss, without its graph.
+        """
+        factor = warmup_cosine(self.schedule_step, total_steps, self.config["warmup_ratio"])
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate * factor
+        length = int(windows.lengths[batch].max())
+        items = windows.items[batch, -length:].to(self.device, non_blocking=True)
+        n_targets = windows.n_targets[batch].to(self.device, non_blocking=True)
+        users = windows.users[batch].to(self.device, non_blocking=True)
+        self.optimizer.zero_grad()
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.enable_amp):
+            loss = self.model.window_loss(items, n_targets, users)
+        loss.backward()
+        if self.clip_grad_norm:
+            clip_grad_norm_(self.model.parameters(), **self.clip_grad_norm)
+        self.optimizer.step()
+        self.schedule_step += 1
+        return loss.detach()
 
     def _state(self, epoch):
         kind, key, *rest = np.random.get_state()
