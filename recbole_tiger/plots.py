@@ -4,10 +4,15 @@ from itertools import accumulate
 from pathlib import Path
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from recbole_tiger.files import make_folder, whole_file
 from recbole_tiger.leaderboard import MAIN, by_data, rows_of
+
+
+def _figure(width, height):
+    from matplotlib.figure import Figure  # half a second of every command's start, and only needed here
+
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _save(figure, file):
@@ -34,7 +39,7 @@ def plot(results, folder, output):
         name = f"{dataset}-{data_hash}" if names.count(dataset) > 1 else dataset
         rows = rows_of(group, folder)
         for kind, draw in (("training", _draw_training), ("parameters", _draw_parameters)):
-            figure = Figure(figsize=(7, 4.5), layout="constrained")
+            figure = _figure(7, 4.5)
             axes = figure.subplots()
             draw(axes, rows)
             axes.set_title(dataset)
@@ -91,7 +96,7 @@ def codebook_heat_map(rows, metric, bigger, file):
     """
     frame = pd.DataFrame(rows)
     best = frame.groupby(["codebook_depth", "codebook_size"])[metric].agg("max" if bigger else "min").unstack()
-    figure = Figure(figsize=(1.6 + 1.1 * best.shape[1], 1.4 + 0.8 * best.shape[0]), layout="constrained")
+    figure = _figure(1.6 + 1.1 * best.shape[1], 1.4 + 0.8 * best.shape[0])
     axes = figure.subplots()
     image = axes.imshow(best.to_numpy(), aspect="auto", origin="lower")
     axes.set_xticks(range(best.shape[1]), best.columns)
@@ -115,7 +120,7 @@ def collision_scatter(rows, metric, file):
     Args:
         rows: dicts with ``codebook_size``, ``codebook_depth``, ``collision_rate`` and the metric.
     """
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = _figure(6, 4)
     axes = figure.subplots()
     frame = pd.DataFrame(rows)
     for depth, of_depth in frame.groupby("codebook_depth"):
