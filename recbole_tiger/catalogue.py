@@ -98,6 +98,11 @@ def check_sizes(config, n_items):
         raise TigerError(f"beam_size {config['beam_size']} is larger than the catalogue of {n_items} items; lower it")
 
 
+def needs_embeddings(config):
+    """Whether the codes or the encoder's input are made of the items' embeddings."""
+    return not config["semantic_ids"] or config["encoder_text"]
+
+
 def make_catalogue(config, items):
     """The catalogue of a dataset.
 
@@ -107,10 +112,8 @@ def make_catalogue(config, items):
     check_sizes(config, len(items))
     texts, titles = text_of_items(config, items)
     own_ids = config["semantic_ids"]
-    if own_ids:
-        semantic_ids = SemanticIDs.load(own_ids).reordered(items, own_ids)
-        embeddings = item_embeddings(config, items, texts) if config["encoder_text"] else None
-    else:
-        embeddings = item_embeddings(config, items, texts)
+    semantic_ids = SemanticIDs.load(own_ids).reordered(items, own_ids) if own_ids else None
+    embeddings = item_embeddings(config, items, texts) if needs_embeddings(config) else None
+    if semantic_ids is None:
         semantic_ids = quantize(config, items, embeddings)
     return Catalogue(titles, semantic_ids, embeddings)
