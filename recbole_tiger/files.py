@@ -1,6 +1,7 @@
 """Files: written whole or not at all, arrays without pickles."""
 
 import contextlib
+import hashlib
 import os
 import shutil
 import tempfile
@@ -22,6 +23,15 @@ def make_folder(path):
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TigerError(f"cannot make the folder {path}: {error.strerror or error}; choose another folder") from error
+
+
+def content_hash(path):
+    """SHA-256 of a file's content, as bytes."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.digest()
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from recbole.config import Config
 from recbole.utils import argument_list, get_model
 
 from recbole_tiger.errors import TigerError
+from recbole_tiger.files import content_hash
 from recbole_tiger.item_text import interaction_files
 from recbole_tiger.quantizers import QUANTIZERS, make_quantizer
 
@@ -348,8 +349,7 @@ def data_hash(config):
     """Hash of the dataset's files."""
     digest = hashlib.sha256()
     for file in data_files(config):
-        with open(file, "rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+        digest.update(content_hash(file))
     return digest.hexdigest()[:16]
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import importlib.util
 import json
 from dataclasses import dataclass
 from importlib import resources
@@ -31,6 +32,8 @@ from recbole_tiger.settings import (
 
 # Distributions of Ray Tune by name, with the number of their arguments; an upper bound of whole numbers is exclusive.
 DISTRIBUTIONS = {"uniform": 2, "loguniform": 2, "quniform": 3, "randint": 2, "lograndint": 2, "choice": None}
+# Trials of an adaptive search that are drawn before any score is known.
+DRAWN_FIRST = 5
 # What a trial ends in; a record that says "running" is of one that goes on, or was killed.
 ENDED = ("completed", "stopped", "failed")
 
@@ -103,34 +106,57 @@ def _check_values(where, values):
         raise TigerError(f"{where}: a value is there twice in {values}")
 
 
+class Space:
+    """A checked search space as Ray Tune's own: grids and choices by the places of their values, which may be lists.
+
+    Attributes:
+        variants: dict of setting to grid or distribution.
+    """
+
+    def __init__(self, space):
+        self.variants, self._choices = {}, {}
+        for key, values in space.items():
+            kind, arguments = ("grid", values) if isinstance(values, list) else next(iter(values.items()))
+            if kind in ("grid", "choice"):
+                self._choices[key] = arguments
+                places = list(range(len(arguments)))
+                self.variants[key] = tune.grid_search(places) if kind == "grid" else tune.choice(places)
+            else:
+                self.variants[key] = getattr(tune, kind)(*arguments)
+        self.grids = [key for key, values in space.items() if isinstance(values, list)]
+        self.random = len(self.grids) < len(space)
+
+    def params(self, point):
+        """The settings that a point of the space stands for."""
+        values = {key: value.item() if hasattr(value, "item") else value for key, value in point.items()}
+        return {key: self._choices[key][value] if key in self._choices else value for key, value in values.items()}
+
+    def point(self, params):
+        """The point that stands for some settings; the other way round."""
+        return {key: self._choices[key].index(value) if key in self._choices else value for key, value in params.items()}
+
+
 def draw(space, num_samples, seed):
     """The settings of every trial, by Ray Tune's own variants; the same space and seed give the same.
 
     Returns:
         list of dicts: the grid, once where nothing is drawn, or else with ``num_samples`` draws for every point of it.
     """
-    variants, chosen = {}, {}
-    for key, values in space.items():
-        if isinstance(values, list):
-            variants[key] = tune.grid_search(list(range(len(values))))
-            chosen[key] = values
-            continue
-        ((kind, arguments),) = values.items()
-        if kind == "choice":
-            variants[key] = tune.randint(0, len(arguments))
-            chosen[key] = arguments
-        else:
-            variants[key] = getattr(tune, kind)(*arguments)
-    random = any(isinstance(values, dict) for values in space.values())
     state = np.random.RandomState(seed)
-    trials = []
-    for _ in range(num_samples if random else 1):
-        for _, spec in generate_variants({"config": variants}, random_state=state):
-            values = {key: value.item() if hasattr(value, "item") else value for key, value in spec["config"].items()}
-            trial = {key: chosen[key][value] if key in chosen else value for key, value in values.items()}
+    space, trials = Space(space), []
+    for _ in range(num_samples if space.random else 1):
+        for _, spec in generate_variants({"config": space.variants}, random_state=state):
+            trial = space.params(spec["config"])
             if trial not in trials:
                 trials.append(trial)
     return trials
+
+
+def _read_record(file):
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise TigerError(f"{file} is cut short or not JSON ({error}); delete it, and its trial runs again") from error
 
 
 @dataclass(frozen=True)
@@ -161,17 +187,57 @@ class Sweep:
 
     Attributes:
         model: a model or recipe; dataset: name.
+        trials: list of :class:`Trial`; all of the sweep, or of an adaptive search those that it chose so far.
+        size: how many there will be.
+        space: for an adaptive search to choose from, as :func:`read_space` returns it; None where all trials are drawn
+            before the first runs.
+        settings: those that all trials share, for ``make_config``; checkpoints: folder of theirs.
+        seed: of all trials and of the search.
         metric: name of the validation metric; bigger: whether more of it is better.
-        epochs: most epochs of a trial.
     """
 
     model: str
     dataset: str
     folder: Path
     trials: list
+    size: int
+    space: dict | None
+    settings: dict
+    checkpoints: Path
+    seed: int
     metric: str
     bigger: bool
-    epochs: int
+
+    def add(self, params):
+        """A further trial with these settings; that which has them, if there is one.
+
+        Raises:
+            TigerError: they cannot work.
+        """
+        settings = {**self.settings, **params}
+        try:
+            own = make_config(self.model, self.dataset, settings)
+        except TigerError as error:
+            raise TigerError(f"trial {params}: {error}") from error
+        key = run_key(own)
+        known = [trial for trial in self.trials if trial.key == key]
+        if known:
+            return known[0]
+        settings["checkpoint_dir"] = str(self.checkpoints / key)
+        self.trials.append(Trial(len(self.trials) + 1, key, params, settings, run_settings(own)))
+        return self.trials[-1]
+
+    def add_noted(self):
+        """The trials that an earlier sitting chose, in their order."""
+        noted = [_read_record(file) for file in self._folder.glob("*.json")]
+        for record in sorted(noted, key=lambda record: record["number"]):
+            if record["number"] <= self.size:
+                self.add(record["params"])
+
+    @property
+    def epochs(self):
+        """Most epochs of a trial."""
+        return max(trial.values["epochs"] for trial in self.trials)
 
     def record(self, trial):
         """What became of a trial so far, or None.
@@ -180,24 +246,27 @@ class Sweep:
             TigerError: the file is cut short or not JSON.
         """
         file = self._file(trial)
-        if not file.is_file():
-            return None
-        try:
-            return json.loads(file.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise TigerError(f"{file} is cut short or not JSON ({error}); delete it, and its trial runs again") from error
+        return _read_record(file) if file.is_file() else None
 
     def write(self, trial, **fields):
         """Note what became of a trial, over what was noted before."""
         noted = self.record(trial) or {"number": trial.number, "key": trial.key, "params": trial.params}
         write_result({**noted, **fields}, self._file(trial))
 
+    @property
+    def _folder(self):
+        return self.folder / "trials"
+
     def _file(self, trial):
-        return self.folder / "trials" / f"{trial.key}.json"
+        return self._folder / f"{trial.key}.json"
 
     def left(self):
-        """Trials that have not ended."""
-        return [trial for trial in self.trials if (self.record(trial) or {}).get("status") not in ENDED]
+        """How many trials have not ended."""
+        return self.size - sum(map(self.ended, self.trials))
+
+    def ended(self, trial):
+        """Whether a trial has ended."""
+        return (self.record(trial) or {}).get("status") in ENDED
 
     def winner(self):
         """The completed trial with the best validation score, or None; the earlier one of equals."""
@@ -214,11 +283,12 @@ class Sweep:
         return [{**_row(trial, self.record(trial)), "winner": trial is winner} for trial in self.trials]
 
 
-def plan(model, dataset, user_settings, config, *, sweep, num_samples, scheduler, grace_period, results_dir):
+def plan(model, dataset, user_settings, config, *, sweep, search, num_samples, scheduler, grace_period, results_dir):
     """The sweep of a command.
 
     Args:
         config: of ``experiment.prepare`` for the settings that all trials share.
+        search: random, or hyperopt to choose every trial by the scores of those before it.
 
     Raises:
         TigerError: the space or a trial of it cannot work.
@@ -231,32 +301,47 @@ def plan(model, dataset, user_settings, config, *, sweep, num_samples, scheduler
         raise TigerError(f"sweep {sweep} varies how semantic IDs are made, and semantic_ids gives them: take one out")
     if scheduler == "asha" and not 1 <= grace_period <= config["epochs"]:
         raise TigerError(f"grace_period has to be from 1 to the {config['epochs']} epochs, not {grace_period}")
+    if search == "hyperopt" and importlib.util.find_spec("hyperopt") is None:
+        raise TigerError("--search=hyperopt needs the package hyperopt: install this one with its extra of that name")
+    grids = Space(space).grids
+    if search == "hyperopt" and grids:
+        raise TigerError(
+            f"sweep {sweep}: {', '.join(grids)} is a grid, of which --search=hyperopt would leave points out; "
+            f"write {{choice: [...]}} for it, or give --search=random"
+        )
+    if search == "hyperopt" and "epochs" in space:
+        raise TigerError(f"sweep {sweep} varies epochs, which --search=hyperopt cannot: give --search=random")
     # Trials of another scheduler end elsewhere; more samples are more of the same sweep.
-    identity = [run_key(config), space, scheduler, grace_period if scheduler == "asha" else None]
+    identity = [run_key(config), space, search, scheduler, grace_period if scheduler == "asha" else None]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:10]
     name = f"{config['dataset']}-{config['label']}-{Path(sweep).stem}-{config['seed']}-{digest}"
     shared = {**user_settings, "load_col": config["load_col"]}
     if config["model"] == "TIGER":
         shared["resume"] = True
-    trials = []
-    for params in draw(space, num_samples, config["seed"]):
-        settings = {**shared, **params}
-        try:
-            own = make_config(model, dataset, settings)
-        except TigerError as error:
-            raise TigerError(f"sweep {sweep}, trial {params}: {error}") from error
-        key = run_key(own)
-        settings["checkpoint_dir"] = str(Path(config["checkpoint_dir"]) / name / key)
-        trials.append(Trial(len(trials) + 1, key, params, settings, run_settings(own)))
-    return Sweep(
+
+    params = draw(space, num_samples, config["seed"])
+    adaptive = search == "hyperopt"
+    made = Sweep(
         model=model,
         dataset=dataset,
         folder=Path(results_dir) / name,
-        trials=trials,
+        trials=[],
+        size=num_samples if adaptive else len(params),
+        space=space if adaptive else None,
+        settings=shared,
+        checkpoints=Path(config["checkpoint_dir"]) / name,
+        seed=config["seed"],
         metric=config["valid_metric"].lower(),
         bigger=config["valid_metric_bigger"],
-        epochs=max(trial.values["epochs"] for trial in trials),
     )
+    try:
+        for chosen in params[:DRAWN_FIRST] if adaptive else params:
+            made.add(chosen)
+        if adaptive:
+            made.add_noted()
+    except TigerError as error:
+        raise TigerError(f"sweep {sweep}, {error}") from error
+    return made
 
 
 def _shown(value):

@@ -13,6 +13,8 @@ import torch
 from ray import tune
 from ray.air import RunConfig, session
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+from ray.tune.search import Searcher
+from ray.tune.search.hyperopt import HyperOptSearch
 from recbole.data.dataset import SequentialDataset
 from tqdm import tqdm
 
@@ -24,10 +26,16 @@ from recbole_tiger.item_text import text_of_items
 from recbole_tiger.plots import codebook_heat_map, collision_scatter
 from recbole_tiger.results import read_result
 from recbole_tiger.settings import make_config
-from recbole_tiger.sweep import ENDED, write_tables
+from recbole_tiger.sweep import DRAWN_FIRST, ENDED, Space, write_tables
 
 # ASHA lets one in so many of the trials that reach a rung go on, to the next one so many times as far.
 REDUCTION = 3
+# Tries to get a trial from HyperOpt that is not known yet, in a space of few points.
+SUGGESTIONS = 100
+
+# On a busy machine the parts of Ray need longer to find each other than the 10 and 30 seconds after which a process or a
+# node ends without a word.
+PATIENCE = {"RAY_raylet_client_num_connect_attempts": "120", "RAY_agent_register_timeout_ms": "120000"}
 
 
 def check_and_embed(sweep):
@@ -56,11 +64,11 @@ def run_trial(chosen, sweep, folder, threads):
     """One trial, in a worker of Ray's: trains, reports every evaluation, and notes what became of it.
 
     Args:
-        chosen: dict with the ``number`` of the trial.
+        chosen: dict with the ``trial``.
         folder: the working directory of the command, where relative paths of the settings begin.
         threads: of PyTorch; more than the trial has cores would slow all trials down.
     """
-    trial = sweep.trials[chosen["number"] - 1]
+    trial = chosen["trial"]
     os.chdir(folder)
     torch.set_num_threads(threads)
     sweep.write(trial, status="running", reason=None, node=_node())
@@ -108,8 +116,9 @@ class Settle(tune.Callback):
 
     def on_trial_result(self, iteration, trials, trial, result, **info):
         """A trial was evaluated."""
-        this = self.sweep.trials[trial.config["number"] - 1]
-        self.bar.set_postfix_str(f"{this}: epoch {result['epoch']}, {self.sweep.metric} {result[self.sweep.metric]:.4f}")
+        self.bar.set_postfix_str(
+            f"{trial.config['trial']}: epoch {result['epoch']}, {self.sweep.metric} {result[self.sweep.metric]:.4f}"
+        )
 
     def on_trial_complete(self, iteration, trials, trial, **info):
         """A trial ended, by itself or by the scheduler."""
@@ -120,7 +129,7 @@ class Settle(tune.Callback):
         self._settle(trial, "failed", "its process ended without a word: out of memory, or killed")
 
     def _settle(self, ray_trial, status, reason):
-        trial = self.sweep.trials[ray_trial.config["number"] - 1]
+        trial = ray_trial.config["trial"]
         record = self.sweep.record(trial)
         if record is None and status == "stopped":
             status, reason = "failed", f"its node does not share the folder {self.sweep.folder}"
@@ -133,6 +142,74 @@ class Settle(tune.Callback):
         score = f"{self.sweep.metric} {result['best_valid_score']:.4f}" if result else ""
         self.bar.write(", ".join(filter(None, [f"{trial}: {record['status']}", record["reason"], score])))
         self.bar.update()
+
+
+class Trials(Searcher):
+    """Hands Ray Tune the trials that have not ended and, in an adaptive search, those that HyperOpt chooses after them.
+
+    HyperOpt's tree-structured Parzen estimator hears of the trials of earlier sittings first, in their order.
+    """
+
+    def __init__(self, sweep):
+        mode = "max" if sweep.bigger else "min"
+        super().__init__(metric=sweep.metric, mode=mode)
+        self.sweep = sweep
+        self.waiting = [trial for trial in sweep.trials if not sweep.ended(trial)]
+        self.running = {}
+        if sweep.space is None:
+            return
+        self.space = Space(sweep.space)
+        self.hyperopt = HyperOptSearch(
+            HyperOptSearch.convert_search_space(self.space.variants),
+            metric=sweep.metric,
+            mode=mode,
+            points_to_evaluate=[self.space.point(trial.params) for trial in sweep.trials],
+            n_initial_points=DRAWN_FIRST,
+            random_state_seed=sweep.seed + len(sweep.trials),  # going on is not to draw again what was drawn at the start
+        )
+        for trial in sweep.trials:
+            self.hyperopt.suggest(trial.key)
+            if sweep.ended(trial):
+                self._tell(trial.key, trial)
+
+    def _tell(self, name, trial):
+        """Tell HyperOpt the score of a trial that it knows by ``name``."""
+        result = (self.sweep.record(trial) or {}).get("result")
+        score = result and {self.sweep.metric: result["best_valid_score"]}
+        self.hyperopt.on_trial_complete(name, score, error=not score)
+
+    def suggest(self, trial_id):
+        """The next trial, as Ray's config."""
+        if self.waiting:
+            trial = self.waiting.pop(0)
+            self.running[trial_id] = trial.key, trial
+        elif self.sweep.space is None or len(self.sweep.trials) >= self.sweep.size:
+            return Searcher.FINISHED
+        else:
+            trial = self._choose(trial_id)
+            self.running[trial_id] = trial_id, trial
+        return {"trial": trial}
+
+    def _choose(self, trial_id):
+        for _ in range(SUGGESTIONS):
+            known = len(self.sweep.trials)
+            trial = self.sweep.add(self.space.params(self.hyperopt.suggest(trial_id)))
+            if len(self.sweep.trials) > known:
+                return trial
+            if self.sweep.ended(trial):
+                self._tell(trial_id, trial)
+        raise TigerError(
+            f"HyperOpt chose no new trial after {known}: the space is too small for {self.sweep.size}; lower --num_samples"
+        )
+
+    def on_trial_complete(self, trial_id, result=None, error=False):
+        """Ray Tune: a trial ended."""
+        name, trial = self.running.pop(trial_id)
+        if self.sweep.space is not None:
+            self._tell(name, trial)
+
+    def save(self, checkpoint_path):
+        """Nothing: what became of the trials lies in the folder of the sweep."""
 
 
 def make_scheduler(sweep, scheduler, grace_period):
@@ -163,8 +240,8 @@ def run_trials(sweep, *, scheduler, grace_period, max_concurrent, cpus_per_trial
         TigerError: the cluster is not there or no node of it has the room.
     """
     os.environ.update(TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1", TUNE_DISABLE_SIGINT_HANDLER="1", RAY_AIR_NEW_OUTPUT="0")
-    # Seconds. Ray ends the whole process where its own does not answer in 10, as on a busy machine.
-    os.environ.setdefault("RAY_raylet_client_num_connect_attempts", "120")
+    for name, value in PATIENCE.items():
+        os.environ.setdefault(name, value)
     quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.CRITICAL}
     if cpus_per_trial < 1 or gpus_per_trial < 0:
         raise TigerError(
@@ -176,18 +253,18 @@ def run_trials(sweep, *, scheduler, grace_period, max_concurrent, cpus_per_trial
         raise TigerError(f"no Ray cluster at {ray_address}: {error}; start one by `ray start --head`") from error
     try:
         _check_room(cpus_per_trial, gpus_per_trial)
-        left = sweep.left()
         with (
             tempfile.TemporaryDirectory(prefix="sweep-") as storage,
-            tqdm(total=len(sweep.trials), initial=len(sweep.trials) - len(left), desc="trials") as bar,
+            tqdm(total=sweep.size, initial=sweep.size - sweep.left(), desc="trials") as bar,
             warnings.catch_warnings(),
         ):
             warnings.simplefilter("ignore")
             trainable = tune.with_parameters(run_trial, sweep=sweep, folder=os.getcwd(), threads=cpus_per_trial)
             tune.Tuner(
                 tune.with_resources(trainable, {"cpu": cpus_per_trial, "gpu": gpus_per_trial}),
-                param_space={"number": tune.grid_search([trial.number for trial in left])},
                 tune_config=tune.TuneConfig(
+                    search_alg=Trials(sweep),
+                    num_samples=sweep.left(),
                     metric=sweep.metric,
                     mode="max" if sweep.bigger else "min",
                     scheduler=make_scheduler(sweep, scheduler, grace_period),
@@ -204,9 +281,8 @@ def run_trials(sweep, *, scheduler, grace_period, max_concurrent, cpus_per_trial
             ).fit()
     finally:
         ray.shutdown()
-    left = sweep.left()
-    if left:
-        raise TigerError(f"{len(left)} of {len(sweep.trials)} trials have not ended; go on by --resume")
+    if left := sweep.left():
+        raise TigerError(f"{left} of {sweep.size} trials have not ended; go on by --resume")
 
 
 def _check_room(cpus, gpus):
@@ -251,12 +327,11 @@ def tune_sweep(sweep, *, resume, **how):
     Raises:
         TigerError: it was begun and is not to be resumed, or it cannot run.
     """
-    left = sweep.left()
-    if left:
+    if left := sweep.left():
         begun = [trial for trial in sweep.trials if sweep.record(trial)]
         if begun and not resume:
             raise TigerError(
-                f"{sweep.folder} holds a sweep of {len(sweep.trials)} trials, {len(left)} of them unfinished: "
+                f"{sweep.folder} holds a sweep of {sweep.size} trials, {left} of them unfinished: "
                 f"go on by --resume, or remove it"
             )
         if sweep.trials[0].values["model"] == "TIGER":

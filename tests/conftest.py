@@ -4,6 +4,8 @@ import os
 
 # Small tensors: a second thread costs more than it brings, and the processes that tests start inherit this.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tests read what a command writes; transformers draws a bar of its own there.
+os.environ.setdefault("TQDM_DISABLE", "1")
 
 from pathlib import Path
 

@@ -14,6 +14,7 @@ import torch
 from recbole_tiger import experiment
 from recbole_tiger.checkpoint import load_checkpoint
 from recbole_tiger.trainer import TIGERTrainer, warmup_cosine
+from tests.conftest import write_dataset
 from tests.test_recbole import built
 
 # Trains the run of settings.json and kills itself: after the state of an epoch is written, or halfway through writing it.
@@ -263,15 +264,17 @@ def test_mixed_precision(settings):
     assert losses[True] != losses[False]
 
 
-def test_mixed_precision_learns_the_same(settings):
+def test_mixed_precision_learns_the_same(settings, tmp_path):
     """Without dropout both runs see the same numbers but for rounding, so what they learn stays close."""
+    # So many users that NDCG has a standard error of about a fortieth of its value.
+    write_dataset(tmp_path / "many", n_users=1000)
+    settings["data_path"] = str(tmp_path / "many")
     still = dict.fromkeys(("hidden_dropout_prob", "attn_dropout_prob", "code_dropout_prob"), 0.0)
-    found = {amp: run(settings, **still, epochs=6, learning_rate=0.01, enable_amp=amp) for amp in (False, True)}
+    found = {amp: run(settings, **still, epochs=4, learning_rate=0.005, enable_amp=amp) for amp in (False, True)}
     curves = {amp: [epoch["train_loss"] for epoch in result["epoch_log"]] for amp, result in found.items()}
     assert curves[True] == pytest.approx(curves[False], rel=0.01)
     assert curves[False][0] > 1.3 * curves[False][-1]
-    # Of 120 users, NDCG has a standard error of about 0.035.
     for metric in ("best_valid_result", "test_result"):
         scores = {amp: result[metric]["ndcg@10"] for amp, result in found.items()}
-        assert scores[True] == pytest.approx(scores[False], abs=0.08)
-        assert scores[False] > 0.3 + found[False]["epoch_log"][0]["valid_score"]
+        assert scores[True] == pytest.approx(scores[False], rel=0.1)
+    assert found[False]["best_valid_result"]["ndcg@10"] > 0.3

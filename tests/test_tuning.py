@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import json
+import os
 import re
 import signal
 import socket
@@ -20,6 +21,7 @@ from PIL import Image
 
 from recbole_tiger import experiment, sweep, tuning
 from recbole_tiger.cli import main
+from recbole_tiger.errors import TigerError
 from recbole_tiger.results import read_results
 from recbole_tiger.settings import make_config
 from tests.conftest import small_settings, write_dataset
@@ -193,6 +195,7 @@ def cluster(tmp_path):
             folder.mkdir(exist_ok=True)
             start = [sys.executable, "-W", "ignore", "-m", "ray.scripts.scripts", "start", "--num-cpus=1", "--block"]
             how = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": folder}
+            how["env"] = {**os.environ, **tuning.PATIENCE}
             nodes.append(subprocess.Popen([*start, *options, "--disable-usage-stats"], **how))
             assert any("Ray runtime started" in line for line in nodes[-1].stdout)
         yield address
@@ -336,7 +339,14 @@ def planned(settings, scheduler="none", epochs=9):
     Path("three.yaml").write_text("codebook_size: [4, 6, 8]\n")
     settings = {key: value for key, value in settings.items() if key != "codebook_size"} | {"epochs": epochs}
     config = experiment.prepare("TIGER", "tiny", settings)
-    how = {"sweep": "three.yaml", "num_samples": 1, "scheduler": scheduler, "grace_period": 1, "results_dir": "results"}
+    how = {
+        "sweep": "three.yaml",
+        "search": "random",
+        "num_samples": 1,
+        "scheduler": scheduler,
+        "grace_period": 1,
+        "results_dir": "results",
+    }
     return sweep.plan("TIGER", "tiny", settings, config, **how)
 
 
@@ -362,9 +372,9 @@ def test_the_winner_is_the_best_of_the_completed_trials(settings):
         three.write(trial, status=status, result=noted(scores))
     assert three.winner() is three.trials[2]
     assert [row["winner"] for row in three.rows()] == [False, False, True]
-    assert three.left() == []
+    assert three.left() == 0
     three.write(three.trials[0], status="running")
-    assert three.left() == [three.trials[0]]
+    assert three.left() == 1
 
 
 def test_a_sweep_without_a_completed_trial_shows_the_reasons(settings, capsys):
@@ -400,6 +410,94 @@ def test_settings_of_the_run_name_the_sweep(settings):
     assert planned(settings, epochs=8).folder != folder
     assert planned({**settings, "seed": 3}).folder != folder
     assert planned(settings, scheduler="asha").folder != folder
+
+
+# --- a search that chooses by the scores of earlier trials ---
+
+HEIGHTS = "learning_rate: {loguniform: [0.0001, 1.0]}\nn_layers: {choice: [1, 2]}\n"
+
+
+def adaptive(settings, size, space=HEIGHTS):
+    """An adaptive sweep of so many trials on "tiny"."""
+    Path("heights.yaml").write_text(space)
+    settings = {key: value for key, value in settings.items() if key != "n_layers"}
+    config = experiment.prepare("TIGER", "tiny", settings)
+    how = {"sweep": "heights.yaml", "search": "hyperopt", "num_samples": size, "scheduler": "none", "grace_period": 1}
+    return sweep.plan("TIGER", "tiny", settings, config, **how, results_dir="results")
+
+
+def tried(chosen, trials, most):
+    """Run up to ``most`` trials of a search where only the learning rate matters, best at 0.003; returns them."""
+    found = []
+    while len(found) < most and isinstance(config := trials.suggest(f"trial {len(found)}"), dict):
+        trial = config["trial"]
+        score = 1 - abs(np.log10(trial.params["learning_rate"] / 0.003)) / 4
+        chosen.write(trial, status="completed", result=noted([score]))
+        trials.on_trial_complete(f"trial {len(found)}", {"ndcg@10": score})
+        found.append(trial)
+    return found
+
+
+def test_hyperopt_looks_where_scores_are_good(settings):
+    chosen = adaptive(settings, 30)
+    drawn = [trial.params for trial in chosen.trials]
+    assert (
+        drawn == sweep.draw({"learning_rate": {"loguniform": [0.0001, 1.0]}, "n_layers": {"choice": [1, 2]}}, 30, 2020)[:5]
+    )
+    found = tried(chosen, tuning.Trials(chosen), 99)
+    assert [trial.params for trial in found[:5]] == drawn
+    assert len({trial.key for trial in found}) == len(found) == chosen.size == 30
+    off = [abs(np.log10(trial.params["learning_rate"] / 0.003)) for trial in found]
+    assert np.mean(off[15:]) < 0.7  # fifteen random draws: 1.07 on average, with a standard deviation of 0.17
+    assert chosen.left() == 0
+
+
+def test_hyperopt_goes_on_where_it_was(settings):
+    chosen = adaptive(settings, 12)
+    found = tried(chosen, tuning.Trials(chosen), 8)
+    chosen.write(found[6], status="running")
+    again = adaptive(settings, 12)
+    assert [trial.params for trial in again.trials] == [trial.params for trial in found]
+    assert again.left() == 5
+    rest = tried(again, tuning.Trials(again), 99)
+    assert rest[0].params == found[6].params
+    assert len(rest) == 5
+    assert not {trial.key for trial in rest[1:]} & {trial.key for trial in found}
+
+
+def test_hyperopt_says_when_a_space_has_no_more_points(settings):
+    chosen = adaptive(settings, 5, "n_layers: {choice: [1, 2]}\nhidden_dropout_prob: {choice: [0.1, 0.2]}\n")
+    trials = tuning.Trials(chosen)
+    for number in range(4):
+        chosen.write(trials.suggest(str(number))["trial"], status="completed", result=noted([0.1]))
+        trials.on_trial_complete(str(number))
+    with pytest.raises(TigerError, match="chose no new trial after 4: the space is too small for 5; lower --num_samples"):
+        trials.suggest("4")
+
+
+@pytest.mark.parametrize(
+    ("space", "parts"),
+    [
+        ("label_smoothing: [0.0, 0.1]", ["label_smoothing is a grid", "{choice: [...]}"]),
+        ("epochs: {randint: [2, 5]}", ["varies epochs", "--search=random"]),
+    ],
+)
+def test_spaces_that_hyperopt_cannot_search(space, parts, capsys, settings):
+    Path("mine.yaml").write_text(space + "\n")
+    varied = {key: value for key, value in settings.items() if key != "epochs"}
+    has(refused(capsys, ["tune", "--dataset=tiny", "--sweep=mine.yaml", "--search=hyperopt"], varied), *parts)
+
+
+def test_a_sweep_by_hyperopt(settings, monkeypatch):
+    for module in (sweep, tuning):
+        monkeypatch.setattr(module, "DRAWN_FIRST", 1)
+    Path("heights.yaml").write_text(HEIGHTS)
+    settings = {key: value for key, value in settings.items() if key not in ("n_layers", "learning_rate")}
+    call = ["tune", "--dataset=tiny", "--sweep=heights.yaml", "--search=hyperopt", "--num_samples=3", "--scheduler=none"]
+    assert main([*call, *arguments(settings)]) == 0
+    found = records("results")
+    assert {number: record["status"] for number, record in found.items()} == dict.fromkeys((1, 2, 3), "completed")
+    assert len({record["params"]["learning_rate"] for record in found.values()}) == 3
 
 
 # --- validation on some users ---

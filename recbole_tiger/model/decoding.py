@@ -7,11 +7,19 @@ EXACT_BUDGET = 4096
 
 
 def _reorder(caches, parents):
-    """Take the cached keys and values of ``parents`` [batch, beams] out of [batch * prefixes, ...]."""
-    prefixes = len(caches[0][0]) // len(parents)
-    first = torch.arange(len(parents), device=parents.device).unsqueeze(1) * prefixes
-    rows = (first + parents).flatten()
-    return [tuple(cache.index_select(0, rows) for cache in layer) for layer in caches]
+    """Take the cached keys and values of ``parents`` [batch, beams] out of [batch, prefixes, ...].
+
+    A level of a single prefix, as the first, is every beam's and stays as it is.
+    """
+    batch = torch.arange(len(parents), device=parents.device).unsqueeze(1)
+
+    def taken(cache):
+        prefixes = cache.shape[1]
+        if prefixes == 1:
+            return cache
+        return cache.flatten(0, 1).index_select(0, (batch * prefixes + parents).flatten()).unflatten(0, parents.shape)
+
+    return [[tuple(map(taken, pair)) for pair in layer] for layer in caches]
 
 
 @torch.no_grad()
@@ -78,7 +86,8 @@ def _walk(net, trie, memory):
             kept.append(before)
         if level + 1 < trie.levels:
             caches = [
-                tuple(_joined(pieces, batch) for pieces in zip(*layer, strict=True)) for layer in zip(*kept, strict=True)
+                [tuple(map(_joined, zip(*pairs, strict=True))) for pairs in zip(*layer, strict=True)]
+                for layer in zip(*kept, strict=True)
             ]
         parents, codes = trie.all_nodes(level)
         scores = scores[:, parents] + torch.cat(log_probs, dim=1)[:, parents, codes]
@@ -87,9 +96,9 @@ def _walk(net, trie, memory):
     return result
 
 
-def _joined(pieces, batch):
-    """Pieces [batch * prefixes of the piece, ...] -> [batch * prefixes, ...]."""
-    return torch.cat([piece.unflatten(0, (batch, -1)) for piece in pieces], dim=1).flatten(0, 1)
+def _joined(pieces):
+    """Pieces [batch, prefixes of the piece, ...] -> [batch, prefixes, ...]; a level of a single prefix is in every piece."""
+    return pieces[0] if pieces[0].shape[1] == 1 else torch.cat(pieces, dim=1)
 
 
 def log_likelihood(net, memory, items):

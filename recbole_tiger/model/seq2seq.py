@@ -49,7 +49,8 @@ class Attention(nn.Module):
     def keys_values(self, x):
         """Keys and values of ``x`` [batch, tokens, hidden_size], each [batch, n_heads, tokens, head_size]."""
         key, value = self.key_value(x).chunk(2, dim=-1)
-        return self.split(key), self.split(value)
+        # Once here rather than in every product of a beam's levels.
+        return self.split(key).contiguous(), self.split(value).contiguous()
 
     def forward(self, x, keys, values, bias):
         """Attend from ``x`` [batch, tokens, hidden_size].
@@ -60,6 +61,29 @@ class Attention(nn.Module):
         weights = torch.add(bias, scores, alpha=self.head_size**-0.5).softmax(dim=-1)
         mixed = torch.matmul(self.dropout(weights).to(values.dtype), values)
         return self.output(mixed.transpose(1, 2).flatten(2))
+
+    def step(self, x, past, bias):
+        """Attend from one level of prefixes to itself and to the levels before it.
+
+        Element by element: products of matrices with a handful of rows are slower, and need the levels joined.
+
+        Args:
+            x: [batch, prefixes, hidden_size].
+            past: list of keys and values of each level before, [batch, prefixes or 1, n_heads, head_size].
+            bias: [n_heads, levels].
+
+        Returns:
+            [batch, prefixes, hidden_size], and ``past`` with this level.
+        """
+        heads = (self.n_heads, self.head_size)
+        query = self.query(x).unflatten(-1, heads)
+        past = [*past, tuple(part.unflatten(-1, heads) for part in self.key_value(x).chunk(2, dim=-1))]
+        scores = torch.stack([(query * key).sum(dim=-1) for key, _ in past], dim=-1)
+        weights = torch.add(bias, scores, alpha=self.head_size**-0.5).softmax(dim=-1).to(query.dtype)
+        mixed = torch.zeros_like(query)
+        for level, (_, value) in enumerate(past):
+            mixed.addcmul_(weights[..., level, None], value)
+        return self.output(mixed.flatten(2)), past
 
 
 class FeedForward(nn.Module):
@@ -105,23 +129,27 @@ class DecoderLayer(nn.Module):
         self.feed_forward = FeedForward(hidden_size, inner_size, hidden_dropout)
         self.dropout = Dropout(hidden_dropout)
 
-    def forward(self, x, targets, cache, self_bias, cross_keys, cross_values, cross_bias):
-        """``x`` [batch, targets * levels, hidden_size].
+    def forward(self, x, targets, self_bias, cross_keys, cross_values, cross_bias):
+        """``x`` [batch, targets * levels, hidden_size]; the targets do not see each other.
 
-        ``cache`` holds the self keys and values of the levels before, each [batch * targets, n_heads, levels so far,
-        head_size], or is None; those of the history stay at [batch, n_heads, tokens, head_size] however many targets or
-        beams attend to them.
+        Keys and values of the history stay at [batch, n_heads, tokens, head_size] however many targets attend to them.
+        """
+        y = self.self_norm(x).view(x.shape[0] * targets, -1, x.shape[2])
+        mixed = self.self_attention(y, *self.self_attention.keys_values(y), self_bias)
+        return self._after_self_attention(x + self.dropout(mixed.view(x.shape)), cross_keys, cross_values, cross_bias)
+
+    def step(self, x, past, self_bias, cross_keys, cross_values, cross_bias):
+        """One level of prefixes ``x`` [batch, prefixes, hidden_size]; ``past`` as in :meth:`Attention.step`.
 
         Returns:
-            x, and the cache with this call's levels.
+            x, and ``past`` with this level.
         """
-        batch, _, hidden = x.shape
-        y = self.self_norm(x).view(batch * targets, -1, hidden)
-        new = self.self_attention.keys_values(y)
-        cache = new if cache is None else tuple(torch.cat(pair, dim=2) for pair in zip(cache, new, strict=True))
-        x = x + self.dropout(self.self_attention(y, *cache, self_bias).view(x.shape))
+        mixed, past = self.self_attention.step(self.self_norm(x), past, self_bias)
+        return self._after_self_attention(x + mixed, cross_keys, cross_values, cross_bias), past
+
+    def _after_self_attention(self, x, cross_keys, cross_values, cross_bias):
         x = x + self.dropout(self.cross_attention(self.cross_norm(x), cross_keys, cross_values, cross_bias))
-        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x))), cache
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
 
 class RelativeBias(nn.Module):
@@ -334,7 +362,7 @@ class Seq2Seq(nn.Module):
         self_bias = self.self_bias(distance, causal=False).masked_fill(later, MASKED)
         cross_bias = self._cross_bias(memory, 1).tile((targets, 1)) if shared else self._cross_bias(memory, targets)
         for layer, (keys, values) in zip(self.decoder, memory.layers, strict=True):
-            x, _ = layer(x, targets, None, self_bias, keys, values, cross_bias)
+            x = layer(x, targets, self_bias, keys, values, cross_bias)
         x = self.decoder_norm(x).view(batch, targets, levels, -1)
         return [classify(x[:, :, level]) for level, classify in enumerate(self.classifiers)]
 
@@ -345,8 +373,8 @@ class Seq2Seq(nn.Module):
             memory: of :meth:`encode`.
             level: the level to predict, 0 first.
             codes: int tensor [batch, prefixes], the code before (ignored at level 0, where there is one prefix).
-            caches: per decoder layer, keys and values of the levels so far, each
-                [batch * prefixes, n_heads, level, head_size]; None at level 0.
+            caches: per decoder layer the list of keys and values of the levels before, each
+                [batch, prefixes or 1, n_heads, head_size]; None at level 0.
 
         Returns:
             logits [batch, prefixes, width of the level], caches for the next level.
@@ -354,14 +382,11 @@ class Seq2Seq(nn.Module):
         batch = memory.layers[0][0].shape[0]
         before = self.offsets[level - 1]
         x = self.code_embedding(codes + before) if level else self.start.expand(batch, 1, -1)
-        prefixes = x.shape[1]
         place = torch.zeros(1, 1, dtype=torch.long, device=x.device)
-        self_bias = self.self_bias(place, causal=False)[:, level : level + 1, : level + 1]
+        self_bias = self.self_bias(place, causal=False)[:, level, : level + 1]
         cross_bias = self._cross_bias(memory, 1, level)
         new_caches = []
-        for layer, cache, (keys, values) in zip(
-            self.decoder, caches or [None] * len(self.decoder), memory.layers, strict=True
-        ):
-            x, cache = layer(x, prefixes, cache, self_bias, keys, values, cross_bias)
-            new_caches.append(cache)
+        for layer, past, (keys, values) in zip(self.decoder, caches or [[]] * len(self.decoder), memory.layers, strict=True):
+            x, past = layer.step(x, past, self_bias, keys, values, cross_bias)
+            new_caches.append(past)
         return self.classifiers[level](self.decoder_norm(x)), new_caches
