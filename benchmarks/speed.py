@@ -538,16 +538,24 @@ def tables(result):
 
 
 def plot(result, file):
-    """Bars of the ratios, on a logarithmic axis."""
+    """Points of the ratios, on a logarithmic axis, from the line of equal speed."""
     import matplotlib.pyplot as plt
 
     names = list(result["ratios"])[::-1]
     values = [result["ratios"][name] for name in names]
     figure, axes = plt.subplots(figsize=(8, 0.45 * len(names) + 1), layout="constrained")
-    bars = axes.barh([name.replace("_", " ") for name in names], values)
-    axes.bar_label(bars, [f"{value:.1f}" for value in values], padding=3)
+    rows = range(len(names))
+    axes.hlines(rows, 1, values, linewidth=3)
+    axes.plot(values, rows, "o")
+    for row, value in zip(rows, values, strict=True):
+        axes.annotate(f"{value:.2g}", (value, row), xytext=(0, 6), textcoords="offset points", ha="center")
     axes.axvline(1, color="black", linewidth=1)
-    axes.set(xscale="log", xlabel="times faster", xlim=(min(0.5, *values) * 0.8, max(values) * 2))
+    axes.set_yticks(rows, [name.replace("_", " ") for name in names])
+    axes.set(xscale="log", xlabel="times faster", xlim=(min(0.5, *values) * 0.8, max(values) * 1.5))
+    axes.set_ylim(-0.5, len(names) - 0.3)
+    ticks = [tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50) if axes.get_xlim()[0] < tick < axes.get_xlim()[1]]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
     figure.savefig(file, dpi=120)
 
 
