@@ -172,6 +172,8 @@ def _tune(args, settings):
     for key in ("num_samples", "max_concurrent"):
         if getattr(args, key) < 1:
             raise TigerError(f"{key} has to be a positive whole number, not {getattr(args, key)}")
+    if args.ray_address:
+        tuning.check_address(args.ray_address)
     config = experiment.prepare(args.model, args.dataset, settings)
     grace_period = max(1, config["epochs"] // 4) if args.grace_period is None else args.grace_period
     cpus, gpus = args.cpus_per_trial, args.gpus_per_trial

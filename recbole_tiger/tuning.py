@@ -4,6 +4,7 @@ import logging
 import os
 import platform
 import shutil
+import socket
 import tempfile
 import warnings
 from types import SimpleNamespace
@@ -36,6 +37,23 @@ SUGGESTIONS = 100
 # On a busy machine the parts of Ray need longer to find each other than the 10 and 30 seconds after which a process or a
 # node ends without a word.
 PATIENCE = {"RAY_raylet_client_num_connect_attempts": "120", "RAY_agent_register_timeout_ms": "120000"}
+
+
+def check_address(address):
+    """Refuse the address of a Ray cluster where nobody answers; Ray itself would try for minutes.
+
+    Raises:
+        TigerError: no connection.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():  # "auto"
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise TigerError(
+            f"no Ray cluster at {address}: {error.strerror or error}; start one by `ray start --head`"
+        ) from error
 
 
 def check_and_embed(sweep):

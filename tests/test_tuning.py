@@ -331,6 +331,15 @@ def test_a_trial_that_no_node_has_room_for(capsys, settings):
     has(refused(capsys, call, settings), "999 CPUs", "no node has them", "lower --cpus_per_trial")
 
 
+def test_a_cluster_that_is_not_there(capsys, settings):
+    settings = {key: value for key, value in settings.items() if key != "inner_size"}
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        call = ["tune", "--dataset=tiny", "--sweep=TIGER", f"--ray_address={address}"]
+        has(refused(capsys, call, settings), f"no Ray cluster at {address}", "Connection refused", "ray start --head")
+
+
 # --- what became of the trials ---
 
 
