@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -183,6 +184,7 @@ def main(argv=None):
         show_plan(cells, results)
         return 0
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no cell stays behind
     rows = []
     with tqdm(cells, unit="cell") as bar:
         for cell in bar:
@@ -190,9 +192,9 @@ def main(argv=None):
             begin, finished = time.perf_counter(), cell.file.is_file()
             try:
                 failure = None if finished else run_cell(cell, bar)
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, SystemExit) as end:
                 print("leaderboard.py: interrupted; the same command goes on from here", file=sys.stderr)
-                return 130
+                return end.code if isinstance(end, SystemExit) else 130
             if failure:
                 bar.write(f"{cell.name} failed: {failure}", file=sys.stderr)
             minutes = "" if finished else f"{(time.perf_counter() - begin) / 60:.1f}"

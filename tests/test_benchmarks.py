@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -141,16 +141,25 @@ def test_a_failed_cell_does_not_end_the_grid(grid):
     assert "Traceback" in log.read_text()
 
 
-def test_a_killed_cell_goes_on(grid, settings):
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_killed_cell_goes_on(sent, status, grid, settings):
     settings = {**settings, "epochs": 40, "stopping_step": 40}
     Path("grid.yaml").write_text(json.dumps({"datasets": ["tiny"], "seeds": [1], "models": {"TIGER": settings}}))
     command = [sys.executable, BENCHMARKS / "leaderboard.py", *ARGUMENTS]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # Tests that a shell started in the background ignore interrupts, and what they start would, too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     while not list(Path("saved").glob("TIGER-*/last.pth")):
         assert process.poll() is None
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(60) == 130
+    (cell,) = psutil.Process(process.pid).children()
+    process.send_signal(sent)
+    assert process.wait(60) == status
+    assert not cell.is_running()
     assert b"the same command goes on from here" in process.stderr.read()
     assert not list(Path("results").glob("*.json"))
     (state,) = Path("saved").glob("TIGER-*/last.pth")
