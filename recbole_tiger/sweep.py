@@ -111,6 +111,7 @@ class Space:
 
     Attributes:
         variants: dict of setting to grid or distribution.
+        grids: the settings that are a grid; random: whether any is a distribution.
     """
 
     def __init__(self, space):

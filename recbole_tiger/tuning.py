@@ -15,7 +15,6 @@ from ray import tune
 from ray.air import RunConfig, session
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search import Searcher
-from ray.tune.search.hyperopt import HyperOptSearch
 from recbole.data.dataset import SequentialDataset
 from tqdm import tqdm
 
@@ -176,6 +175,8 @@ class Trials(Searcher):
         self.running = {}
         if sweep.space is None:
             return
+        from ray.tune.search.hyperopt import HyperOptSearch
+
         self.space = Space(sweep.space)
         self.hyperopt = HyperOptSearch(
             HyperOptSearch.convert_search_space(self.space.variants),
@@ -186,45 +187,45 @@ class Trials(Searcher):
             random_state_seed=sweep.seed + len(sweep.trials),  # going on is not to draw again what was drawn at the start
         )
         for trial in sweep.trials:
-            self.hyperopt.suggest(trial.key)
+            self.hyperopt.suggest(trial.number)
             if sweep.ended(trial):
-                self._tell(trial.key, trial)
+                self._tell(trial.number, trial)
 
-    def _tell(self, name, trial):
-        """Tell HyperOpt the score of a trial that it knows by ``name``."""
+    def _tell(self, number, trial):
+        """Tell HyperOpt the score of a trial as that of its suggestion of this number."""
         result = (self.sweep.record(trial) or {}).get("result")
         score = result and {self.sweep.metric: result["best_valid_score"]}
-        self.hyperopt.on_trial_complete(name, score, error=not score)
+        self.hyperopt.on_trial_complete(number, score, error=not score)
 
     def suggest(self, trial_id):
         """The next trial, as Ray's config."""
         if self.waiting:
             trial = self.waiting.pop(0)
-            self.running[trial_id] = trial.key, trial
         elif self.sweep.space is None or len(self.sweep.trials) >= self.sweep.size:
             return Searcher.FINISHED
         else:
-            trial = self._choose(trial_id)
-            self.running[trial_id] = trial_id, trial
+            trial = self._choose()
+        self.running[trial_id] = trial
         return {"trial": trial}
 
-    def _choose(self, trial_id):
+    def _choose(self):
+        number = len(self.sweep.trials) + 1
         for _ in range(SUGGESTIONS):
-            known = len(self.sweep.trials)
-            trial = self.sweep.add(self.space.params(self.hyperopt.suggest(trial_id)))
-            if len(self.sweep.trials) > known:
+            trial = self.sweep.add(self.space.params(self.hyperopt.suggest(number)))
+            if trial.number == number:
                 return trial
             if self.sweep.ended(trial):
-                self._tell(trial_id, trial)
+                self._tell(number, trial)
         raise TigerError(
-            f"HyperOpt chose no new trial after {known}: the space is too small for {self.sweep.size}; lower --num_samples"
+            f"HyperOpt chose no new trial after {number - 1}: the space is too small for {self.sweep.size}; "
+            f"lower --num_samples"
         )
 
     def on_trial_complete(self, trial_id, result=None, error=False):
         """Ray Tune: a trial ended."""
-        name, trial = self.running.pop(trial_id)
+        trial = self.running.pop(trial_id)
         if self.sweep.space is not None:
-            self._tell(name, trial)
+            self._tell(trial.number, trial)
 
     def save(self, checkpoint_path):
         """Nothing: what became of the trials lies in the folder of the sweep."""
