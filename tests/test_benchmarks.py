@@ -13,6 +13,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from recbole.quick_start import load_data_and_model
 
 from recbole_tiger import experiment
 from recbole_tiger.checkpoint import load_checkpoint
@@ -66,6 +67,36 @@ def test_order_of_ties_runs(data_path):
     assert first == result["test_result"]
     assert len(written["rows"]) == 4
     assert len({row["recall@20"] for row in written["rows"]}) > 1
+
+
+def test_likelihood_runs(settings):
+    result = experiment.run(experiment.prepare("TIGER", "tiny", settings), "results")
+    call("likelihood", f"--checkpoint={result['checkpoint']}", "--users=50", "--output=likelihood.json")
+    rows = {row["targets of"]: row for row in json.loads(Path("likelihood.json").read_text())["rows"]}
+    # The likelihood of an item is what `predict` gives, computed by another path.
+    _, model, _, _, _, test_data = load_data_and_model(result["checkpoint"])
+    drawn = np.random.default_rng(0).permutation(len(test_data._dataset))[:50]
+    expected = -model.eval().predict(test_data._dataset[drawn]).mean().item()
+    assert rows["test"]["item"] == pytest.approx(expected, abs=1e-4)
+    assert rows["test"]["item"] == pytest.approx(sum(v for k, v in rows["test"].items() if k.startswith("level")))
+
+
+def test_rare_items_runs(data_path):
+    settings = {"data_path": str(data_path), "epochs": 1, "show_progress": False, "n_layers": 1}
+    result = experiment.run(experiment.prepare("SASRec", "tiny", settings), "results")
+    where = ["--dataset=tiny", f"--data_path={data_path}"]
+    call("rare_items", "--results_dir=results", *where, "--output=rare.json")
+    shares, found = json.loads(Path("rare.json").read_text())["rows"]
+    ranges = script("rare_items").NAMES
+    # Weighed by the shares of the targets, the ranges make up the whole.
+    whole = sum(shares[name] * found[name] for name in ranges if found[name] is not None)
+    assert whole == pytest.approx(result["test_result"]["recall@10"], abs=2e-4)
+
+
+def test_by_frequency():
+    rare = script("rare_items")
+    found = rare.by_frequency(np.array([0, 2, 3, 5, 6, 51]), np.array([1.0, 0, 1, 1, 0, 1]))
+    assert found.dropna().to_dict() == {"0-2": 0.5, "3-5": 1.0, "6-10": 0.0, "over 50": 1.0}
 
 
 # --- the grid ---

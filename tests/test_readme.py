@@ -111,6 +111,15 @@ def test_ci_uses_the_commands_of_the_readme():
         assert any([w for w in line.split() if w != "--quiet"] == words for line in script.splitlines()), command
 
 
+def test_beauty_table_is_what_the_result_files_give():
+    command = [sys.executable, "-m", "recbole_tiger", "leaderboard", "--results_dir=benchmarks/results/leaderboard"]
+    assert " ".join(["`recbole-tiger", *command[3:]]) + "`" in README
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    tables = re.findall(r"^## .*?(?=^## |\Z)", printed, flags=re.MULTILINE | re.DOTALL)
+    (beauty,) = [table for table in tables if table.startswith("## amazon-beauty\n")]
+    assert beauty in README
+
+
 def test_dependencies_table_names_every_dependency_with_its_bound():
     declared = re.search(r"^dependencies = \[(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.MULTILINE | re.DOTALL)
     for requirement in re.findall(r'"([^"]+)"', declared.group(1)):

@@ -1,0 +1,59 @@
+"""Where is an ID hard to predict? Negative log-likelihood (nats) of the codes of a TIGER model's targets, level by level.
+
+Training's against validation's tells of over-fitting, one level's against another's which code a model fails at.
+
+python benchmarks/likelihood.py --checkpoint=saved/TIGER-....pth --users=3000
+"""
+
+import argparse
+
+import numpy as np
+import torch
+from recbole.quick_start import load_data_and_model
+from tabulate import tabulate
+from tqdm import tqdm
+
+import recbole_tiger  # noqa: F401 - registers TIGER
+from recbole_tiger.model.tiger import left_padded
+from recbole_tiger.results import write_result
+
+
+@torch.no_grad()
+def of_rows(model, rows):
+    """Negative log-likelihood of the target of each of RecBole's rows: float tensor [rows, levels]."""
+    history = left_padded(rows[model.ITEM_SEQ], rows[model.ITEM_SEQ_LEN], model.max_seq_length)
+    memory = model.network.encode(history, model._slots(rows[model.USER_ID]))
+    codes = model.network.codes[rows[model.ITEM_ID]].unsqueeze(1)
+    losses = [
+        torch.nn.functional.cross_entropy(logits[:, 0].float(), codes[:, 0, level], reduction="none")
+        for level, logits in enumerate(model.network.decode(memory, codes, shared=True))
+    ]
+    return torch.stack(losses, dim=1)
+
+
+def main():
+    """Print a table, one row a split, and write it as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", required=True)
+    parser.add_argument("--users", type=int, default=3000, help="targets of a split, drawn")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument("--output")
+    args = parser.parse_args()
+
+    config, model, _, train_data, valid_data, test_data = load_data_and_model(args.checkpoint)
+    model.eval()
+    table = []
+    for name, data in [("training", train_data), ("validation", valid_data), ("test", test_data)]:
+        rows = np.random.default_rng(args.seed).permutation(len(data._dataset))[: args.users]
+        interaction = data._dataset[rows].to(config["device"])
+        parts = tqdm(torch.arange(len(rows)).split(256), desc=name)
+        levels = torch.cat([of_rows(model, interaction[part]) for part in parts]).mean(dim=0).tolist()
+        named = {f"level {i}": value for i, value in enumerate(levels, start=1)}
+        table.append({"targets of": name, **named, "item": sum(levels)})
+    print(tabulate(table, headers="keys", tablefmt="github", floatfmt=".3f"))
+    if args.output:
+        write_result({"dataset": config["dataset"], "targets": args.users, "seed": args.seed, "rows": table}, args.output)
+
+
+if __name__ == "__main__":
+    main()
