@@ -31,14 +31,14 @@ def of_rows(model, rows):
     return torch.stack(losses, dim=1)
 
 
-def main():
+def main(argv=None):
     """Print a table, one row a split, and write it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--users", type=int, default=3000, help="targets of a split, drawn")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--output")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
 
     config, model, _, train_data, valid_data, test_data = load_data_and_model(args.checkpoint)
     model.eval()

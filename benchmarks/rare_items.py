@@ -32,7 +32,7 @@ def by_frequency(counts, values):
     return pd.Series(values).groupby(pd.cut(counts, EDGES, labels=NAMES), observed=False).mean()
 
 
-def main():
+def main(argv=None):
     """Print a table, one row a model, and write it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results_dir", required=True)
@@ -40,7 +40,7 @@ def main():
     parser.add_argument("--data_path", default="dataset/")
     parser.add_argument("--metric", default="recall@10")
     parser.add_argument("--output")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
 
     try:
         config = experiment.prepare("Pop", args.dataset, {"data_path": args.data_path, "show_progress": False})

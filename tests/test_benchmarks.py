@@ -71,7 +71,8 @@ def test_order_of_ties_runs(data_path):
 
 def test_likelihood_runs(settings):
     result = experiment.run(experiment.prepare("TIGER", "tiny", settings), "results")
-    call("likelihood", f"--checkpoint={result['checkpoint']}", "--users=50", "--output=likelihood.json")
+    arguments = [f"--checkpoint={result['checkpoint']}", "--users=50", "--output=likelihood.json"]
+    script("likelihood").main(arguments)
     rows = {row["targets of"]: row for row in json.loads(Path("likelihood.json").read_text())["rows"]}
     # The likelihood of an item is what `predict` gives, computed by another path.
     _, model, _, _, _, test_data = load_data_and_model(result["checkpoint"])
@@ -81,16 +82,17 @@ def test_likelihood_runs(settings):
     assert rows["test"]["item"] == pytest.approx(sum(v for k, v in rows["test"].items() if k.startswith("level")))
 
 
-def test_rare_items_runs(data_path):
+def test_rare_items_runs(data_path, capsys):
     settings = {"data_path": str(data_path), "epochs": 1, "show_progress": False, "n_layers": 1}
     result = experiment.run(experiment.prepare("SASRec", "tiny", settings), "results")
-    where = ["--dataset=tiny", f"--data_path={data_path}"]
-    call("rare_items", "--results_dir=results", *where, "--output=rare.json")
+    rare, where = script("rare_items"), ["--results_dir=results", f"--data_path={data_path}"]
+    assert rare.main([*where, "--dataset=tiny", "--output=rare.json"]) == 0
     shares, found = json.loads(Path("rare.json").read_text())["rows"]
-    ranges = script("rare_items").NAMES
     # Weighed by the shares of the targets, the ranges make up the whole.
-    whole = sum(shares[name] * found[name] for name in ranges if found[name] is not None)
+    whole = sum(shares[name] * found[name] for name in rare.NAMES if found[name] is not None)
     assert whole == pytest.approx(result["test_result"]["recall@10"], abs=2e-4)
+    assert rare.main(["--results_dir=absent", where[1], "--dataset=tiny"]) == 2
+    assert "absent holds no results of tiny with ranks" in capsys.readouterr().err
 
 
 def test_by_frequency():
