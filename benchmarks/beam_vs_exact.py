@@ -13,7 +13,6 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 import recbole_tiger  # noqa: F401 - registers TIGER
-from recbole_tiger.model.tiger import left_padded
 from recbole_tiger.results import write_result
 
 TOPK = 10
@@ -33,7 +32,7 @@ def main():
     model.eval()
     rows = np.random.default_rng(args.seed).permutation(len(test_data._dataset))[: args.users]
     interaction = test_data._dataset[rows].to(config["device"])
-    history = left_padded(interaction[model.ITEM_SEQ], interaction[model.ITEM_SEQ_LEN], model.max_seq_length)
+    history = model._history(interaction)
     slots = model._slots(interaction[model.USER_ID])
     target = interaction[model.ITEM_ID].unsqueeze(1)
 

@@ -14,15 +14,13 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 import recbole_tiger  # noqa: F401 - registers TIGER
-from recbole_tiger.model.tiger import left_padded
 from recbole_tiger.results import write_result
 
 
 @torch.no_grad()
 def of_rows(model, rows):
     """Negative log-likelihood of the target of each of RecBole's rows: float tensor [rows, levels]."""
-    history = left_padded(rows[model.ITEM_SEQ], rows[model.ITEM_SEQ_LEN], model.max_seq_length)
-    memory = model.network.encode(history, model._slots(rows[model.USER_ID]))
+    memory = model.network.encode(model._history(rows), model._slots(rows[model.USER_ID]))
     codes = model.network.codes[rows[model.ITEM_ID]].unsqueeze(1)
     losses = [
         torch.nn.functional.cross_entropy(logits[:, 0].float(), codes[:, 0, level], reduction="none")
