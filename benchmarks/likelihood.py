@@ -14,6 +14,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 import recbole_tiger  # noqa: F401 - registers TIGER
+from recbole_tiger.model.decoding import log_probs_of_levels
 from recbole_tiger.results import write_result
 
 
@@ -21,12 +22,7 @@ from recbole_tiger.results import write_result
 def of_rows(model, rows):
     """Negative log-likelihood of the target of each of RecBole's rows: float tensor [rows, levels]."""
     memory = model.network.encode(model._history(rows), model._slots(rows[model.USER_ID]))
-    codes = model.network.codes[rows[model.ITEM_ID]].unsqueeze(1)
-    losses = [
-        torch.nn.functional.cross_entropy(logits[:, 0].float(), codes[:, 0, level], reduction="none")
-        for level, logits in enumerate(model.network.decode(memory, codes, shared=True))
-    ]
-    return torch.stack(losses, dim=1)
+    return -log_probs_of_levels(model.network, memory, rows[model.ITEM_ID].unsqueeze(1))[:, 0]
 
 
 def main(argv=None):

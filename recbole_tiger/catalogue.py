@@ -38,18 +38,19 @@ class Catalogue:
         return self.semantic_ids.items
 
 
-def check_codebooks(statistics, codebook_size):
+def check_codebooks(statistics, codebook_size, quantizer):
     """Refuse codes that hardly tell items apart.
 
     Raises:
         TigerError: with the level and what to try.
     """
+    other = "rq_vae" if quantizer == "rq_kmeans" else "rq_kmeans"
     for level, perplexity in enumerate(statistics["perplexity"], start=1):
         if perplexity < max(1.5, COLLAPSED * codebook_size):
             raise TigerError(
                 f"codebook {level} has collapsed: {statistics['used_codes'][level - 1]} of {codebook_size} codes used, "
-                f"perplexity {perplexity}; try --quantizer=rq_kmeans, a smaller codebook_size, more rq_vae_steps, or check "
-                f"that the item texts differ"
+                f"perplexity {perplexity}; try --quantizer={other}, a smaller codebook_size, or check that the item "
+                f"texts differ"
             )
 
 
@@ -79,7 +80,7 @@ def quantize(config, items, embeddings):
     x = torch.from_numpy(embeddings).to(config["device"])
     codes = make_quantizer(config).fit(x, seed=config["seed"], show_progress=config["show_progress"])
     semantic_ids = SemanticIDs(items, add_collision_level(codes.cpu().numpy()))
-    check_codebooks(semantic_ids.statistics(), config["codebook_size"])
+    check_codebooks(semantic_ids.statistics(), config["codebook_size"], config["quantizer"])
     semantic_ids.save(cache)
     return semantic_ids
 

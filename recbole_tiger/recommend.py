@@ -117,7 +117,7 @@ class Recommender:
         longest = self.model.max_seq_length
         rows = [[self._row[item] for item in history[-longest:]] for history in histories]
         width = max(map(len, rows))
-        device = self.model.trie.item_of.device
+        device = self.model.network.codes.device
         padded = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=device)
         with torch.no_grad():
             items, scores = self.model.recommend(padded, slots, wanted, beam_size, scoring)
@@ -136,7 +136,7 @@ class Recommender:
             return None
         if len(users) != n or any(user is None for user in users):
             raise TigerError("this model was trained with user tokens: give a user with every history")
-        return torch.tensor([user_slot(user, size) for user in users], device=self.model.trie.item_of.device)
+        return torch.tensor([user_slot(user, size) for user in users], device=self.model.network.codes.device)
 
 
 def read_histories(file):

@@ -304,10 +304,14 @@ def check_tiger(config):
         "encoder_tokens": ("code", "item"),
         "bidirectional_encoder": (True, False),
         "encoder_text": (True, False),
+        "trie_softmax": (True, False),
+        "prefix_embedding": (True, False),
     }
     for key, allowed in choices.items():
         if config[key] not in allowed:
             raise TigerError(f"unknown {key} {config[key]!r}: it may be {' or '.join(map(str, allowed))}")
+    if config["prefix_embedding"] and not config["trie_softmax"]:
+        raise TigerError("prefix_embedding needs --trie_softmax=True: only prefixes that the trie holds have an embedding")
     counts = ["codebook_size", "codebook_depth", "beam_size", "MAX_ITEM_LIST_LENGTH", "train_batch_size", "epochs"]
     _check_counts(config, [*counts, "hidden_size", "n_heads", "head_size", "inner_size", "n_layers", "n_decoder_layers"])
     make_quantizer(config)

@@ -21,7 +21,6 @@ class Trie(nn.Module):
         order = np.lexsort(table.T[::-1])
         table = table[order]
         self.levels = table.shape[1]
-        self.max_children = []
         starts = np.zeros(1, dtype=np.int64)
         changed = np.zeros(len(table), dtype=bool)
         changed[0] = True
@@ -29,7 +28,6 @@ class Trie(nn.Module):
             changed[1:] |= table[1:, level] != table[:-1, level]
             rows = np.flatnonzero(changed)
             first = np.append(np.searchsorted(rows, starts), len(rows))
-            self.max_children.append(int(np.diff(first).max()))
             # first_child of the level above (of the root, for level 0), then the code of each node.
             self.register_buffer(f"first_child_{level}", torch.from_numpy(first.astype(np.int32)), persistent=False)
             node_codes = torch.from_numpy(table[rows, level].astype(np.int32))
@@ -48,12 +46,13 @@ class Trie(nn.Module):
             nodes: int tensor [...].
 
         Returns:
-            nodes of the level [..., max_children], their codes of the same shape, and a mask of those that exist.
+            nodes of the level [..., n], their codes of the same shape, and a mask of those that exist; n is the largest
+            number of children of one of the ``nodes``.
         """
         first = self.get_buffer(f"first_child_{level}")
         codes = self.get_buffer(f"code_{level}")
         begin, end = first[nodes].long(), first[nodes + 1].long()
-        child = begin.unsqueeze(-1) + torch.arange(self.max_children[level], device=nodes.device)
+        child = begin.unsqueeze(-1) + torch.arange(int((end - begin).max()), device=nodes.device)
         exists = child < end.unsqueeze(-1)
         child = child.clamp(max=len(codes) - 1)
         return child, codes[child].long(), exists
@@ -63,6 +62,15 @@ class Trie(nn.Module):
         counts = self.get_buffer(f"first_child_{level}").long().diff()
         parents = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
         return parents, self.get_buffer(f"code_{level}").long()
+
+    def paths(self):
+        """The nodes of every item's prefixes, int64 tensor [n_items + 1, levels]; zeros for the padding item 0."""
+        nodes = torch.arange(len(self.item_of), device=self.item_of.device)
+        paths = nodes.new_zeros(len(nodes) + 1, self.levels)
+        for level in reversed(range(self.levels)):
+            paths[self.item_of.long(), level] = nodes
+            nodes = self.all_nodes(level)[0][nodes]
+        return paths
 
     def bytes(self):
         """Size of all tables in bytes."""

@@ -28,6 +28,8 @@ def small_network(seed=0, n_items=30, **changes):
         "bidirectional_encoder": False,
         "n_user_tokens": 0,
         "initializer_range": 0.3,
+        "trie_softmax": False,
+        "prefix_embedding": False,
         **changes,
     }
     text = torch.randn(len(codes), 7, generator=generator) if settings.pop("text", False) else None
@@ -66,6 +68,15 @@ def feed(layer, x):
     return x + layer.feed_forward.output(torch.relu(layer.feed_forward.inner(y)))
 
 
+def prefix_vector(network, prefix):
+    """The embedding of a prefix: rows are ordered by the prefix's length, then by its codes."""
+    if network.prefix_embedding is None or len(prefix) == 1:
+        return torch.zeros(())
+    lengths = range(2, network.levels + 1)
+    rows = [row for n in lengths for row in sorted({tuple(codes[:n]) for codes in network.codes[1:].tolist()})]
+    return network.prefix_embedding.weight[rows.index(tuple(prefix))]
+
+
 @torch.no_grad()
 def read_history(network, history, user=None):
     """The encoder's output for a history (item ids), a list of vectors, and the place of each."""
@@ -76,7 +87,11 @@ def read_history(network, history, user=None):
         tokens.append(network.user_embedding.weight[user])
         place.append(None)
     for i, item in enumerate(history):
-        vectors = [network.code_embedding.weight[codes[item][level] + offsets[level]] for level in range(levels)]
+        vectors = [
+            network.code_embedding.weight[codes[item][level] + offsets[level]]
+            + prefix_vector(network, codes[item][: level + 1])
+            for level in range(levels)
+        ]
         if network.token_per_item:
             vectors = [sum(vectors)]
         for level, vector in enumerate(vectors):
@@ -105,8 +120,8 @@ def read_history(network, history, user=None):
 
 
 @torch.no_grad()
-def level_logits(network, history, target, user=None, memory=None):
-    """Logits of each level for ``target`` after ``history``, given the target's codes before it."""
+def level_states(network, history, target, user=None, memory=None):
+    """What each code of ``target`` after ``history`` is predicted from, given the target's codes before it."""
     memory, place = memory or read_history(network, history, user)
     codes, offsets = network.codes.tolist(), network.offsets.tolist()
 
@@ -129,16 +144,28 @@ def level_logits(network, history, target, user=None, memory=None):
         y = [layer.cross_norm(v) for v in x]
         x = [v + a for v, a in zip(x, attend(layer.cross_attention, y, memory, cross_bias), strict=True)]
         x = [feed(layer, v) for v in x]
-    return [network.classifiers[level](network.decoder_norm(v)) for level, v in enumerate(x)]
+    return [network.decoder_norm(v) for v in x]
+
+
+@torch.no_grad()
+def choices(network, state, prefix):
+    """Log-probability of every code that the softmax after the codes ``prefix`` is over."""
+    level = len(prefix)
+    continues = {codes[level] for codes in network.codes[1:].tolist() if codes[:level] == prefix}
+    logits = {
+        code: network.classifiers[level](state)[code]
+        + (prefix_vector(network, [*prefix, code]) * state if code in continues else torch.zeros(())).sum()
+        for code in (continues if network.trie_softmax else range(network.widths[level]))
+    }
+    total = torch.stack(list(logits.values())).logsumexp(0)
+    return {code: (logit - total).item() for code, logit in logits.items()}
 
 
 def log_probs(network, history, user=None):
     """Log-probabilities of the codes of every item's semantic ID, [n_items, levels]."""
     memory = read_history(network, history, user)
     rows = []
-    for item in range(1, len(network.codes)):
-        logits = level_logits(network, history, item, memory=memory)
-        rows.append(
-            [torch.log_softmax(level, 0)[code].item() for level, code in zip(logits, network.codes[item], strict=True)]
-        )
+    for item, codes in enumerate(network.codes[1:].tolist(), start=1):
+        states = level_states(network, history, item, memory=memory)
+        rows.append([choices(network, states[level], codes[:level])[code] for level, code in enumerate(codes)])
     return torch.tensor(rows)

@@ -200,6 +200,7 @@ def test_price_that_is_no_number(capsys, own):
         ({"quantizer": "lsh", "codebook_size": 12}, ["codebook_size 12", "power of two"]),
         ({"scoring": "greedy"}, ["unknown scoring 'greedy'", "beam or exact"]),
         ({"encoder_tokens": "word"}, ["unknown encoder_tokens 'word'", "code or item"]),
+        ({"prefix_embedding": True}, ["prefix_embedding needs --trie_softmax=True"]),
         ({"epochs": "many"}, ["epochs", "'many'"]),
         ({"epochs": 0}, ["epochs", "positive"]),
         ({"eval_step": 0}, ["eval_step", "positive"]),

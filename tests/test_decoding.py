@@ -13,16 +13,17 @@ HISTORIES = [[3, 1, 4], [5, 9, 2, 6, 5, 3], [7]]
 
 @pytest.fixture(
     scope="module",
-    params=[{}, {"encoder_tokens": "item", "text": True}, {"bidirectional_encoder": True, "n_user_tokens": 3}],
-    ids=["causal", "text", "bidirectional"],
+    params=[
+        {},
+        {"encoder_tokens": "item", "text": True},
+        {"bidirectional_encoder": True, "n_user_tokens": 3},
+        {"trie_softmax": True},
+        {"trie_softmax": True, "prefix_embedding": True, "encoder_tokens": "item"},
+    ],
+    ids=["causal", "text", "bidirectional", "trie softmax", "prefixes"],
 )
 def network(request):
     return plain.small_network(**request.param)
-
-
-@pytest.fixture(scope="module")
-def trie(network):
-    return Trie(network.codes)
 
 
 @pytest.fixture(scope="module")
@@ -49,29 +50,29 @@ def plain_log_probs(network, users):
     ]
 
 
-def exact(network, trie, items, users):
+def exact(network, items, users):
     return exact_scores(
-        network, trie, lambda rows: network.encode(items[rows], None if users is None else users[rows]), len(items)
+        network, lambda rows: network.encode(items[rows], None if users is None else users[rows]), len(items)
     )
 
 
-def test_exact_equals_plain_reading(network, trie, items, users, plain_log_probs):
-    scores = exact(network, trie, items, users)
+def test_exact_equals_plain_reading(network, items, users, plain_log_probs):
+    scores = exact(network, items, users)
     assert torch.isneginf(scores[:, 0]).all()
     expected = torch.stack([table.sum(dim=1) for table in plain_log_probs])
     torch.testing.assert_close(scores[:, 1:], expected, atol=1e-4, rtol=1e-4)
 
 
-def test_exact_in_small_slices_is_the_same(network, trie, items, users, monkeypatch):
-    whole = exact(network, trie, items, users)
+def test_exact_in_small_slices_is_the_same(network, items, users, monkeypatch):
+    whole = exact(network, items, users)
     monkeypatch.setattr("recbole_tiger.model.decoding.EXACT_BUDGET", 5)
-    torch.testing.assert_close(exact(network, trie, items, users), whole, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(exact(network, items, users), whole, atol=1e-5, rtol=1e-5)
 
 
-def test_beam_as_wide_as_the_catalogue_ranks_as_the_exact_scorer(network, trie, items, users, memory):
+def test_beam_as_wide_as_the_catalogue_ranks_as_the_exact_scorer(network, items, users, memory):
     n_items = len(network.codes) - 1
-    found, scores = beam_search(network, trie, memory, n_items)
-    expected = exact(network, trie, items, users)
+    found, scores = beam_search(network, memory, n_items)
+    expected = exact(network, items, users)
     order = expected.argsort(dim=1, descending=True, stable=True)[:, :n_items]
     torch.testing.assert_close(scores, expected.gather(1, order), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(expected.gather(1, found), scores, atol=1e-4, rtol=1e-4)
@@ -79,9 +80,9 @@ def test_beam_as_wide_as_the_catalogue_ranks_as_the_exact_scorer(network, trie, 
 
 
 @pytest.mark.parametrize("beam_size", [1, 3, 8, 20])
-def test_beam_equals_a_beam_by_hand(network, trie, memory, plain_log_probs, beam_size):
+def test_beam_equals_a_beam_by_hand(network, memory, plain_log_probs, beam_size):
     """The beam keeps the best prefixes level by level, where a prefix's score comes from the plain reading."""
-    found, scores = beam_search(network, trie, memory, beam_size)
+    found, scores = beam_search(network, memory, beam_size)
     codes = network.codes[1:].tolist()
     for row in range(len(HISTORIES)):
         table = plain_log_probs[row].tolist()
@@ -98,9 +99,9 @@ def test_beam_equals_a_beam_by_hand(network, trie, memory, plain_log_probs, beam
         np.testing.assert_allclose(scores[row].tolist(), [candidates[prefix] for prefix in best], atol=1e-4)
 
 
-def test_every_beam_is_full_of_distinct_items(network, trie, memory):
+def test_every_beam_is_full_of_distinct_items(network, memory):
     for beam_size in range(1, len(network.codes)):
-        found, scores = beam_search(network, trie, memory, beam_size)
+        found, scores = beam_search(network, memory, beam_size)
         assert found.shape == (3, beam_size)
         assert torch.isfinite(scores).all()
         assert found.min() >= 1
@@ -108,15 +109,19 @@ def test_every_beam_is_full_of_distinct_items(network, trie, memory):
         assert (scores.diff(dim=1) <= 0).all()
 
 
-def test_given_items_score_as_in_the_exact_scorer(network, trie, items, users, memory):
+def test_given_items_score_as_in_the_exact_scorer(network, items, users, memory):
     wanted = torch.tensor([[1, 2, 3, 30], [4, 4, 5, 6], [7, 8, 9, 10]])
-    expected = exact(network, trie, items, users).gather(1, wanted)
+    expected = exact(network, items, users).gather(1, wanted)
     torch.testing.assert_close(log_likelihood(network, memory, wanted), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_probabilities_of_all_ids_sum_below_one(network, trie, items, users):
-    """The trie masks and never renormalises, so items share what is left of impossible IDs."""
-    assert (exact(network, trie, items, users).exp().sum(dim=1) < 1).all()
+def test_probabilities_of_all_items(network, items, users):
+    """They sum to one with a softmax over the trie; with one over all codes, items share what impossible IDs leave."""
+    total = exact(network, items, users).exp().sum(dim=1)
+    if network.trie_softmax:
+        torch.testing.assert_close(total, torch.ones(3))
+    else:
+        assert (total < 0.9).all()
 
 
 def random_codes(n_items, levels, size, seed):
@@ -142,6 +147,11 @@ def test_trie_holds_exactly_the_catalogue(n_items, levels, size):
         assert trie.n_nodes(level) == len(paths)
         parents, node_codes = trie.all_nodes(level)
         assert len(parents) == len(node_codes) == len(paths)
+    for item, row in enumerate(codes.tolist()):
+        below = [paths[tuple(row)] if item else 0]
+        for level in reversed(range(1, levels)):
+            below.insert(0, trie.all_nodes(level)[0][below[0]].item() if item else 0)
+        assert trie.paths()[item].tolist() == below
     for path, leaf in paths.items():
         assert tuple(codes[trie.item_of[leaf]].tolist()) == path
 

@@ -64,7 +64,7 @@ class TestContract:
     def test_codes_are_used_evenly_enough(self, name, clustered):
         codes = make_quantizer(config_of(name)).fit(clustered[0], seed=1)
         ids = SemanticIDs([f"i{i}" for i in range(400)], add_collision_level(codes.numpy()))
-        check_codebooks(ids.statistics(), 16)
+        check_codebooks(ids.statistics(), 16, name)
 
 
 class TestLearned:
@@ -125,11 +125,12 @@ def test_settings_of_a_quantizer_are_those_of_its_constructor():
     }
 
 
-def test_collapse_is_an_error_with_advice():
+@pytest.mark.parametrize(("quantizer", "other"), [("rq_vae", "rq_kmeans"), ("rq_kmeans", "rq_vae"), ("lsh", "rq_kmeans")])
+def test_collapse_is_an_error_with_advice(quantizer, other):
     codes = add_collision_level(np.zeros((50, 2), dtype=np.int64))
     statistics = SemanticIDs([str(i) for i in range(50)], codes).statistics()
-    with pytest.raises(TigerError, match=r"codebook 1 has collapsed: 1 of 16 .* try --quantizer"):
-        check_codebooks(statistics, 16)
+    with pytest.raises(TigerError, match=rf"codebook 1 has collapsed: 1 of 16 .* try --quantizer={other}"):
+        check_codebooks(statistics, 16, quantizer)
 
 
 def test_one_kmeans_step_equals_brute_force():

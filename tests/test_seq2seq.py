@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from recbole_tiger.model.seq2seq import Dropout
-from tests.plain import level_logits, small_network
+from tests.plain import level_states, small_network
 
 VARIANTS = {
     "paper": {"bidirectional_encoder": True},
@@ -14,6 +14,8 @@ VARIANTS = {
     "text on items": {"text": True, "encoder_tokens": "item", "bidirectional_encoder": True},
     "user token": {"n_user_tokens": 5},
     "user token, bidirectional": {"n_user_tokens": 5, "bidirectional_encoder": True},
+    "prefixes": {"trie_softmax": True, "prefix_embedding": True},
+    "prefixes of items": {"trie_softmax": True, "prefix_embedding": True, "encoder_tokens": "item"},
 }
 
 
@@ -32,11 +34,11 @@ def test_last_target_equals_plain_reading(network):
     targets = [8, 1, 2]
     items = torch.tensor([[0] * (6 - len(history)) + history for history in histories])
     users = users_of(network, 3)
-    logits = network.decode(network.encode(items, users), network.codes[torch.tensor(targets)].unsqueeze(1))
+    states = network.decode(network.encode(items, users), network.codes[torch.tensor(targets)].unsqueeze(1))
     for row, (history, target) in enumerate(zip(histories, targets, strict=True)):
         user = None if users is None else int(users[row])
-        for level, expected in enumerate(level_logits(network, history, target, user)):
-            torch.testing.assert_close(logits[level][row, 0], expected, atol=1e-4, rtol=1e-4)
+        for level, expected in enumerate(level_states(network, history, target, user)):
+            torch.testing.assert_close(states[row, 0, level], expected, atol=1e-4, rtol=1e-4)
 
 
 def test_all_prefixes_at_once_equal_each_prefix_alone(network):
@@ -44,14 +46,14 @@ def test_all_prefixes_at_once_equal_each_prefix_alone(network):
         pytest.skip("a bidirectional encoder reads one prefix a row")
     sequences = torch.tensor([[3, 1, 4, 11, 5, 9, 2], [0, 0, 0, 8, 7, 6, 5]])
     users = users_of(network, 2)
-    logits = network.decode(network.encode(sequences[:, :-1], users), network.codes[sequences[:, 1:]])
+    states = network.decode(network.encode(sequences[:, :-1], users), network.codes[sequences[:, 1:]])
     for row, sequence in enumerate(sequences.tolist()):
         items = [item for item in sequence if item]
         user = None if users is None else int(users[row])
         for place in range(1, len(items)):
             column = len(sequence) - len(items) + place - 1
-            for level, expected in enumerate(level_logits(network, items[:place], items[place], user)):
-                torch.testing.assert_close(logits[level][row, column], expected, atol=1e-4, rtol=1e-4)
+            for level, expected in enumerate(level_states(network, items[:place], items[place], user)):
+                torch.testing.assert_close(states[row, column, level], expected, atol=1e-4, rtol=1e-4)
 
 
 def test_steps_equal_teacher_forcing(network):
@@ -61,10 +63,10 @@ def test_steps_equal_teacher_forcing(network):
     expected = network.decode(memory, targets, shared=True)
     codes, caches = None, None
     for level in range(network.levels):
-        logits, caches = network.step(memory, level, codes, caches)
+        states, caches = network.step(memory, level, codes, caches)
         if level == 0:
-            logits = logits.expand(-1, 3, -1)
-        torch.testing.assert_close(logits, expected[level], atol=1e-4, rtol=1e-4)
+            states = states.expand(-1, 3, -1)
+        torch.testing.assert_close(states, expected[:, :, level], atol=1e-4, rtol=1e-4)
         codes = targets[..., level]
 
 
@@ -73,12 +75,9 @@ def test_result_does_not_depend_on_where_a_history_stands(network):
     padded = torch.tensor([[0, 0, 0, 3, 1, 4]])
     target = network.codes[torch.tensor([[8]])]
     users = users_of(network, 1)
-    for here, there in zip(
-        network.decode(network.encode(history, users), target),
-        network.decode(network.encode(padded, users), target),
-        strict=True,
-    ):
-        torch.testing.assert_close(here, there, atol=1e-5, rtol=1e-5)
+    here = network.decode(network.encode(history, users), target)
+    there = network.decode(network.encode(padded, users), target)
+    torch.testing.assert_close(here, there, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5])
@@ -111,9 +110,9 @@ def test_codes_are_hidden_from_the_encoder_in_training_only():
     items = torch.tensor([[1, 2, 3, 4, 5]])
     target = network.codes[torch.tensor([[8]])]
 
-    def logits():
-        return network.decode(network.encode(items), target)[0]
+    def states():
+        return network.decode(network.encode(items), target)
 
-    assert torch.equal(logits(), logits())
+    assert torch.equal(states(), states())
     network.train()
-    assert not torch.equal(logits(), logits())
+    assert not torch.equal(states(), states())

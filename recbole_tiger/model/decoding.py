@@ -23,29 +23,27 @@ def _reorder(caches, parents):
 
 
 @torch.no_grad()
-def beam_search(net, trie, memory, beam_size):
+def beam_search(net, memory, beam_size):
     """The ``beam_size`` most likely items that a beam finds, best first.
 
-    A score is the sum of full-softmax log-probabilities in float32; the trie only masks, it never renormalises. Every
-    prefix of the trie leads to an item, so a beam no wider than the catalogue always ends with as many items as it is wide.
+    A score is the sum of the codes' log-probabilities in float32. Every prefix of the trie leads to an item, so a beam no
+    wider than the catalogue always ends with as many items as it is wide.
 
     Returns:
         items (RecBole's ids) and scores, each [batch, beam_size].
     """
+    trie = net.trie
     batch = memory.layers[0][0].shape[0]
     device = trie.item_of.device
     scores = torch.zeros(batch, 1, device=device)
     nodes = torch.zeros(batch, 1, dtype=torch.long, device=device)
     codes, caches = None, None
     for level in range(trie.levels):
-        logits, caches = net.step(memory, level, codes, caches)
-        log_probs = logits.float().log_softmax(dim=-1)
-        child, child_codes, exists = trie.expand(nodes, level)
-        candidates = scores.unsqueeze(-1) + log_probs.gather(-1, child_codes)
-        candidates = candidates.masked_fill(~exists, -torch.inf).flatten(1)
-        width = min(beam_size, trie.n_nodes(level))
-        scores, picked = candidates.topk(width, dim=1)
-        parents = picked // trie.max_children[level]
+        hidden, caches = net.step(memory, level, codes, caches)
+        child, child_codes, _, log_probs = net.continuations(hidden, level, nodes)
+        candidates = (scores.unsqueeze(-1) + log_probs).flatten(1)
+        scores, picked = candidates.topk(min(beam_size, trie.n_nodes(level)), dim=1)
+        parents = picked // child.shape[-1]
         nodes = child.flatten(1).gather(1, picked)
         codes = child_codes.flatten(1).gather(1, picked)
         if level + 1 < trie.levels:
@@ -54,7 +52,7 @@ def beam_search(net, trie, memory, beam_size):
 
 
 @torch.no_grad()
-def exact_scores(net, trie, memory_of, n_histories):
+def exact_scores(net, memory_of, n_histories):
     """Log-likelihood of every item for every history: walks the whole trie, each distinct prefix once.
 
     Args:
@@ -64,16 +62,18 @@ def exact_scores(net, trie, memory_of, n_histories):
     Returns:
         float32 tensor [n_histories, n_items + 1]; -inf for the padding item 0.
     """
+    trie = net.trie
     inner = max(trie.n_nodes(level) for level in range(trie.levels - 1)) if trie.levels > 1 else 1
     histories = max(1, EXACT_BUDGET // inner)
     rows = []
     for begin in range(0, n_histories, histories):
         memory = memory_of(slice(begin, min(begin + histories, n_histories)))
-        rows.append(_walk(net, trie, memory))
+        rows.append(_walk(net, memory))
     return torch.cat(rows)
 
 
-def _walk(net, trie, memory):
+def _walk(net, memory):
+    trie = net.trie
     batch = memory.layers[0][0].shape[0]
     scores = torch.zeros(batch, 1, device=trie.item_of.device)
     parents, codes, caches = None, torch.zeros(1, dtype=torch.long, device=scores.device), None
@@ -81,8 +81,10 @@ def _walk(net, trie, memory):
         log_probs, kept = [], []
         for part in torch.arange(scores.shape[1], device=scores.device).split(EXACT_BUDGET):
             before = caches and _reorder(caches, parents[part].expand(batch, -1))
-            logits, before = net.step(memory, level, codes[part].expand(batch, -1), before)
-            log_probs.append(logits.float().log_softmax(dim=-1))
+            hidden, before = net.step(memory, level, codes[part].expand(batch, -1), before)
+            _, _, exists, log_prob = net.continuations(hidden, level, part.expand(batch, -1))
+            # Children of neighbouring nodes are neighbours: what exists of them is the next level in its order.
+            log_probs.append(log_prob[:, exists[0]])
             kept.append(before)
         if level + 1 < trie.levels:
             caches = [
@@ -90,7 +92,7 @@ def _walk(net, trie, memory):
                 for layer in zip(*kept, strict=True)
             ]
         parents, codes = trie.all_nodes(level)
-        scores = scores[:, parents] + torch.cat(log_probs, dim=1)[:, parents, codes]
+        scores = scores[:, parents] + torch.cat(log_probs, dim=1)
     result = scores.new_full((batch, len(trie.item_of) + 1), -torch.inf)
     result[:, trie.item_of.long()] = scores
     return result
@@ -110,9 +112,14 @@ def log_likelihood(net, memory, items):
     Returns:
         float32 tensor [batch, candidates].
     """
-    codes = net.codes[items]
-    total = torch.zeros(items.shape, device=items.device)
-    for level, logits in enumerate(net.decode(memory, codes, shared=True)):
-        log_probs = logits.float().log_softmax(dim=-1)
-        total += log_probs.gather(-1, codes[..., level : level + 1]).squeeze(-1)
-    return total
+    return log_probs_of_levels(net, memory, items).sum(dim=-1)
+
+
+def log_probs_of_levels(net, memory, items):
+    """The parts of :func:`log_likelihood`, float32 tensor [batch, candidates, levels]."""
+    hidden = net.decode(memory, net.codes[items], shared=True)
+    parts = []
+    for level in range(net.levels):
+        logits, own = net.choices(hidden[:, :, level], level, items)
+        parts.append(logits.log_softmax(dim=-1).gather(-1, own.unsqueeze(-1)))
+    return torch.cat(parts, dim=-1)

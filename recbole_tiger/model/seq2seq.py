@@ -6,10 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from recbole_tiger.trie import Trie
+
 # A finite stand-in for minus infinity: a row in which every key is masked (padding) stays free of NaN.
 MASKED = -1e9
 # Adam moves a parameter by about the learning rate a step; biases of attention have to become as large as its logits.
 BIAS_SCALE = 8.0
+# Most prefixes are rare: their embeddings start small beside those of the codes, and grow where the data say so.
+PREFIX_SCALE = 1 / 3
 
 
 class Dropout(nn.Module):
@@ -204,6 +208,9 @@ class Seq2Seq(nn.Module):
         bidirectional_encoder: items see those after them too (the paper's; one target a history), or only those before.
         n_user_tokens: rows of the table of hashed users (the paper: 2,000), 0 for none.
         initializer_range: standard deviation of the initial weights.
+        trie_softmax: whether the softmax of a level is over the codes that continue a prefix to an item, instead of all.
+        prefix_embedding: whether every prefix of two codes or more has an embedding of its own, added to the code's in the
+            encoder and to the code's row of the classifier. Needs ``trie_softmax``.
     """
 
     def __init__(
@@ -225,6 +232,8 @@ class Seq2Seq(nn.Module):
         bidirectional_encoder,
         n_user_tokens,
         initializer_range,
+        trie_softmax,
+        prefix_embedding,
     ):
         super().__init__()
         self.levels = codes.shape[1]
@@ -237,7 +246,17 @@ class Seq2Seq(nn.Module):
         self.register_buffer("text", text)
         self.register_buffer("offsets", torch.tensor([0, *self.widths[:-1]]).cumsum(0), persistent=False)
 
+        self.trie = Trie(codes)
+        self.trie_softmax = trie_softmax
+        if trie_softmax:
+            self.register_buffer("paths", self.trie.paths(), persistent=False)
+
         self.code_embedding = nn.Embedding(sum(self.widths), hidden_size)
+        self.prefix_embedding = None
+        if prefix_embedding:
+            sizes = [self.trie.n_nodes(level) for level in range(1, self.levels)]
+            self.register_buffer("prefix_offsets", torch.tensor([0, *sizes[:-1]]).cumsum(0), persistent=False)
+            self.prefix_embedding = nn.Embedding(sum(sizes), hidden_size)
         self.start = nn.Parameter(torch.zeros(hidden_size))
         self.text_projection = None if text is None else nn.Linear(text.shape[1], hidden_size)
         self.user_embedding = nn.Embedding(n_user_tokens, hidden_size) if n_user_tokens else None
@@ -269,6 +288,8 @@ class Seq2Seq(nn.Module):
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         nn.init.normal_(self.start, std=std)
+        if self.prefix_embedding is not None:
+            nn.init.normal_(self.prefix_embedding.weight, std=std * PREFIX_SCALE)
         for layers, branches in ((self.encoder, 2), (self.decoder, 3)):
             for layer in layers:
                 for module in layer.modules():
@@ -293,6 +314,9 @@ class Seq2Seq(nn.Module):
         """
         n = items.shape[1]
         x = self._embed_codes(self.codes[items])
+        if self.prefix_embedding is not None:
+            prefixes = self.paths[items][..., 1:] + self.prefix_offsets
+            x = x + F.pad(self.prefix_embedding(prefixes), (0, 0, 1, 0))
         if self.training and self.code_dropout_prob > 0:
             keep = torch.rand(x.shape[:3], device=x.device) >= self.code_dropout_prob
             x = x * keep.unsqueeze(-1)
@@ -350,7 +374,7 @@ class Seq2Seq(nn.Module):
                 all items up to that one), unless ``shared``: then every target follows the whole history.
 
         Returns:
-            One tensor of logits a level, [batch, targets, width of the level].
+            What each level is predicted from, [batch, targets, levels, hidden_size], for :meth:`choices`.
         """
         batch, targets, levels = codes.shape
         start = self.start.expand(batch, targets, 1, -1)
@@ -363,11 +387,10 @@ class Seq2Seq(nn.Module):
         cross_bias = self._cross_bias(memory, 1).tile((targets, 1)) if shared else self._cross_bias(memory, targets)
         for layer, (keys, values) in zip(self.decoder, memory.layers, strict=True):
             x = layer(x, targets, self_bias, keys, values, cross_bias)
-        x = self.decoder_norm(x).view(batch, targets, levels, -1)
-        return [classify(x[:, :, level]) for level, classify in enumerate(self.classifiers)]
+        return self.decoder_norm(x).view(batch, targets, levels, -1)
 
     def step(self, memory, level, codes, caches):
-        """Predict one level for a set of prefixes of every history, from those levels' cached keys and values.
+        """Decode one level for a set of prefixes of every history, from the cached keys and values of the levels before.
 
         Args:
             memory: of :meth:`encode`.
@@ -377,7 +400,8 @@ class Seq2Seq(nn.Module):
                 [batch, prefixes or 1, n_heads, head_size]; None at level 0.
 
         Returns:
-            logits [batch, prefixes, width of the level], caches for the next level.
+            what the level is predicted from, [batch, prefixes, hidden_size], for :meth:`continuations`; caches for the next
+            level.
         """
         batch = memory.layers[0][0].shape[0]
         before = self.offsets[level - 1]
@@ -389,4 +413,48 @@ class Seq2Seq(nn.Module):
         for layer, past, (keys, values) in zip(self.decoder, caches or [[]] * len(self.decoder), memory.layers, strict=True):
             x, past = layer.step(x, past, self_bias, keys, values, cross_bias)
             new_caches.append(past)
-        return self.classifiers[level](self.decoder_norm(x)), new_caches
+        return self.decoder_norm(x), new_caches
+
+    # --- probabilities of codes ---
+
+    def choices(self, hidden, level, items):
+        """What a level's softmax is over, and which of it belongs to given items.
+
+        Args:
+            hidden: [..., hidden_size] of this level, of :meth:`decode`.
+            items: int tensor [...] of the items whose codes before the level were decoded.
+
+        Returns:
+            float32 logits [..., n], -inf where ``trie_softmax`` leaves a code out, and indices [...] into them.
+        """
+        if not self.trie_softmax:
+            return self.classifiers[level](hidden).float(), self.codes[items, level]
+        parents = self.paths[items, level - 1] if level else torch.zeros_like(items)
+        child, codes, exists = self.trie.expand(parents, level)
+        return self._child_logits(hidden, level, child, codes, exists), self.paths[items, level] - child[..., 0]
+
+    def continuations(self, hidden, level, nodes):
+        """Log-probabilities of the nodes of the trie that follow ``nodes``.
+
+        Args:
+            hidden: [batch, prefixes, hidden_size], of :meth:`step`.
+            nodes: int tensor [batch, prefixes] of nodes of the level before (0, the root, for level 0).
+
+        Returns:
+            As of :meth:`Trie.expand`: nodes, codes, mask of those that exist, each [batch, prefixes, n]; and float32
+            log-probabilities of the same shape, -inf where there is no such node.
+        """
+        child, codes, exists = self.trie.expand(nodes, level)
+        if self.trie_softmax:
+            log_probs = self._child_logits(hidden, level, child, codes, exists).log_softmax(dim=-1)
+        else:
+            log_probs = self.classifiers[level](hidden).float().log_softmax(dim=-1).gather(-1, codes)
+            log_probs = log_probs.masked_fill(~exists, -torch.inf)
+        return child, codes, exists, log_probs
+
+    def _child_logits(self, hidden, level, child, codes, exists):
+        logits = self.classifiers[level](hidden).gather(-1, codes)
+        if self.prefix_embedding is not None and level:
+            own = self.prefix_embedding(child + self.prefix_offsets[level - 1])
+            logits = logits + torch.matmul(own, hidden.unsqueeze(-1)).squeeze(-1)
+        return logits.float().masked_fill(~exists, -torch.inf)

@@ -10,7 +10,6 @@ from recbole.utils import InputType
 from recbole_tiger.errors import TigerError
 from recbole_tiger.model.decoding import beam_search, exact_scores, log_likelihood
 from recbole_tiger.model.seq2seq import Seq2Seq
-from recbole_tiger.trie import Trie
 
 # Histories decoded at once: larger slices gain no speed and cost memory.
 DECODE_BATCH = 128
@@ -41,6 +40,22 @@ def standardised_text(embeddings):
     x = torch.from_numpy(embeddings)
     x = (x - x.mean(dim=0)) / x.std(dim=0).clamp(min=1e-6)
     return F.pad(x, (0, 0, 1, 0))
+
+
+def cross_entropy(logits, wanted, label_smoothing):
+    """Mean cross-entropy, where what is left out of the softmax takes no part in the smoothing.
+
+    Args:
+        logits: float32 tensor [n, choices], -inf for what is left out. wanted: int tensor [n].
+        label_smoothing: share of the target's probability that is spread over the choices.
+    """
+    log_probs = logits.log_softmax(dim=-1)
+    loss = F.nll_loss(log_probs, wanted)
+    if label_smoothing == 0:
+        return loss
+    left_out = logits.isneginf()
+    spread = -log_probs.masked_fill(left_out, 0).sum(dim=-1) / (~left_out).sum(dim=-1)
+    return (1 - label_smoothing) * loss + label_smoothing * spread.mean()
 
 
 class TIGER(SequentialRecommender):
@@ -80,6 +95,8 @@ class TIGER(SequentialRecommender):
                     "encoder_tokens",
                     "n_user_tokens",
                     "initializer_range",
+                    "trie_softmax",
+                    "prefix_embedding",
                 ]
             },
         }
@@ -93,7 +110,6 @@ class TIGER(SequentialRecommender):
 
     def _build(self, codes, text):
         self.network = Seq2Seq(codes, text, **self.network_settings)
-        self.trie = Trie(codes)
 
     def load_state_dict(self, state_dict, strict=True):
         """Load weights together with the codes that they were trained on.
@@ -138,18 +154,15 @@ class TIGER(SequentialRecommender):
         """
         memory = self.network.encode(items[:, :-1], self._slots(users))
         targets = int(n_targets.max())
-        codes = self.network.codes[items[:, -targets:]]
+        wanted = items[:, -targets:]
         counted = torch.arange(targets, 0, -1, device=items.device) <= n_targets.unsqueeze(1)
-        wanted = codes.masked_fill(~counted.unsqueeze(-1), -100)
-        loss = 0
-        for level, logits in enumerate(self.network.decode(memory, codes)):
-            loss = loss + F.cross_entropy(
-                logits.flatten(0, 1).float(),
-                wanted[..., level].flatten(),
-                ignore_index=-100,
-                label_smoothing=self.label_smoothing,
-            )
-        return loss / self.network.levels
+        hidden = self.network.decode(memory, self.network.codes[wanted])[counted]
+        wanted = wanted[counted]
+        losses = [
+            cross_entropy(*self.network.choices(hidden[:, level], level, wanted), self.label_smoothing)
+            for level in range(self.network.levels)
+        ]
+        return sum(losses) / len(losses)
 
     def calculate_loss(self, interaction):
         """Loss of RecBole's rows, one target a row."""
@@ -180,7 +193,7 @@ class TIGER(SequentialRecommender):
         scores = torch.empty(len(histories), k, device=histories.device)
         for rows in order.split(DECODE_BATCH):
             memory = self.network.encode(_trimmed(histories[rows]), None if slots is None else slots[rows])
-            found, score = beam_search(self.network, self.trie, memory, beam_size)
+            found, score = beam_search(self.network, memory, beam_size)
             items[rows], scores[rows] = found[:, :k], score[:, :k]
         return items, scores
 
@@ -190,7 +203,7 @@ class TIGER(SequentialRecommender):
         def memory_of(rows):
             return self.network.encode(_trimmed(histories[rows]), None if slots is None else slots[rows])
 
-        return exact_scores(self.network, self.trie, memory_of, len(histories))
+        return exact_scores(self.network, memory_of, len(histories))
 
     def _history(self, interaction):
         return left_padded(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN], self.max_seq_length)
