@@ -76,6 +76,10 @@ class TIGERTrainer(Trainer):
         self._check_nan(mean)
         return mean.item()
 
+    def autocast(self):
+        """bf16 where ``enable_amp`` asks for it."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.enable_amp)
+
     def train_step(self, windows, batch, total_steps):
         """One step of the optimizer.
 
@@ -94,7 +98,7 @@ class TIGERTrainer(Trainer):
         n_targets = windows.n_targets[batch].to(self.device, non_blocking=True)
         users = windows.users[batch].to(self.device, non_blocking=True)
         self.optimizer.zero_grad()
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.enable_amp):
+        with self.autocast():
             loss = self.model.window_loss(items, n_targets, users)
         loss.backward()
         if self.clip_grad_norm:
@@ -235,7 +239,8 @@ class TIGERTrainer(Trainer):
             state = load_checkpoint(model_file or self.saved_model_file, self.device)
             self._load_model(state, model_file or self.saved_model_file)
             self.logger.info(f"Loading model structure and parameters from {model_file or self.saved_model_file}")
-        return super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
+        with self.autocast():
+            return super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
 
     def _full_sort_batch_eval(self, batched_data):
         """As RecBole's, with the beam's items in place of scores where these suffice."""

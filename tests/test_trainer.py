@@ -254,11 +254,13 @@ def test_mixed_precision(settings):
         linear = next(module for module in model.network.modules() if isinstance(module, torch.nn.Linear))
         handle = linear.register_forward_hook(lambda module, inputs, output, kinds=kinds: kinds.add(output.dtype))
         trainer.fit(train_data, None)
-        handle.remove()
         assert kinds == {torch.bfloat16 if amp else torch.float32}
         losses[amp] = trainer.train_loss_dict[0]
         assert all(p.dtype == torch.float32 and torch.isfinite(p).all() for p in model.parameters())
+        kinds.clear()
         result = trainer.evaluate(test_data)
+        handle.remove()
+        assert kinds == {torch.bfloat16 if amp else torch.float32}
         assert all(np.isfinite(value) for value in result.values())
     assert losses[True] == pytest.approx(losses[False], rel=0.03)
     assert losses[True] != losses[False]
