@@ -304,6 +304,7 @@ def check_tiger(config):
         "encoder_tokens": ("code", "item"),
         "bidirectional_encoder": (True, False),
         "encoder_text": (True, False),
+        "text_initializer": (True, False),
         "trie_softmax": (True, False),
         "prefix_embedding": (True, False),
     }

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from recbole_tiger.model.seq2seq import Dropout
+from recbole_tiger.model.seq2seq import TEXT_SCALE, Dropout
 from tests.plain import level_states, small_network
 
 VARIANTS = {
@@ -116,3 +116,54 @@ def test_codes_are_hidden_from_the_encoder_in_training_only():
     assert torch.equal(states(), states())
     network.train()
     assert not torch.equal(states(), states())
+
+
+def plain_directions(text, prefixes, labels):
+    """Per label the mean of what the items' text adds to the mean text of those that share their prefix, by loops."""
+
+    def mean(rows):
+        return sum(text[row] for row in rows) / len(rows)
+
+    def together(keys, key):
+        return [row for row, other in enumerate(keys) if other == key]
+
+    rest = [text[row] - mean(together(prefixes, prefixes[row])) for row in range(len(text))]
+    return {label: sum(rest[row] for row in together(labels, label)) / labels.count(label) for label in set(labels)}
+
+
+def test_codes_and_prefixes_start_from_the_text_of_their_items():
+    """One random projection for all, so what a start adds is the plain directions times one matrix, at unit deviation."""
+    network = small_network(n_items=30, trie_softmax=True, prefix_embedding=True)
+    before = {name: parameter.clone() for name, parameter in network.named_parameters()}
+    text = torch.randn(31, 5, generator=torch.Generator().manual_seed(3))
+    text[1:] -= text[1:].mean(dim=0)
+    torch.manual_seed(4)
+    network.start_from_text(text)
+    torch.manual_seed(4)
+    projection = torch.randn(5, 12)
+    added = {name: parameter - before[name] for name, parameter in network.named_parameters()}
+
+    codes = network.codes[1:].tolist()
+    for level in range(network.levels):
+        prefixes = [tuple(row[:level]) for row in codes]
+        rests = plain_directions(text[1:], prefixes, [row[level] for row in codes])
+        rows = torch.zeros(network.widths[level], 5)
+        for code, rest in rests.items():
+            rows[code] = rest
+        expected = rows @ projection
+        expected = expected / expected.std()
+        begin = int(network.offsets[level])
+        of_codes = added["code_embedding.weight"][begin : begin + len(rows)]
+        torch.testing.assert_close(of_codes, TEXT_SCALE * expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(added[f"classifiers.{level}.weight"], 0.3 * expected, atol=1e-5, rtol=1e-4)
+
+        if level:
+            paths = [tuple(row[: level + 1]) for row in codes]
+            rests = plain_directions(text[1:], prefixes, paths)
+            expected = torch.stack([rests[path] for path in sorted(rests)]) @ projection
+            begin = int(network.prefix_offsets[level - 1])
+            of_prefixes = added["prefix_embedding.weight"][begin : begin + len(rests)]
+            torch.testing.assert_close(of_prefixes, 0.3 * expected / expected.std(), atol=1e-5, rtol=1e-4)
+    unchanged = [name for name in added if not name.startswith(("code_embedding", "classifiers", "prefix_embedding"))]
+    assert all(not added[name].any() for name in unchanged)
+    assert not any(added[f"classifiers.{level}.bias"].any() for level in range(network.levels))

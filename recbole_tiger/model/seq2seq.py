@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from recbole_tiger.quantizers.kmeans import means
 from recbole_tiger.trie import Trie
 
 # A finite stand-in for minus infinity: a row in which every key is masked (padding) stays free of NaN.
@@ -14,6 +15,8 @@ MASKED = -1e9
 BIAS_SCALE = 8.0
 # Most prefixes are rare: their embeddings start small beside those of the codes, and grow where the data say so.
 PREFIX_SCALE = 1 / 3
+# Standard deviation of what the text gives to the first embeddings of codes: enough to be heard beside the layers' outputs.
+TEXT_SCALE = 0.5
 
 
 class Dropout(nn.Module):
@@ -279,6 +282,7 @@ class Seq2Seq(nn.Module):
         )
         self.cross_bias = RelativeBias(n_heads, 1, max_items, self.levels, token_levels)
         self.self_bias = RelativeBias(n_heads, 0, 0, self.levels, self.levels)
+        self.initializer_range = initializer_range
         self._initialise(initializer_range)
 
     def _initialise(self, std):
@@ -295,6 +299,36 @@ class Seq2Seq(nn.Module):
                 for module in layer.modules():
                     if isinstance(module, Attention | FeedForward):
                         module.output.weight.data /= math.sqrt(branches * len(layers))
+
+    @torch.no_grad()
+    def start_from_text(self, text):
+        """Start codes and prefixes from the text of their items, so that similar ones start as neighbours.
+
+        What a level's code means is the mean of the text embeddings of its items, less that of their prefixes before it. One
+        random projection takes it to ``hidden_size``; it is added to the random weights of embeddings and classifiers.
+
+        Args:
+            text: float tensor [n_items + 1, dim] of standardised item embeddings; row 0 is padding.
+        """
+        text = text[1:]
+        projection = torch.randn(text.shape[1], self.start.shape[0])
+        paths = self.trie.paths()[1:]
+        rest = text
+        for level, width in enumerate(self.widths):
+
+            def directions(labels, n, rest=rest):
+                x = means(rest, labels, n)[0] @ projection
+                return x / x.std().clamp(min=1e-6)
+
+            of_codes = directions(self.codes[1:, level], width)
+            begin = int(self.offsets[level])
+            self.code_embedding.weight[begin : begin + width] += TEXT_SCALE * of_codes
+            self.classifiers[level].weight += self.initializer_range * of_codes
+            if self.prefix_embedding is not None and level:
+                begin, n = int(self.prefix_offsets[level - 1]), self.trie.n_nodes(level)
+                of_prefixes = directions(paths[:, level], n)
+                self.prefix_embedding.weight[begin : begin + n] += self.initializer_range * of_prefixes
+            rest = text - means(text, paths[:, level], self.trie.n_nodes(level))[0][paths[:, level]]
 
     # --- the history ---
 

@@ -101,8 +101,11 @@ class TIGER(SequentialRecommender):
             },
         }
         codes = F.pad(torch.tensor(catalogue.semantic_ids.codes), (0, 0, 1, 0))
-        text = standardised_text(catalogue.embeddings) if config["encoder_text"] else None
-        self._build(codes, text)
+        # There are no embeddings with IDs from a file; nor in a Recommender, which loads its weights.
+        text = None if catalogue.embeddings is None else standardised_text(catalogue.embeddings)
+        self._build(codes, text if config["encoder_text"] else None)
+        if config["text_initializer"] and text is not None:
+            self.network.start_from_text(text)
         if self.n_user_tokens:
             tokens = dataset.field2id_token[self.USER_ID]
             slots = torch.tensor([user_slot(token, self.n_user_tokens) for token in tokens])
