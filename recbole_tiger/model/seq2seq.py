@@ -313,20 +313,20 @@ class Seq2Seq(nn.Module):
         text = text[1:]
         projection = torch.randn(text.shape[1], self.start.shape[0])
         paths = self.trie.paths()[1:]
+
+        def directions(rest, labels, n):
+            x = means(rest, labels, n)[0] @ projection
+            return x / x.std().clamp(min=1e-6)
+
         rest = text
         for level, width in enumerate(self.widths):
-
-            def directions(labels, n, rest=rest):
-                x = means(rest, labels, n)[0] @ projection
-                return x / x.std().clamp(min=1e-6)
-
-            of_codes = directions(self.codes[1:, level], width)
+            of_codes = directions(rest, self.codes[1:, level], width)
             begin = int(self.offsets[level])
             self.code_embedding.weight[begin : begin + width] += TEXT_SCALE * of_codes
             self.classifiers[level].weight += self.initializer_range * of_codes
             if self.prefix_embedding is not None and level:
                 begin, n = int(self.prefix_offsets[level - 1]), self.trie.n_nodes(level)
-                of_prefixes = directions(paths[:, level], n)
+                of_prefixes = directions(rest, paths[:, level], n)
                 self.prefix_embedding.weight[begin : begin + n] += self.initializer_range * of_prefixes
             rest = text - means(text, paths[:, level], self.trie.n_nodes(level))[0][paths[:, level]]
 
