@@ -55,6 +55,7 @@ class Recommender:
             None if text is None else np.ascontiguousarray(text[1:].float().cpu().numpy()),
         )
         config["device"] = device
+        config["text_initializer"] = False  # the weights are loaded over it
         stand_in = SimpleNamespace(
             catalogue=catalogue,
             num=lambda field: len(catalogue.items) + 1,

@@ -283,9 +283,10 @@ class Seq2Seq(nn.Module):
         self.cross_bias = RelativeBias(n_heads, 1, max_items, self.levels, token_levels)
         self.self_bias = RelativeBias(n_heads, 0, 0, self.levels, self.levels)
         self.initializer_range = initializer_range
-        self._initialise(initializer_range)
+        self._initialise()
 
-    def _initialise(self, std):
+    def _initialise(self):
+        std = self.initializer_range
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=std)
@@ -310,25 +311,26 @@ class Seq2Seq(nn.Module):
         Args:
             text: float tensor [n_items + 1, dim] of standardised item embeddings; row 0 is padding.
         """
-        text = text[1:]
-        projection = torch.randn(text.shape[1], self.start.shape[0])
+        # Averages of the projected are the projected averages, and narrower.
+        text = text[1:] @ torch.randn(text.shape[1], self.start.shape[0])
         paths = self.trie.paths()[1:]
 
         def directions(rest, labels, n):
-            x = means(rest, labels, n)[0] @ projection
+            x = means(rest, labels, n)[0]
             return x / x.std().clamp(min=1e-6)
 
         rest = text
         for level, width in enumerate(self.widths):
+            nodes, n_nodes = paths[:, level], self.trie.n_nodes(level)
             of_codes = directions(rest, self.codes[1:, level], width)
             begin = int(self.offsets[level])
             self.code_embedding.weight[begin : begin + width] += TEXT_SCALE * of_codes
             self.classifiers[level].weight += self.initializer_range * of_codes
             if self.prefix_embedding is not None and level:
-                begin, n = int(self.prefix_offsets[level - 1]), self.trie.n_nodes(level)
-                of_prefixes = directions(rest, paths[:, level], n)
-                self.prefix_embedding.weight[begin : begin + n] += self.initializer_range * of_prefixes
-            rest = text - means(text, paths[:, level], self.trie.n_nodes(level))[0][paths[:, level]]
+                begin = int(self.prefix_offsets[level - 1])
+                of_prefixes = directions(rest, nodes, n_nodes)
+                self.prefix_embedding.weight[begin : begin + n_nodes] += self.initializer_range * of_prefixes
+            rest = text - means(text, nodes, n_nodes)[0][nodes]
 
     # --- the history ---
 

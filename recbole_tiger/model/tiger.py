@@ -101,7 +101,7 @@ class TIGER(SequentialRecommender):
             },
         }
         codes = F.pad(torch.tensor(catalogue.semantic_ids.codes), (0, 0, 1, 0))
-        # There are no embeddings with IDs from a file; nor in a Recommender, which loads its weights.
+        # IDs from a file come without embeddings, where the encoder reads none.
         text = None if catalogue.embeddings is None else standardised_text(catalogue.embeddings)
         self._build(codes, text if config["encoder_text"] else None)
         if config["text_initializer"] and text is not None:
