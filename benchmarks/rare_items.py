@@ -1,4 +1,5 @@
-"""Does a model find rare items, too? Test metrics by how often the target occurs in the training data, of all result files.
+"""What does a model find? Test metrics of all result files by how often the target was a target in training, and by whether
+training showed it after an item of the user's history.
 
 python benchmarks/rare_items.py --results_dir=benchmarks/results/leaderboard --dataset=amazon-beauty --data_path=dataset
 """
@@ -17,6 +18,8 @@ from recbole_tiger.results import read_results, write_result
 
 EDGES = [-1, 2, 5, 10, 20, 50, np.inf]
 NAMES = ["0-2", "3-5", "6-10", "11-20", "21-50", "over 50"]
+# The target and some item of the history, in the histories of training: in their order, only the other way round, in none.
+SEEN, REVERSED, UNSEEN = "in order", "reversed", "in none"
 
 
 def by_frequency(counts, values):
@@ -32,8 +35,43 @@ def by_frequency(counts, values):
     return pd.Series(values).groupby(pd.cut(counts, EDGES, labels=NAMES), observed=False).mean()
 
 
+def pairs_of(histories, items):
+    """Pairs of items of which the first stands before the second in the histories of one user, at most ``items`` apart.
+
+    Args:
+        histories: pandas.Series of item numbers, indexed by user, oldest first.
+
+    Returns:
+        pandas.MultiIndex of distinct pairs.
+    """
+    table = pd.DataFrame({"item": histories, "place": histories.groupby(level=0).cumcount()})
+    both = table.join(table, lsuffix="_before")
+    apart = both.place - both.place_before
+    both = both[(apart > 0) & (apart <= items)]
+    return pd.MultiIndex.from_frame(both[["item_before", "item"]].drop_duplicates())
+
+
+def seen(training, histories, targets, items):
+    """Whether training showed each user's target after, or only before, an item of the user's history.
+
+    Args:
+        training, histories: as :func:`pairs_of` takes them; of a history the last ``items`` count.
+        targets: pandas.Series of item numbers, indexed by user.
+
+    Returns:
+        pandas.Series of SEEN, REVERSED or UNSEEN, indexed as ``targets``.
+    """
+    pairs = pairs_of(training, items)
+    last = histories.groupby(level=0).tail(items).rename("before").to_frame().join(targets.rename("target"))
+    in_order = pd.MultiIndex.from_frame(last[["before", "target"]]).isin(pairs)
+    other_way = pd.MultiIndex.from_frame(last[["target", "before"]]).isin(pairs)
+    found = pd.DataFrame({SEEN: in_order, REVERSED: other_way}, index=last.index).groupby(level=0).any()
+    found = found.reindex(targets.index, fill_value=False)
+    return found[SEEN].map({True: SEEN, False: UNSEEN}).mask(~found[SEEN] & found[REVERSED], REVERSED)
+
+
 def main(argv=None):
-    """Print a table, one row a model, and write it as JSON."""
+    """Print two tables, one row a model, and write them as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results_dir", required=True)
     parser.add_argument("--dataset", required=True)
@@ -44,7 +82,7 @@ def main(argv=None):
 
     try:
         config = experiment.prepare("Pop", args.dataset, {"data_path": args.data_path, "show_progress": False})
-        train_data, _, test_data = experiment.load(config)
+        train_data, valid_data, test_data = experiment.load(config)
         results = [r for r in read_results(args.results_dir) if r["dataset"] == args.dataset]
         rows = [row for row in rows_of(results, args.results_dir) if row.ranks is not None]
         if not rows:
@@ -52,21 +90,37 @@ def main(argv=None):
     except TigerError as error:
         print(f"rare_items.py: error: {error}", file=sys.stderr)
         return 2
-    item = config["ITEM_ID_FIELD"]
-    trained = np.bincount(train_data.dataset.inter_feat[item].numpy(), minlength=train_data.dataset.item_num)
-    test = test_data.dataset
-    targets = test.inter_feat[item].numpy()
-    users = test.id2token(test.uid_field, test.inter_feat[test.uid_field].numpy())
-    counts = pd.Series(trained[targets], index=users)
+    item, user = config["ITEM_ID_FIELD"], config["USER_ID_FIELD"]
 
-    ranges = pd.cut(counts, EDGES, labels=NAMES).value_counts(normalize=True, sort=False)
-    table = [{"model": "share of the targets", **ranges.round(4)}]
-    for row in rows:
-        found = by_frequency(counts[row.users].to_numpy(), row.of_users(args.metric))
-        table.append({"model": row.label, **found.round(4).astype(object).where(found.notna(), None)})
-    print(tabulate(table, headers="keys", tablefmt="github", floatfmt=".4f"))
+    def interactions(data):
+        data = data.dataset
+        return pd.Series(data.inter_feat[item].numpy(), index=data.id2token(user, data.inter_feat[user].numpy()))
+
+    training, targets = interactions(train_data), interactions(test_data)
+    counts = targets.map(training.value_counts()).fillna(0)
+    known = seen(training, pd.concat([training, interactions(valid_data)]), targets, config["MAX_ITEM_LIST_LENGTH"])
+
+    def table(group, shares):
+        rows_ = [{"model": "share of the targets", **shares.round(4)}]
+        for row in rows:
+            found = group(row.users, row.of_users(args.metric))
+            rows_.append({"model": row.label, **found.round(4).astype(object).where(found.notna(), None)})
+        print(tabulate(rows_, headers="keys", tablefmt="github", floatfmt=".4f"), end="\n\n")
+        return rows_
+
+    ranges = pd.cut(counts, EDGES, labels=NAMES)
+    tables = {
+        "rows": table(
+            lambda users, values: by_frequency(counts[users].to_numpy(), values),
+            ranges.value_counts(normalize=True, sort=False),
+        ),
+        "pairs": table(
+            lambda users, values: pd.Series(values).groupby(known[users].to_numpy()).mean(),
+            known.value_counts(normalize=True),
+        ),
+    }
     if args.output:
-        write_result({"dataset": args.dataset, "metric": args.metric, "rows": table}, args.output)
+        write_result({"dataset": args.dataset, "metric": args.metric, **tables}, args.output)
     return 0
 
 

@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import psutil
 import pytest
 import torch
@@ -87,10 +88,12 @@ def test_rare_items_runs(data_path, capsys):
     result = experiment.run(experiment.prepare("SASRec", "tiny", settings), "results")
     rare, where = script("rare_items"), ["--results_dir=results", f"--data_path={data_path}"]
     assert rare.main([*where, "--dataset=tiny", "--output=rare.json"]) == 0
-    shares, found = json.loads(Path("rare.json").read_text())["rows"]
-    # Weighed by the shares of the targets, the ranges make up the whole.
-    whole = sum(shares[name] * found[name] for name in rare.NAMES if found[name] is not None)
-    assert whole == pytest.approx(result["test_result"]["recall@10"], abs=2e-4)
+    tables = json.loads(Path("rare.json").read_text())
+    for rows in (tables["rows"], tables["pairs"]):
+        shares, found = ({name: row[name] or 0 for name in row if name != "model"} for row in rows)
+        # Weighed by the shares of the targets, the groups make up the whole.
+        whole = sum(shares[name] * found[name] for name in found)
+        assert whole == pytest.approx(result["test_result"]["recall@10"], abs=2e-4)
     assert rare.main(["--results_dir=absent", where[1], "--dataset=tiny"]) == 2
     assert "absent holds no results of tiny with ranks" in capsys.readouterr().err
 
@@ -99,6 +102,22 @@ def test_by_frequency():
     rare = script("rare_items")
     found = rare.by_frequency(np.array([0, 2, 3, 5, 6, 51]), np.array([1.0, 0, 1, 1, 0, 1]))
     assert found.dropna().to_dict() == {"0-2": 0.5, "3-5": 1.0, "6-10": 0.0, "over 50": 1.0}
+
+
+def test_seen():
+    """Against plain loops: a pair counts in its order, within a window, and a history's last items alone."""
+    rare, rng, window = script("rare_items"), np.random.default_rng(0), 3
+    histories = {f"u{i}": rng.integers(1, 60, 8).tolist() for i in range(40)}
+    targets = {user: int(rng.integers(1, 60)) for user in histories}
+    pairs = {(h[a], h[b]) for h in histories.values() for a in range(8) for b in range(a + 1, min(a + window + 1, 8))}
+    long = pd.Series(histories).explode().astype(int)
+    found = rare.seen(long, long, pd.Series(targets), window)
+    for user, target in targets.items():
+        last = histories[user][-window:]
+        forward = any((item, target) in pairs for item in last)
+        backward = any((target, item) in pairs for item in last)
+        assert found[user] == (rare.SEEN if forward else rare.REVERSED if backward else rare.UNSEEN)
+    assert set(found) == {rare.SEEN, rare.REVERSED, rare.UNSEEN}
 
 
 # --- the grid ---
