@@ -22,17 +22,21 @@ NAMES = ["0-2", "3-5", "6-10", "11-20", "21-50", "over 50"]
 SEEN, REVERSED, UNSEEN = "in order", "reversed", "in none"
 
 
-def by_frequency(counts, values):
-    """Mean of the users' values in each range of counts.
+def ranges_of(counts):
+    """The range of NAMES in which each count lies, how often a target was trained on; a categorical pandas.Series."""
+    return pd.cut(counts, EDGES, labels=NAMES)
+
+
+def by_group(groups, values):
+    """Mean of the users' values in each group.
 
     Args:
-        counts: int array [users], how often a user's target was trained on.
-        values: float array [users].
+        groups, values: pandas.Series, indexed by user.
 
     Returns:
-        pandas.Series, indexed by NAMES; NaN where no target lies.
+        pandas.Series, indexed by group in its order; NaN for a range where no target lies.
     """
-    return pd.Series(values).groupby(pd.cut(counts, EDGES, labels=NAMES), observed=False).mean()
+    return values.groupby(groups, observed=False).mean()
 
 
 def pairs_of(histories, items):
@@ -67,7 +71,7 @@ def seen(training, histories, targets, items):
     other_way = pd.MultiIndex.from_frame(last[["target", "before"]]).isin(pairs)
     found = pd.DataFrame({SEEN: in_order, REVERSED: other_way}, index=last.index).groupby(level=0).any()
     found = found.reindex(targets.index, fill_value=False)
-    return found[SEEN].map({True: SEEN, False: UNSEEN}).mask(~found[SEEN] & found[REVERSED], REVERSED)
+    return pd.Series(np.select([found[SEEN], found[REVERSED]], [SEEN, REVERSED], UNSEEN), index=targets.index)
 
 
 def main(argv=None):
@@ -100,25 +104,15 @@ def main(argv=None):
     counts = targets.map(training.value_counts()).fillna(0)
     known = seen(training, pd.concat([training, interactions(valid_data)]), targets, config["MAX_ITEM_LIST_LENGTH"])
 
-    def table(group, shares):
-        rows_ = [{"model": "share of the targets", **shares.round(4)}]
+    def table(groups):
+        lines = [{"model": "share of the targets", **groups.value_counts(normalize=True).sort_index().round(4)}]
         for row in rows:
-            found = group(row.users, row.of_users(args.metric))
-            rows_.append({"model": row.label, **found.round(4).astype(object).where(found.notna(), None)})
-        print(tabulate(rows_, headers="keys", tablefmt="github", floatfmt=".4f"), end="\n\n")
-        return rows_
+            found = by_group(groups, pd.Series(row.of_users(args.metric), index=row.users))
+            lines.append({"model": row.label, **found.round(4).astype(object).where(found.notna(), None)})
+        print(tabulate(lines, headers="keys", tablefmt="github", floatfmt=".4f"), end="\n\n")
+        return lines
 
-    ranges = pd.cut(counts, EDGES, labels=NAMES)
-    tables = {
-        "rows": table(
-            lambda users, values: by_frequency(counts[users].to_numpy(), values),
-            ranges.value_counts(normalize=True, sort=False),
-        ),
-        "pairs": table(
-            lambda users, values: pd.Series(values).groupby(known[users].to_numpy()).mean(),
-            known.value_counts(normalize=True),
-        ),
-    }
+    tables = {"rows": table(ranges_of(counts)), "pairs": table(known)}
     if args.output:
         write_result({"dataset": args.dataset, "metric": args.metric, **tables}, args.output)
     return 0

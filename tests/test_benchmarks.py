@@ -100,7 +100,7 @@ def test_rare_items_runs(data_path, capsys):
 
 def test_by_frequency():
     rare = script("rare_items")
-    found = rare.by_frequency(np.array([0, 2, 3, 5, 6, 51]), np.array([1.0, 0, 1, 1, 0, 1]))
+    found = rare.by_group(rare.ranges_of(pd.Series([0, 2, 3, 5, 6, 51])), pd.Series([1.0, 0, 1, 1, 0, 1]))
     assert found.dropna().to_dict() == {"0-2": 0.5, "3-5": 1.0, "6-10": 0.0, "over 50": 1.0}
 
 
