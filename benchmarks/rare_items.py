@@ -1,5 +1,5 @@
-"""What does a model find? Test metrics of all result files by how often the target was a target in training, and by whether
-training showed it after an item of the user's history.
+"""What does a model find? Test metrics of all result files by how often the target was a target in training, by whether
+training showed it after an item of the user's history, and by whether it has the day of the item before it.
 
 python benchmarks/rare_items.py --results_dir=benchmarks/results/leaderboard --dataset=amazon-beauty --data_path=dataset
 """
@@ -12,6 +12,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from recbole_tiger import experiment
+from recbole_tiger.download import DAY
 from recbole_tiger.errors import TigerError
 from recbole_tiger.leaderboard import rows_of
 from recbole_tiger.results import read_results, write_result
@@ -20,6 +21,8 @@ EDGES = [-1, 2, 5, 10, 20, 50, np.inf]
 NAMES = ["0-2", "3-5", "6-10", "11-20", "21-50", "over 50"]
 # The target and some item of the history, in the histories of training: in their order, only the other way round, in none.
 SEEN, REVERSED, UNSEEN = "in order", "reversed", "in none"
+# The target's day against that of the item before it: on the same one, their order is that of a file.
+SAME, LATER = "same day", "later day"
 
 
 def ranges_of(counts):
@@ -74,8 +77,21 @@ def seen(training, histories, targets, items):
     return pd.Series(np.select([found[SEEN], found[REVERSED]], [SEEN, REVERSED], UNSEEN), index=targets.index)
 
 
+def days_apart(before, target):
+    """Whether the target is of the day of the item before it.
+
+    Args:
+        before, target: pandas.Series of times in seconds, indexed by user.
+
+    Returns:
+        pandas.Series of SAME or LATER, indexed as ``target``.
+    """
+    same = before.reindex(target.index) // DAY == target // DAY
+    return same.map({True: SAME, False: LATER})
+
+
 def main(argv=None):
-    """Print two tables, one row a model, and write them as JSON."""
+    """Print three tables, one row a model, and write them as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results_dir", required=True)
     parser.add_argument("--dataset", required=True)
@@ -94,15 +110,17 @@ def main(argv=None):
     except TigerError as error:
         print(f"rare_items.py: error: {error}", file=sys.stderr)
         return 2
-    item, user = config["ITEM_ID_FIELD"], config["USER_ID_FIELD"]
+    item, user, time = config["ITEM_ID_FIELD"], config["USER_ID_FIELD"], config["TIME_FIELD"]
 
-    def interactions(data):
+    def column(data, field):
         data = data.dataset
-        return pd.Series(data.inter_feat[item].numpy(), index=data.id2token(user, data.inter_feat[user].numpy()))
+        return pd.Series(data.inter_feat[field].double().numpy(), index=data.id2token(user, data.inter_feat[user].numpy()))
 
-    training, targets = interactions(train_data), interactions(test_data)
+    training, validation, targets = (column(data, item).astype(int) for data in (train_data, valid_data, test_data))
     counts = targets.map(training.value_counts()).fillna(0)
-    known = seen(training, pd.concat([training, interactions(valid_data)]), targets, config["MAX_ITEM_LIST_LENGTH"])
+    known = seen(training, pd.concat([training, validation]), targets, config["MAX_ITEM_LIST_LENGTH"])
+    before = pd.concat([column(train_data, time), column(valid_data, time)]).groupby(level=0).max()
+    days = days_apart(before, column(test_data, time))
 
     def table(groups):
         lines = [{"model": "share of the targets", **groups.value_counts(normalize=True).sort_index().round(4)}]
@@ -112,7 +130,7 @@ def main(argv=None):
         print(tabulate(lines, headers="keys", tablefmt="github", floatfmt=".4f"), end="\n\n")
         return lines
 
-    tables = {"rows": table(ranges_of(counts)), "pairs": table(known)}
+    tables = {"rows": table(ranges_of(counts)), "pairs": table(known), "days": table(days)}
     if args.output:
         write_result({"dataset": args.dataset, "metric": args.metric, **tables}, args.output)
     return 0

@@ -89,7 +89,7 @@ def test_rare_items_runs(data_path, capsys):
     rare, where = script("rare_items"), ["--results_dir=results", f"--data_path={data_path}"]
     assert rare.main([*where, "--dataset=tiny", "--output=rare.json"]) == 0
     tables = json.loads(Path("rare.json").read_text())
-    for rows in (tables["rows"], tables["pairs"]):
+    for rows in (tables["rows"], tables["pairs"], tables["days"]):
         shares, found = ({name: row[name] or 0 for name in row if name != "model"} for row in rows)
         # Weighed by the shares of the targets, the groups make up the whole.
         whole = sum(shares[name] * found[name] for name in found)
@@ -118,6 +118,13 @@ def test_seen():
         backward = any((target, item) in pairs for item in last)
         assert found[user] == (rare.SEEN if forward else rare.REVERSED if backward else rare.UNSEEN)
     assert set(found) == {rare.SEEN, rare.REVERSED, rare.UNSEEN}
+
+
+def test_days_apart():
+    rare, day = script("rare_items"), 86400
+    before = pd.Series({"a": 5.0 * day, "b": 5.0 * day, "c": 6.0 * day - 1})
+    target = pd.Series({"c": 6.0 * day, "a": 6.0 * day - 1, "b": 7.0 * day})
+    assert rare.days_apart(before, target).to_dict() == {"c": rare.LATER, "a": rare.SAME, "b": rare.LATER}
 
 
 # --- the grid ---
