@@ -1,6 +1,7 @@
 """TIGERDataset: RecBole's rows made faster, the text of the items, and windows that count every target once."""
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -161,6 +162,17 @@ def test_item_text_follows_the_order_of_text_fields_and_of_the_items(hand):
     texts, titles = text_of_items(config, ["c", "a"])
     assert texts == ['5, Soap, Big "Quoted" & co', "19.990, Hair Care Nail, None"]
     assert titles == ["5", "19.990"]
+
+
+def test_a_separator_of_two_characters(hand):
+    """Which pandas reads as a regular expression, by another parser."""
+    usual = TIGERDataset(config_of(hand, "hand"))
+    for file in (Path(hand["data_path"]) / "hand").glob("hand.*"):
+        file.write_text(file.read_text().replace("\t", "~~"))
+    other = TIGERDataset(config_of(hand, "hand", field_separator="~~"))
+    for dataset in (usual, other):
+        dataset._change_feat_format()
+    same_rows(other, usual)
 
 
 def test_another_separator_leaves_the_values_whole(hand):
