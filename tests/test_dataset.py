@@ -9,10 +9,11 @@ import torch
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.data.dataset import SequentialDataset
+from recbole.data.interaction import Interaction
 from recbole.utils import init_seed
 
 from recbole_tiger import experiment
-from recbole_tiger.dataset import TIGERDataset, training_windows
+from recbole_tiger.dataset import Rows, TIGERDataset, training_windows
 from recbole_tiger.item_text import read_item_text, text_of_items
 
 LEAVE_ONE_OUT = {"split": {"LS": "valid_and_test"}, "order": "TO", "mode": "full"}
@@ -93,6 +94,18 @@ def test_rows_with_every_kind_of_column(rich, numerical):
         dataset._change_feat_format()
     assert {"rating_list", "tags_list", "place_list"} <= set(ours.inter_feat.columns)
     same_rows(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "index",
+    [[3, 1, 1], [], [True, False] * 3, np.array([5, 0]), torch.tensor([2]), torch.arange(6) > 2, slice(1, 4), 2],
+    ids=repr,
+)
+def test_rows_by_any_index(index):
+    columns = {"item_id": torch.arange(6), "item_id_list": torch.arange(12).view(6, 2)}
+    ours, theirs = Rows(columns)[index], Interaction(columns)[index]
+    for name in columns:
+        assert torch.equal(ours[name], theirs[name]) and ours[name].dtype == theirs[name].dtype
 
 
 # --- columns and text ---
