@@ -120,6 +120,36 @@ def test_seen():
     assert set(found) == {rare.SEEN, rare.REVERSED, rare.UNSEEN}
 
 
+def test_draw_order(data_path, tmp_path, capsys):
+    """Every user's day keeps its times and its items, whose order changes, and with it a model's data."""
+    source, draw = Path(data_path) / "tiny", script("draw_order")
+    assert draw.main(["--dataset=tiny", f"--data_path={data_path}", "--output_path=drawn"]) == 0
+    copy = Path("drawn") / "tiny"
+    assert (copy / "tiny.item").read_bytes() == (source / "tiny.item").read_bytes()
+
+    def read(folder):
+        return pd.read_csv(folder / "tiny.inter", sep="\t", dtype=str).sort_values(
+            ["user_id:token", "timestamp:float"], ignore_index=True, key=lambda column: column.str.zfill(9)
+        )
+
+    before, after = read(source), read(copy)
+    for name in ("user_id:token", "timestamp:float"):
+        assert before[name].equals(after[name])
+    moved = int((before["item_id:token"] != after["item_id:token"]).sum())
+    assert moved > len(before) / 2 and f"{moved:,} of {len(before):,} interactions changed places" in capsys.readouterr().out
+    for _, rows in after.groupby("user_id:token"):  # all of a user's are of one day here
+        assert sorted(rows["item_id:token"]) == sorted(before["item_id:token"][rows.index])
+    assert draw.main(["--dataset=tiny", f"--data_path={data_path}", "--output_path=drawn"]) == 2
+    assert "drawn/tiny exists" in capsys.readouterr().err
+
+
+def test_drawn_order_stays_within_days():
+    draw, day = script("draw_order"), 86400
+    table = pd.DataFrame({"u": [*"aaaab"], "t": [str(t) for t in (0, 1, day, day + 1, 0)], "i": [*"pqrsp"]})
+    seen = {"".join(draw.drawn(table, "u", "t", np.random.default_rng(seed))["i"]) for seed in range(30)}
+    assert seen == {"pqrsp", "qprsp", "pqsrp", "qpsrp"}
+
+
 def test_days_apart():
     rare, day = script("rare_items"), 86400
     before = pd.Series({"a": 5.0 * day, "b": 5.0 * day, "c": 6.0 * day - 1})

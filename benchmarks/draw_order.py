@@ -1,0 +1,78 @@
+"""A copy of a dataset in which the order of interactions that share a day is drawn anew, to train and test models on.
+
+order_of_ties.py tells what a model that was trained on the file's order loses without it; this tells what a model is worth
+that never saw it.
+
+python benchmarks/draw_order.py --dataset=amazon-beauty --data_path=dataset --output_path=drawn
+recbole-tiger run --model=TIGER-text --dataset=amazon-beauty --data_path=drawn
+"""
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from recbole_tiger import experiment
+from recbole_tiger.download import DAY
+from recbole_tiger.errors import TigerError
+from recbole_tiger.files import whole_folder
+
+
+def in_time(table, user, time):
+    """Interactions in the order of their users' first ones, each user's in that of their times (columns of strings)."""
+    return table.iloc[np.lexsort((table[time].astype(float), pd.factorize(table[user])[0]))].reset_index(drop=True)
+
+
+def drawn(table, user, time, rng):
+    """Of interactions as :func:`in_time` orders them all but the times, shuffled among those of a user's day.
+
+    Args:
+        table: pandas.DataFrame of strings.
+        user, time: names of columns, the second of seconds.
+        rng: NumPy's generator.
+    """
+    days = table[time].astype(float) // DAY
+    order = np.lexsort((rng.random(len(table)), days, pd.factorize(table[user])[0]))
+    return table.iloc[order].reset_index(drop=True).assign(**{time: table[time]})
+
+
+def main(argv=None):
+    """Write the copy; print how many interactions changed places."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--data_path", default="dataset/", help="parent folder of the dataset (default: dataset/)")
+    parser.add_argument("--output_path", required=True, help="parent folder of the copy")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+
+    output = Path(args.output_path) / args.dataset
+    try:
+        config = experiment.prepare("Pop", args.dataset, {"data_path": args.data_path})
+        if output.exists():
+            raise TigerError(f"{output} exists: remove it or choose another --output_path")
+        folder, file = Path(config["data_path"]), f"{args.dataset}.inter"
+        read = {"sep": config["field_separator"], "encoding": config["encoding"], "quoting": 3}
+        table = pd.read_csv(folder / file, dtype=str, keep_default_na=False, **read)
+        user, time, item = (
+            next(column for column in table if column.split(":")[0] == config[field])
+            for field in ("USER_ID_FIELD", "TIME_FIELD", "ITEM_ID_FIELD")
+        )
+        table = in_time(table, user, time)
+        copy = drawn(table, user, time, np.random.default_rng(args.seed))
+        with whole_folder(output) as temporary:
+            for other in folder.glob(f"{args.dataset}.*"):
+                shutil.copyfile(other, temporary / other.name)
+            copy.to_csv(temporary / file, index=False, **read)
+    except TigerError as error:
+        print(f"draw_order.py: error: {error}", file=sys.stderr)
+        return 2
+    moved = copy[item] != table[item]
+    print(f"{output}: {moved.sum():,} of {len(moved):,} interactions changed places")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
