@@ -8,6 +8,7 @@ recbole-tiger run --model=TIGER-text --dataset=amazon-beauty --data_path=drawn
 """
 
 import argparse
+import csv
 import shutil
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from recbole_tiger import experiment
 from recbole_tiger.download import DAY
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import whole_folder
+from recbole_tiger.item_text import header, read_columns
 
 
 def in_time(table, user, time):
@@ -53,19 +55,18 @@ def main(argv=None):
         config = experiment.prepare("Pop", args.dataset, {"data_path": args.data_path})
         if output.exists():
             raise TigerError(f"{output} exists: remove it or choose another --output_path")
-        folder, file = Path(config["data_path"]), f"{args.dataset}.inter"
-        read = {"sep": config["field_separator"], "encoding": config["encoding"], "quoting": 3}
-        table = pd.read_csv(folder / file, dtype=str, keep_default_na=False, **read)
-        user, time, item = (
-            next(column for column in table if column.split(":")[0] == config[field])
-            for field in ("USER_ID_FIELD", "TIME_FIELD", "ITEM_ID_FIELD")
-        )
-        table = in_time(table, user, time)
+        folder = Path(config["data_path"])
+        file = folder / f"{args.dataset}.inter"
+        fields = header(file, config)
+        user, time, item = config["USER_ID_FIELD"], config["TIME_FIELD"], config["ITEM_ID_FIELD"]
+        table = in_time(read_columns(file, fields, config), user, time)
         copy = drawn(table, user, time, np.random.default_rng(args.seed))
         with whole_folder(output) as temporary:
-            for other in folder.glob(f"{args.dataset}.*"):
+            for other in set(folder.glob(f"{args.dataset}.*")) - {file}:
                 shutil.copyfile(other, temporary / other.name)
-            copy.to_csv(temporary / file, index=False, **read)
+            typed = [f"{name}:{kind}" for name, kind in fields.items()]
+            written = {"sep": config["field_separator"], "encoding": config["encoding"], "quoting": csv.QUOTE_NONE}
+            copy.to_csv(temporary / file.name, header=typed, index=False, **written)
     except TigerError as error:
         print(f"draw_order.py: error: {error}", file=sys.stderr)
         return 2
