@@ -18,7 +18,8 @@ from recbole_tiger.results import write_result
 TOPK = 10
 
 
-def main():
+@torch.no_grad()
+def main(argv=None):
     """Print a table, one row a width, and write it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True)
@@ -26,7 +27,7 @@ def main():
     parser.add_argument("--beam_sizes", default="10,20,50,100")
     parser.add_argument("--seed", type=int, default=0, help="of the sample of users")
     parser.add_argument("--output")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
 
     config, model, _, _, _, test_data = load_data_and_model(args.checkpoint)
     model.eval()

@@ -45,13 +45,13 @@ def shuffled(history, length, target, history_time, target_time, rng):
     return torch.from_numpy(np.take_along_axis(items, order, axis=1)), torch.from_numpy(new_target)
 
 
-def main():
+def main(argv=None):
     """Print a table, one row a seed, and write it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, help="of TIGER or another sequential model of RecBole")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--output")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
 
     config, model, _, _, _, test_data = load_data_and_model(args.checkpoint)
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)

@@ -1,4 +1,4 @@
-"""What does a model find? Test metrics of all result files by how often the target was a target in training, by whether
+"""What does a model find? Test metrics of all result files by how often training has the target, by whether
 training showed it after an item of the user's history, and by whether it has the day of the item before it.
 
 python benchmarks/rare_items.py --results_dir=benchmarks/results/leaderboard --dataset=amazon-beauty --data_path=dataset
@@ -26,7 +26,7 @@ SAME, LATER = "same day", "later day"
 
 
 def ranges_of(counts):
-    """The range of NAMES in which each count lies, how often a target was trained on; a categorical pandas.Series."""
+    """The range of NAMES in which each count lies, how often training has a target; a categorical pandas.Series."""
     return pd.cut(counts, EDGES, labels=NAMES)
 
 

@@ -155,11 +155,12 @@ def _parser():
 
 def _run(args, settings):
     config = experiment.prepare(args.model, args.dataset, {**settings, **({"resume": True} if args.resume else {})})
+    file = experiment.result_path(config, args.results_dir)  # some models write into their settings as they run
     run = experiment.run_or_read if config["resume"] else experiment.run
     result = run(config, args.results_dir)
     print()
     print(leaderboard([result], args.results_dir))
-    print(f"\nresult: {experiment.result_path(config, args.results_dir)}\ncheckpoint: {result['checkpoint']}")
+    print(f"\nresult: {file}\ncheckpoint: {result['checkpoint']}")
 
 
 def _compare(args, settings):
@@ -174,6 +175,8 @@ def _tune(args, settings):
             raise TigerError(f"{key} has to be a positive whole number, not {getattr(args, key)}")
     if args.ray_address:
         tuning.check_address(args.ray_address)
+    # RecBole lets a process see the GPUs of its gpu_id alone, and Ray gives out those.
+    settings.setdefault("gpu_id", ",".join(map(str, range(torch.cuda.device_count()))))
     config = experiment.prepare(args.model, args.dataset, settings)
     grace_period = max(1, config["epochs"] // 4) if args.grace_period is None else args.grace_period
     cpus, gpus = args.cpus_per_trial, args.gpus_per_trial
@@ -260,8 +263,7 @@ def _recommend(args):
     histories = read_histories(args.histories)
     if not histories:
         raise TigerError(f"{args.histories} has no histories: one a line, items separated by commas")
-    users = None if args.user is None else [args.user] * len(histories)
-    found = recommender.recommend(histories, user=users, **options)
+    found = recommender.recommend(histories, user=args.user, **options)
     lines = "".join(
         json.dumps({"history": history, "recommendations": rows}, ensure_ascii=False) + "\n"
         for history, rows in zip(histories, found, strict=True)

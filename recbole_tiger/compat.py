@@ -23,12 +23,9 @@ def checkpoints_without_code():
     """PyTorch >= 2.6 reads weights only; RecBole pickles its Config, and with a protocol that this reader rejects."""
     torch.serialization.add_safe_globals(SAFE_GLOBALS)
 
-    def _save_checkpoint(self, epoch, verbose=True, **kwargs):
-        if not self.config["single_spec"] and self.config["local_rank"] != 0:
-            return
-        file = kwargs.pop("saved_model_file", self.saved_model_file)
+    def _state(self, epoch):
         other = self.model.other_parameter()
-        state = {
+        return {
             "config": self.config,
             "epoch": epoch,
             "cur_step": self.cur_step,
@@ -38,11 +35,16 @@ def checkpoints_without_code():
             "other_parameter": {key: value for key, value in other.items() if not isinstance(value, torch.nn.Module)},
             "optimizer": self.optimizer.state_dict(),
         }
-        save_checkpoint(state, file)
+
+    def _save_checkpoint(self, epoch, verbose=True, **kwargs):
+        if not self.config["single_spec"] and self.config["local_rank"] != 0:
+            return
+        file = kwargs.pop("saved_model_file", self.saved_model_file)
+        save_checkpoint(self._state(epoch), file)
         if verbose:
             self.logger.info(f"Saving current: {file}")
 
-    Trainer._save_checkpoint = _save_checkpoint
+    Trainer._state, Trainer._save_checkpoint = _state, _save_checkpoint
 
     load_internal = Config._load_internal_config_dict
 

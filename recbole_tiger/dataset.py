@@ -86,19 +86,22 @@ class TIGERDataset(SequentialDataset):
         ensure_dataset(self.config)
         if self.config["load_col"] is None:
             self.config["load_col"] = text_load_col(self.config)
-        if self.benchmark_filename_list is not None:
-            histories = self.iid_field + self.config["LIST_SUFFIX"]
-            if histories not in (self.config["alias_of_item_id"] or []):
-                raise TigerError(
-                    f"pre-split files hold histories in {histories}, which has to share the ids of {self.iid_field}: "
-                    f"set --alias_of_item_id=[{histories}]"
-                )
-        text_columns(self.config)
+        histories = self.iid_field + self.config["LIST_SUFFIX"]
+        split = self.benchmark_filename_list is not None
+        if split and histories not in (self.config["alias_of_item_id"] or []):
+            raise TigerError(
+                f"pre-split files hold histories in {histories}, which has to share the ids of {self.iid_field}: "
+                f"set --alias_of_item_id=[{histories}]"
+            )
         check_interactions(self.config)
         try:
             super()._load_data(token, dataset_path)
         except ValueError as error:  # of pandas, for a value that is not of its column's type
             raise TigerError(f"{dataset_path}: {error}; mend the value or the type in the header") from error
+        if split:
+            empty = int((self.inter_feat[histories].str.len() == 0).sum())
+            if empty:
+                raise TigerError(f"{empty} rows of the pre-split files have an empty history ({histories}): leave them out")
 
     def _load_feat(self, filepath, source):
         with parser_in_c():
@@ -109,7 +112,10 @@ class TIGERDataset(SequentialDataset):
         items = self.field2id_token[self.iid_field][1:].tolist()
         if self.config["eval_batch_size"] is None:
             most = max(1, SCORE_MATRIX // len(items)) if needs_scores(self.config) else MOST_USERS
-            self.config["eval_batch_size"] = min(MOST_USERS, most)
+            # Sampled evaluation (uni100, pop100) counts rows: a user's target and the items sampled beside it.
+            modes = self.config["eval_args"]["mode"].values()
+            sampled = min(int(mode[3:]) if mode[:3] in ("uni", "pop") else 0 for mode in modes)
+            self.config["eval_batch_size"] = min(MOST_USERS, most) * (1 + sampled)
         self.catalogue = make_catalogue(self.config, items)
 
     def data_augmentation(self):
@@ -197,11 +203,7 @@ def training_windows(dataset, one_target):
 
     # A row continues the one before if its history is that one's history and target.
     continues = np.zeros(len(items), dtype=bool)
-    before, after = items[:-1].copy(), aligned[1:]
-    full = lengths[:-1] == longest
-    before[full, 0] = 0  # a full history drops its oldest item
-    continues[1:] = (users[1:] == users[:-1]) & (before[:, 1:] == after).all(axis=1)
-    continues[1:] &= lengths[1:] == np.minimum(lengths[:-1] + 1, longest)
+    continues[1:] = (users[1:] == users[:-1]) & (items[:-1, 1:] == aligned[1:]).all(axis=1)
     first_row = np.flatnonzero(~continues)
     n_targets = np.diff(np.append(first_row, len(items)))
     history = lengths[first_row]

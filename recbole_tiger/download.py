@@ -247,10 +247,8 @@ def write_atomic(folder, dataset, reviews, metadata):
     columns = {f"{name}:token": metadata[name] for name in metadata}
     items = {"item_id:token": reviews["item"].unique(), **columns}
     for kind, table in (("inter", interactions), ("item", items)):
-        # Written without quotes, as RecBole reads it: the values hold no tab and no line end.
-        lines = ["\t".join(table), *("\t".join(map(str, row)) for row in zip(*table.values(), strict=True))]
         with whole_file(Path(folder) / f"{dataset}.{kind}") as temporary:
-            temporary.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
+            pd.DataFrame(table).to_csv(temporary, sep="\t", index=False, encoding="utf-8", lineterminator="\n")
 
 
 def count(file):

@@ -22,8 +22,8 @@ def _model_path(text_encoder):
     return text_encoder
 
 
-def _fingerprint(text_encoder):
-    """What identifies the encoder in a cache key: the content of a folder, else the name."""
+def encoder_hash(text_encoder):
+    """What identifies an encoder in a key: a hash of its folder's content, or else its name."""
     folder = Path(_model_path(text_encoder))
     if not folder.is_dir():
         return text_encoder
@@ -65,7 +65,7 @@ def encode(texts, text_encoder, device, cache_dir, show_progress):
     Returns:
         float32 array [n, dim].
     """
-    digest = hashlib.sha256(_fingerprint(text_encoder).encode())
+    digest = hashlib.sha256(encoder_hash(text_encoder).encode())
     for text in texts:
         digest.update(hashlib.sha256(text.encode()).digest())
     key = digest.hexdigest()

@@ -1,5 +1,6 @@
 """Item features of a RecBole dataset -> one string per item."""
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -8,6 +9,8 @@ from recbole_tiger.errors import TigerError
 
 # How many offenders a message names.
 NAMED = 3
+# A value in double quotes, those within it doubled.
+QUOTED = re.compile(r'"(?:[^"]|"")*"')
 # Files that check_interactions has found in order, as they were then.
 _checked = set()
 
@@ -47,14 +50,21 @@ def read_columns(path, names, config):
     """Columns of an atomic file as strings, before RecBole fills, rescales or remaps anything.
 
     Raises:
-        TigerError: the file is of another encoding, or a row is longer than the header.
+        TigerError: the file is of another encoding, a row is longer than the header, or a quote is not closed.
     """
     fields = header(path, config)
     separator, encoding = config["field_separator"], config["encoding"] or "utf-8"
     try:
-        # pandas and RecBole drop what is too much in a row, and its values may lie in the wrong columns.
+        # pandas and RecBole drop what is too much in a row, and its values may lie in the wrong columns. After a quote that
+        # opens a value RecBole reads on to the next one, which may be rows away.
         with open(path, encoding=encoding, newline="\n") as file:
             for number, line in enumerate(file, start=1):
+                values = line.rstrip("\r\n").split(separator) if '"' in line else []
+                if any(value.startswith('"') and not QUOTED.fullmatch(value) for value in values):
+                    raise TigerError(
+                        f"{path}, line {number}: a value begins with a double quote that does not enclose it; "
+                        f"leave that quote out, or enclose the value in quotes and double those within"
+                    )
                 if line.count(separator) >= len(fields):
                     raise TigerError(
                         f"{path}, line {number}: {line.count(separator) + 1} values where the header has {len(fields)}; "

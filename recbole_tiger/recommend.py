@@ -74,7 +74,7 @@ class Recommender:
             beam_size: width of the beam; the default is the larger of the trained model's setting and what k needs.
             scoring: "beam", or "exact" to score the whole catalogue.
             exclude_history: leave out the items of the history.
-            user: user token (or a list, one a history), for a model trained with user tokens.
+            user: user token, or a list of them, one a history; for a model trained with user tokens.
 
         Returns:
             best first, a list of dicts with ``item``, ``title`` and ``score`` (log-probability); a list of such lists where
@@ -87,7 +87,7 @@ class Recommender:
         if isinstance(history, str) or (batch and not all(isinstance(one, list | tuple) for one in history)):
             raise TigerError("a history is a list of item tokens, which are strings; several are a list of such lists")
         if batch:
-            users = user if user is not None else [None] * len(history)
+            users = [user] * len(history) if user is None or isinstance(user, str) else user
             return self._recommend([list(one) for one in history], users, k, beam_size, scoring, exclude_history)
         return self._recommend([list(history)], [user], k, beam_size, scoring, exclude_history)[0]
 

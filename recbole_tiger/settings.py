@@ -17,6 +17,7 @@ import yaml
 from recbole.config import Config
 from recbole.utils import argument_list, get_model
 
+from recbole_tiger.encoder import encoder_hash
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import content_hash
 from recbole_tiger.item_text import interaction_files
@@ -256,6 +257,21 @@ def _check_counts(config, keys):
             raise TigerError(f"{key} has to be a positive whole number, not {config[key]!r}")
 
 
+def _check_optimizer(config):
+    learners = ("adam", "adamw", "sgd", "adagrad", "rmsprop")
+    if str(config["learner"]).lower() not in learners:
+        raise TigerError(f"unknown learner {config['learner']!r}: it may be {' or '.join(learners)}")
+    betas, clip = config["betas"], config["clip_grad_norm"]
+    pair = isinstance(betas, list | tuple) and len(betas) == 2
+    if not pair or not all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in betas):
+        raise TigerError(f"betas has to be a list of two numbers from 0 up to 1, not {betas!r}")
+    if clip is not None and (not isinstance(clip, dict) or "max_norm" not in clip):
+        raise TigerError(f"clip_grad_norm has to be of the form {{'max_norm': 1.0}} or nothing, not {clip!r}")
+    for key in ("weight_decay", "initializer_range"):
+        if not isinstance(config[key], int | float) or config[key] < 0:
+            raise TigerError(f"{key} has to be a number from 0 up, not {config[key]!r}")
+
+
 def check_run(config):
     """Refuse settings with which a run of any model would fail after its data are made or its epochs are over.
 
@@ -263,8 +279,8 @@ def check_run(config):
         TigerError: with the setting and what it may be.
     """
     _check_counts(config, ["epochs", "eval_step"])
-    if not isinstance(config["seed"], int):
-        raise TigerError(f"seed has to be a whole number, not {config['seed']!r}")
+    if not isinstance(config["seed"], int) or config["seed"] < 0:
+        raise TigerError(f"seed has to be a whole number from 0 up, not {config['seed']!r}")
     if not isinstance(config["learning_rate"], int | float) or config["learning_rate"] <= 0:
         raise TigerError(f"learning_rate has to be a positive number, not {config['learning_rate']!r}")
     if config["valid_users"] is not None:
@@ -314,8 +330,17 @@ def check_tiger(config):
     if config["prefix_embedding"] and not config["trie_softmax"]:
         raise TigerError("prefix_embedding needs --trie_softmax=True: only prefixes that the trie holds have an embedding")
     counts = ["codebook_size", "codebook_depth", "beam_size", "MAX_ITEM_LIST_LENGTH", "train_batch_size", "epochs"]
-    _check_counts(config, [*counts, "hidden_size", "n_heads", "head_size", "inner_size", "n_layers", "n_decoder_layers"])
+    counts += ["hidden_size", "n_heads", "head_size", "inner_size", "n_layers", "n_decoder_layers", "rq_vae_latent_size"]
+    counts += ["rq_vae_steps", "rq_vae_batch_size", "kmeans_iterations", "kmeans_sample"]
+    _check_counts(config, [*counts, *(["eval_batch_size"] if config["eval_batch_size"] is not None else [])])
+    if config["kmeans_sample"] < config["codebook_size"]:
+        raise TigerError(
+            f"kmeans_sample {config['kmeans_sample']} is less than codebook_size {config['codebook_size']}; raise it"
+        )
+    if not isinstance(config["n_user_tokens"], int) or config["n_user_tokens"] < 0:
+        raise TigerError(f"n_user_tokens has to be a whole number from 0 up, not {config['n_user_tokens']!r}")
     make_quantizer(config)
+    _check_optimizer(config)
     for key in ["hidden_dropout_prob", "attn_dropout_prob", "code_dropout_prob", "label_smoothing", "warmup_ratio"]:
         if not isinstance(config[key], int | float) or not 0 <= config[key] < 1:
             raise TigerError(f"{key} has to be a number from 0 up to 1, not {config[key]!r}")
@@ -328,9 +353,11 @@ def check_tiger(config):
             f"beam_size {config['beam_size']} is less than the largest topk {max(config['topk'])}: "
             f"a shorter list would be filled with arbitrary items; raise beam_size"
         )
-    for key in ("dataset_save_path", "dataloaders_save_path"):
-        if config[key]:
-            raise TigerError(f"{key} names a pickle, which can run code: TIGER reads none; remove the setting")
+    for key in ("dataset_save_path", "dataloaders_save_path", "save_dataset", "save_dataloaders"):
+        if config.get(key):
+            raise TigerError(f"{key} is about a pickle, which can run code: TIGER has none; remove the setting")
+    if "local_rank" in config:
+        raise TigerError("TIGER trains in one process, on one device: leave out nproc; a sweep runs a trial a GPU")
 
 
 def refuse_pickles(config):
@@ -346,8 +373,9 @@ def refuse_pickles(config):
 
 def data_files(config):
     """The dataset's atomic files that a run reads."""
-    items = Path(config["data_path"]) / f"{config['dataset']}.item"
-    return [file for file in [*interaction_files(config), items] if file.is_file()]
+    kinds = ["item", *(kind for kind in config["load_col"] or [] if kind not in ("inter", "item"))]
+    others = [Path(config["data_path"]) / f"{config['dataset']}.{kind}" for kind in kinds]
+    return [file for file in [*interaction_files(config), *others] if file.is_file()]
 
 
 def data_hash(config):
@@ -364,7 +392,16 @@ def run_settings(config):
     return json.loads(json.dumps(settings, default=str, sort_keys=True))
 
 
+def _own_inputs(config):
+    """Hashes of what a run of TIGER reads beside the dataset: the user's embeddings, IDs, and folder of an encoder."""
+    if config["model"] != "TIGER":
+        return []
+    files = [Path(config[name]) for name in ("item_embeddings", "semantic_ids") if config[name]]
+    encoder = [encoder_hash(config["text_encoder"])] if Path(config["text_encoder"]).is_dir() else []
+    return [*(content_hash(file).hex() for file in files if file.is_file()), *encoder]
+
+
 def run_key(config):
     """Hash of the settings and the data of a run."""
-    text = json.dumps([run_settings(config), data_hash(config)], sort_keys=True)
+    text = json.dumps([run_settings(config), data_hash(config), *_own_inputs(config)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]

@@ -12,7 +12,7 @@ from recbole.utils import dict2str, early_stopping
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
-from recbole_tiger.checkpoint import load_checkpoint, save_checkpoint
+from recbole_tiger.checkpoint import load_checkpoint
 from recbole_tiger.dataset import training_windows
 from recbole_tiger.errors import TigerError
 from recbole_tiger.evaluation import RankedCollector, needs_scores
@@ -54,8 +54,7 @@ class TIGERTrainer(Trainer):
     def _build_optimizer(self, **kwargs):
         matrices = [p for p in self.model.parameters() if p.dim() >= 2]
         others = [p for p in self.model.parameters() if p.dim() < 2]
-        # Settings of Adam and AdamW; other optimizers leave them unread.
-        adam = {"betas": tuple(self.config["betas"]), "fused": True}
+        adam = {"betas": tuple(self.config["betas"]), "fused": True} if self.learner.lower() in ("adam", "adamw") else {}
         groups = [
             {"params": matrices, "weight_decay": self.weight_decay, **adam},
             {"params": others, "weight_decay": 0.0, **adam},
@@ -110,14 +109,8 @@ class TIGERTrainer(Trainer):
     def _state(self, epoch):
         kind, key, *rest = np.random.get_state()
         return {
-            "config": self.config,
-            "epoch": epoch,
-            "cur_step": self.cur_step,
-            "best_valid_score": float(self.best_valid_score),
+            **super()._state(epoch),
             "best_valid_result": None if self.best_valid_result is None else dict(self.best_valid_result),
-            "state_dict": self.model.state_dict(),
-            "other_parameter": self.model.other_parameter(),
-            "optimizer": self.optimizer.state_dict(),
             "schedule_step": self.schedule_step,
             "random_state": torch.get_rng_state(),
             "numpy_random_state": [kind, key.tolist(), *rest],  # RecBole draws the negatives of sampled evaluation with it
@@ -126,14 +119,6 @@ class TIGERTrainer(Trainer):
             "saved_model_file": os.path.basename(self.saved_model_file),
             "stopped": self.stopped,
         }
-
-    def _save_checkpoint(self, epoch, verbose=True, **kwargs):
-        if not self.config["single_spec"] and self.config["local_rank"] != 0:
-            return
-        file = kwargs.pop("saved_model_file", self.saved_model_file)
-        save_checkpoint(self._state(epoch), file)
-        if verbose:
-            self.logger.info(f"Saving current: {file}")
 
     def _load_model(self, state, file):
         """Take over the weights of a checkpoint.

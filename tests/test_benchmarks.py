@@ -32,12 +32,6 @@ def script(name):
     return module
 
 
-def call(name, *arguments):
-    done = subprocess.run([sys.executable, BENCHMARKS / f"{name}.py", *arguments], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
-
-
 def test_shuffled_ties():
     day = 86400.0
     history = torch.tensor([[1, 2, 3, 4, 0, 0], [5, 6, 7, 0, 0, 0]])
@@ -58,16 +52,27 @@ def test_shuffled_ties():
     assert history.tolist()[0] == [1, 2, 3, 4, 0, 0]  # the originals stay
 
 
-def test_order_of_ties_runs(data_path):
+def test_order_of_ties_runs(data_path, capsys):
     settings = {"data_path": str(data_path), "epochs": 2, "show_progress": False, "n_layers": 1}
     result = experiment.run(experiment.prepare("SASRec", "tiny", settings), "results")
-    shown = call("order_of_ties", f"--checkpoint={result['checkpoint']}", "--seeds=3", "--output=ties.json")
+    script("order_of_ties").main([f"--checkpoint={result['checkpoint']}", "--seeds=3", "--output=ties.json"])
+    shown = capsys.readouterr().out
     assert "100.0% of the test users have their two last items on one day" in shown  # tiny lies within a day
     written = json.loads(Path("ties.json").read_text())
     first = {name: value for name, value in written["rows"][0].items() if name != "order"}
     assert first == result["test_result"]
     assert len(written["rows"]) == 4
     assert len({row["recall@20"] for row in written["rows"]}) > 1
+
+
+def test_beam_vs_exact_runs(settings):
+    result = experiment.run(experiment.prepare("TIGER", "tiny", settings), "results")
+    arguments = [f"--checkpoint={result['checkpoint']}", "--users=30", "--beam_sizes=10,60", "--output=beam.json"]
+    script("beam_vs_exact").main(arguments)
+    rows = {row["scoring"]: row for row in json.loads(Path("beam.json").read_text())["rows"]}
+    assert set(rows) == {"exact", "beam 10", "beam 60"}
+    assert rows["exact"]["share of the exact top 10"] == rows["beam 60"]["share of the exact top 10"] == 1  # all 60 items
+    assert rows["exact"]["recall@10"] == rows["beam 60"]["recall@10"]
 
 
 def test_likelihood_runs(settings):
@@ -94,6 +99,15 @@ def test_rare_items_runs(data_path, capsys):
         # Weighed by the shares of the targets, the groups make up the whole.
         whole = sum(shares[name] * found[name] for name in found)
         assert whole == pytest.approx(result["test_result"]["recall@10"], abs=2e-4)
+    # The ranges, counted by hand: what is left of a user's items without the last two is training.
+    users = {}
+    for line in (Path(data_path) / "tiny/tiny.inter").read_text().splitlines()[1:]:
+        user, item, _ = line.split("\t")
+        users.setdefault(user, []).append(item)
+    counts = Counter(item for items in users.values() for item in items[:-2])
+    rare_targets = sum(counts[items[-1]] <= 10 for items in users.values())
+    shares = tables["rows"][0]
+    assert rare_targets / len(users) == pytest.approx(shares["0-2"] + shares["3-5"] + shares["6-10"], abs=2e-4)
     assert rare.main(["--results_dir=absent", where[1], "--dataset=tiny"]) == 2
     assert "absent holds no results of tiny with ranks" in capsys.readouterr().err
 
@@ -232,7 +246,7 @@ def test_a_failed_cell_does_not_end_the_grid(grid):
 
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_killed_cell_goes_on(sent, status, grid, settings):
-    settings = {**settings, "epochs": 40, "stopping_step": 40}
+    settings = {**settings, "epochs": 20, "stopping_step": 20}
     Path("grid.yaml").write_text(json.dumps({"datasets": ["tiny"], "seeds": [1], "models": {"TIGER": settings}}))
     command = [sys.executable, BENCHMARKS / "leaderboard.py", *ARGUMENTS]
     process = subprocess.Popen(
@@ -253,10 +267,10 @@ def test_a_killed_cell_goes_on(sent, status, grid, settings):
     assert not list(Path("results").glob("*.json"))
     (state,) = Path("saved").glob("TIGER-*/last.pth")
     done = len(load_checkpoint(state, "cpu")["epoch_log"])
-    assert 0 < done < 40
+    assert 0 < done < 20
     grid()
     (result,) = read_results("results")
-    assert len(result["epoch_log"]) == 40
+    assert len(result["epoch_log"]) == 20
     (log,) = Path("log/leaderboard").glob("*.log")
     assert f"epochs 0 to {done - 1} are done" in log.read_text()
 

@@ -38,7 +38,7 @@ INTER = """user_id:token	item_id:token	timestamp:float
 2	B2	1036928
 """
 ITEM = """item_id:token	title:token	brand:token	categories:token
-B2	The "best" ® soap		Home > Bath
+B2	"The ""best"" ® soap"		Home > Bath
 B1	Soap & towel set	L'Acme	Beauty > Bath
 B3			Beauty > Hair Care > Shampoos
 B4	It's 'asin': 'B1' here		
@@ -96,11 +96,12 @@ def test_real_sequences_come_back(real_data, tmp_path, dataset):
     raw = inter.sort_values("item", kind="stable")
     number = {user: str(i) for i, user in enumerate(raw["user"].unique(), start=1)}
     inter = inter.assign(user=inter["user"].map(number)).sort_values("user", key=lambda u: u.astype(int), kind="stable")
-    item_lines = (real_data / dataset / f"{dataset}.item").read_text(encoding="utf-8").splitlines()
-    rows = {line.split("\t")[0]: line.split("\t")[1:] for line in item_lines[1:]}
+    item_file = real_data / dataset / f"{dataset}.item"
+    table = pd.read_csv(item_file, sep="\t", dtype=str, keep_default_na=False)
+    lines = {line.split("\t")[0]: line for line in item_file.read_text(encoding="utf-8").splitlines()[1:]}
     order = inter["item"].unique()
 
-    records = [(item, title or None, brand or None, [path.split(" > ")]) for item, (title, brand, path) in rows.items()]
+    records = [(item, title or None, brand or None, [path.split(" > ")]) for item, title, brand, path in table.to_numpy()]
     write_originals(tmp_path, dataset, raw[["user", "item", "day"]].itertuples(index=False, name=None), records)
     published = Counts(inter["user"].nunique(), len(order), len(inter))
     amazon = {dataset: Amazon(AMAZON[dataset].file, AMAZON[dataset].department, published)}
@@ -109,7 +110,7 @@ def test_real_sequences_come_back(real_data, tmp_path, dataset):
     folder = tmp_path / "data" / dataset
     expected = ["\t".join(row) for row in inter[["user", "item", "time"]].itertuples(index=False, name=None)]
     assert (folder / f"{dataset}.inter").read_text().splitlines()[1:] == expected
-    expected = ["\t".join([item, *rows[item]]) for item in order]
+    expected = [lines[item] for item in order]
     assert (folder / f"{dataset}.item").read_text(encoding="utf-8").splitlines()[1:] == expected
     for kind in ("inter", "item"):
         with open(real_data / dataset / f"{dataset}.{kind}") as prepared, open(folder / f"{dataset}.{kind}") as made:

@@ -19,6 +19,7 @@ from recbole.utils.case_study import full_sort_scores, full_sort_topk
 
 from recbole_tiger import SemanticIDs  # registers TIGER, too
 from recbole_tiger.dataset import TIGERDataset
+from recbole_tiger.errors import TigerError
 from recbole_tiger.model.tiger import TIGER
 from recbole_tiger.trainer import TIGERTrainer
 
@@ -46,6 +47,11 @@ def scores_of(model, data):
 
 
 # --- settings ---
+
+
+def test_several_processes_are_refused(settings):
+    with pytest.raises(TigerError, match="in one process, on one device: leave out nproc"):
+        Config(model="TIGER", dataset="tiny", config_dict={**settings, "local_rank": 0, "nproc": 2})
 
 
 def test_settings_lie_in_layers(settings, tmp_path):

@@ -99,5 +99,10 @@ def test_users_are_asked_for_where_the_model_reads_them(trained, recommender):
         pytest.skip("this model has no user token")
     with pytest.raises(TigerError, match="give a user"):
         recommender.recommend(trained["histories"][0])
+    first = trained["histories"][0]
+    together = recommender.recommend([first, first], scoring="exact", user="12")
+    alone = [r["score"] for r in recommender.recommend(first, scoring="exact", user="12")]
+    for recommendations in together:  # of one user, not of "1" and "2"
+        assert [r["score"] for r in recommendations] == pytest.approx(alone, abs=1e-4)
     one, two = (recommender.recommend(trained["histories"][0], scoring="exact", user=user) for user in ("u1", "u2"))
     assert [r["score"] for r in one] != [r["score"] for r in two]

@@ -74,7 +74,8 @@ def killed(tmp_path_factory):
     time.sleep(2)
     found["before"], found["files"] = records(folder / "results"), files_under(folder / "results")
 
-    with contextlib.chdir(folder), contextlib.redirect_stderr(io.StringIO()) as message:
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(io.StringIO()) as message:
+        patch.chdir(folder)
         status = main(call)
     found["refusal"] = (status, message.getvalue(), files_under(folder / "results") == found["files"])
     with subprocess.Popen([*PYTHON, *call, "--resume"], cwd=folder, stdout=subprocess.PIPE, text=True) as driver:

@@ -7,10 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
+from recbole_tiger.errors import TigerError
 from recbole_tiger.quantizers.kmeans import assign, kmeans
-
-KMEANS_ITERATIONS = 30
-KMEANS_SAMPLE = 65536
 
 
 def mlp(sizes):
@@ -78,6 +76,7 @@ class RQVAE:
         rq_vae_beta: weight of the commitment loss.
         rq_vae_steps, rq_vae_warmup_steps: steps of training in all, and those of them before quantization begins.
         rq_vae_batch_size, rq_vae_learning_rate: of AdamW.
+        kmeans_iterations, kmeans_sample: of the codebooks' start, as RQKMeans takes them.
     """
 
     def __init__(
@@ -92,11 +91,22 @@ class RQVAE:
         rq_vae_warmup_steps,
         rq_vae_batch_size,
         rq_vae_learning_rate,
+        kmeans_iterations,
+        kmeans_sample,
     ):
+        if not 0 <= rq_vae_warmup_steps < rq_vae_steps:
+            raise TigerError(
+                f"rq_vae_warmup_steps {rq_vae_warmup_steps} has to be from 0 up to the {rq_vae_steps} rq_vae_steps: "
+                f"quantization begins after the warm-up; lower it"
+            )
+        hidden = rq_vae_hidden_sizes
+        if not isinstance(hidden, list) or not all(isinstance(width, int) and width > 0 for width in hidden):
+            raise TigerError(f"rq_vae_hidden_sizes has to be a list of positive whole numbers, not {hidden!r}")
         self.codebook_size, self.codebook_depth = codebook_size, codebook_depth
         self.hidden_sizes, self.latent_size, self.beta = rq_vae_hidden_sizes, rq_vae_latent_size, rq_vae_beta
         self.steps, self.warmup_steps = rq_vae_steps, rq_vae_warmup_steps
         self.batch_size, self.learning_rate = rq_vae_batch_size, rq_vae_learning_rate
+        self.kmeans_iterations, self.kmeans_sample = kmeans_iterations, kmeans_sample
 
     def fit(self, x, *, seed, show_progress=False):
         """Codes of ``x`` [n_items, dim], an int64 tensor [n_items, codebook_depth]."""
@@ -144,9 +154,9 @@ class RQVAE:
                 kmeans(
                     residual,
                     self.codebook_size,
-                    iterations=KMEANS_ITERATIONS,
+                    iterations=self.kmeans_iterations,
                     generator=generator,
-                    sample=KMEANS_SAMPLE,
+                    sample=self.kmeans_sample,
                 )
             )
             residual = residual - codebook[assign(residual, codebook)[0]]
