@@ -397,7 +397,7 @@ def _own_inputs(config):
     if config["model"] != "TIGER":
         return []
     files = [Path(config[name]) for name in ("item_embeddings", "semantic_ids") if config[name]]
-    encoder = [encoder_hash(config["text_encoder"])] if Path(config["text_encoder"]).is_dir() else []
+    encoder = [encoder_hash(config["text_encoder"])] if Path(str(config["text_encoder"])).is_dir() else []
     return [*(content_hash(file).hex() for file in files if file.is_file()), *encoder]
 
 
