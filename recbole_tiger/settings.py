@@ -332,7 +332,9 @@ def check_tiger(config):
     counts = ["codebook_size", "codebook_depth", "beam_size", "MAX_ITEM_LIST_LENGTH", "train_batch_size", "epochs"]
     counts += ["hidden_size", "n_heads", "head_size", "inner_size", "n_layers", "n_decoder_layers", "rq_vae_latent_size"]
     counts += ["rq_vae_steps", "rq_vae_batch_size", "kmeans_iterations", "kmeans_sample"]
-    _check_counts(config, [*counts, *(["eval_batch_size"] if config["eval_batch_size"] is not None else [])])
+    _check_counts(config, counts)
+    if config["eval_batch_size"] is not None:
+        _check_counts(config, ["eval_batch_size"])
     if config["kmeans_sample"] < config["codebook_size"]:
         raise TigerError(
             f"kmeans_sample {config['kmeans_sample']} is less than codebook_size {config['codebook_size']}; raise it"

@@ -38,6 +38,15 @@ def write_dataset(folder, name="tiny", n_items=N_ITEMS, n_users=N_USERS):
     return path
 
 
+def read_sequences(folder):
+    """Items of every user of the dataset "tiny" in a folder, oldest first."""
+    sequences = {}
+    for line in (Path(folder) / "tiny.inter").read_text().splitlines()[1:]:
+        user, item, _ = line.split("\t")
+        sequences.setdefault(user, []).append(item)
+    return sequences
+
+
 def small_settings(folder, data_path, name="tiny"):
     """Settings of a TIGER that trains on the dataset in about a second an epoch; everything is written under ``folder``."""
     return {

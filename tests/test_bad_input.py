@@ -5,6 +5,8 @@ import os
 import pickle
 import re
 import resource
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from recbole_tiger.cli import main
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import whole_file
 from recbole_tiger.results import read_results
-from tests.conftest import N_ITEMS, small_settings, write_dataset
+from tests.conftest import N_ITEMS, read_sequences, small_settings, write_dataset
 from tests.test_command_line import arguments, files_under, rows_of
 from tests.test_recbole import built
 
@@ -321,6 +323,23 @@ def test_encoder_that_is_not_there(capsys, own, name):
     _, settings = own
     message = run(capsys, {**settings, "text_encoder": name})
     has(message, f"text_encoder {name!r}", "not on this machine", "give a folder", "--text_encoder=all-MiniLM-L6-v2")
+
+
+def test_encoder_that_cannot_be_fetched(own, tmp_path):
+    _, settings = own
+    settings = {**settings, **QUIET, "text_encoder": "sentence-transformers/sentence-t5-base"}
+    done = subprocess.run(
+        [sys.executable, "-m", "recbole_tiger", "tokenize", "--dataset=tiny", *arguments(settings)],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    last = done.stderr.splitlines()[-1]
+    has(last, "recbole-tiger: error: ", "sentence-t5-base", "not on this machine", "give a folder")
+    assert "Traceback" not in done.stderr
+    assert not Path(settings["cache_dir"]).exists()
 
 
 class Runs:
@@ -793,6 +812,7 @@ def full_disk(name, size):
         ("embeddings-", 5000),
         ("semantic-ids-", 300),
         ("/TIGER-", 20000),
+        ("/TIGER-", 0),
         ("last.pth", 20000),
         ("results/", 1000),
     ],
@@ -829,11 +849,8 @@ def test_no_room(settings, capsys, name, size):
 def split(tmp_path, settings):
     """The dataset as tiny.train.inter, tiny.valid.inter and tiny.test.inter, and settings for it."""
     folder = write_dataset(tmp_path / "data")
-    lines = [line.split("\t") for line in (folder / "tiny.inter").read_text().splitlines()[1:]]
+    histories = read_sequences(folder)
     (folder / "tiny.inter").unlink()
-    histories = {}
-    for user, item, _ in lines:
-        histories.setdefault(user, []).append(item)
     header = "user_id:token\titem_id_list:token_seq\titem_id:token"
     parts = {"train": [header], "valid": [header], "test": [header]}
     for user, items in histories.items():

@@ -19,6 +19,7 @@ from recbole.quick_start import load_data_and_model
 from recbole_tiger import experiment
 from recbole_tiger.checkpoint import load_checkpoint
 from recbole_tiger.results import read_results
+from tests.conftest import read_sequences
 from tests.test_command_line import files_under, rows_of
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -100,14 +101,11 @@ def test_rare_items_runs(data_path, capsys):
         whole = sum(shares[name] * found[name] for name in found)
         assert whole == pytest.approx(result["test_result"]["recall@10"], abs=2e-4)
     # The ranges, counted by hand: what is left of a user's items without the last two is training.
-    users = {}
-    for line in (Path(data_path) / "tiny/tiny.inter").read_text().splitlines()[1:]:
-        user, item, _ = line.split("\t")
-        users.setdefault(user, []).append(item)
-    counts = Counter(item for items in users.values() for item in items[:-2])
-    rare_targets = sum(counts[items[-1]] <= 10 for items in users.values())
+    sequences = read_sequences(data_path / "tiny")
+    counts = Counter(item for items in sequences.values() for item in items[:-2])
+    rare_targets = sum(counts[items[-1]] <= 10 for items in sequences.values())
     shares = tables["rows"][0]
-    assert rare_targets / len(users) == pytest.approx(shares["0-2"] + shares["3-5"] + shares["6-10"], abs=2e-4)
+    assert rare_targets / len(sequences) == pytest.approx(shares["0-2"] + shares["3-5"] + shares["6-10"], abs=2e-4)
     assert rare.main(["--results_dir=absent", where[1], "--dataset=tiny"]) == 2
     assert "absent holds no results of tiny with ranks" in capsys.readouterr().err
 
@@ -246,7 +244,7 @@ def test_a_failed_cell_does_not_end_the_grid(grid):
 
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_killed_cell_goes_on(sent, status, grid, settings):
-    settings = {**settings, "epochs": 20, "stopping_step": 20}
+    settings = {**settings, "epochs": 40, "stopping_step": 40}
     Path("grid.yaml").write_text(json.dumps({"datasets": ["tiny"], "seeds": [1], "models": {"TIGER": settings}}))
     command = [sys.executable, BENCHMARKS / "leaderboard.py", *ARGUMENTS]
     process = subprocess.Popen(
@@ -267,10 +265,10 @@ def test_a_killed_cell_goes_on(sent, status, grid, settings):
     assert not list(Path("results").glob("*.json"))
     (state,) = Path("saved").glob("TIGER-*/last.pth")
     done = len(load_checkpoint(state, "cpu")["epoch_log"])
-    assert 0 < done < 20
+    assert 0 < done < 40
     grid()
     (result,) = read_results("results")
-    assert len(result["epoch_log"]) == 20
+    assert len(result["epoch_log"]) == 40
     (log,) = Path("log/leaderboard").glob("*.log")
     assert f"epochs 0 to {done - 1} are done" in log.read_text()
 

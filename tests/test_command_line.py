@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recbole_tiger import Recommender, SemanticIDs
+from recbole_tiger import Recommender, SemanticIDs, __version__
 from recbole_tiger.cli import main
 from recbole_tiger.results import read_ranks, read_results
 from recbole_tiger.settings import parse_arguments
 from recbole_tiger.statistics import metric_of_users
-from tests.conftest import small_settings
+from tests.conftest import read_sequences, small_settings
 
 # What the README says a result file holds.
 FIELDS = {
@@ -108,6 +108,11 @@ def test_help_names_the_commands(capsys):
     assert all(re.search(rf"^    {name} ", shown, flags=re.MULTILINE) for name in names)
 
 
+def test_version_of_the_module():
+    done = subprocess.run([sys.executable, "-m", "recbole_tiger", "--version"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, __version__)
+
+
 def test_a_mistake_ends_the_process_with_status_2():
     command = [sys.executable, "-m", "recbole_tiger", "run", "--model=SASRecc", "--dataset=tiny"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -184,10 +189,7 @@ def test_ranks_belong_to_their_users(settings):
     exact = ["--train_batch_size=1", "--train_neg_sample_args=~"]
     assert main(["run", "--model=Pop", "--dataset=tiny", *exact, *data]) == 0
     (result,) = read_results("results")
-    lines = (Path(settings["data_path"]) / "tiny/tiny.inter").read_text().splitlines()[1:]
-    sequences = {}
-    for user, item, _ in map(str.split, lines):
-        sequences.setdefault(user, []).append(item)
+    sequences = read_sequences(Path(settings["data_path"]) / "tiny")
     counts = Counter(item for items in sequences.values() for item in items[:-2])
     for user, rank in zip(*read_ranks(f"results/{result['ranks']}"), strict=True):
         target = counts[sequences[user][-1]]

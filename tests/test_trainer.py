@@ -275,7 +275,7 @@ def test_mixed_precision_learns_the_same(settings, tmp_path):
     settings["data_path"] = str(tmp_path / "many")
     still = dict.fromkeys(("hidden_dropout_prob", "attn_dropout_prob", "code_dropout_prob"), 0.0)
     found = {
-        amp: run(settings, **still, epochs=6, eval_step=6, train_batch_size=1024, learning_rate=0.01, enable_amp=amp)
+        amp: run(settings, **still, epochs=6, train_batch_size=1024, learning_rate=0.01, enable_amp=amp)
         for amp in (False, True)
     }
     curves = {amp: [epoch["train_loss"] for epoch in result["epoch_log"]] for amp, result in found.items()}
@@ -284,4 +284,4 @@ def test_mixed_precision_learns_the_same(settings, tmp_path):
     for metric in ("best_valid_result", "test_result"):
         scores = {amp: result[metric]["ndcg@10"] for amp, result in found.items()}
         assert scores[True] == pytest.approx(scores[False], rel=0.1)
-        assert scores[False] > 0.4
+        assert scores[False] > 0.3 + found[False]["epoch_log"][0]["valid_score"]
