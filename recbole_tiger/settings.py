@@ -18,7 +18,7 @@ from recbole.config import Config
 from recbole.utils import argument_list, get_model
 
 from recbole_tiger.encoder import encoder_hash
-from recbole_tiger.errors import TigerError
+from recbole_tiger.errors import TigerError, check_number
 from recbole_tiger.files import content_hash
 from recbole_tiger.item_text import interaction_files
 from recbole_tiger.quantizers import QUANTIZERS, make_quantizer
@@ -268,8 +268,7 @@ def _check_optimizer(config):
     if clip is not None and (not isinstance(clip, dict) or "max_norm" not in clip):
         raise TigerError(f"clip_grad_norm has to be of the form {{'max_norm': 1.0}} or nothing, not {clip!r}")
     for key in ("weight_decay", "initializer_range"):
-        if not isinstance(config[key], int | float) or config[key] < 0:
-            raise TigerError(f"{key} has to be a number from 0 up, not {config[key]!r}")
+        check_number(key, config[key])
 
 
 def check_run(config):
@@ -281,8 +280,7 @@ def check_run(config):
     _check_counts(config, ["epochs", "eval_step"])
     if not isinstance(config["seed"], int) or config["seed"] < 0:
         raise TigerError(f"seed has to be a whole number from 0 up, not {config['seed']!r}")
-    if not isinstance(config["learning_rate"], int | float) or config["learning_rate"] <= 0:
-        raise TigerError(f"learning_rate has to be a positive number, not {config['learning_rate']!r}")
+    check_number("learning_rate", config["learning_rate"], positive=True)
     if config["valid_users"] is not None:
         _check_counts(config, ["valid_users"])
     minutes = config["max_minutes"]

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from recbole_tiger.errors import TigerError
+from recbole_tiger.errors import TigerError, check_number
 from recbole_tiger.quantizers.kmeans import assign, kmeans
 
 
@@ -99,10 +99,8 @@ class RQVAE:
                 f"rq_vae_warmup_steps {rq_vae_warmup_steps!r} has to be a whole number from 0 up to the {rq_vae_steps} "
                 f"rq_vae_steps: quantization begins after the warm-up; lower it"
             )
-        if not isinstance(rq_vae_learning_rate, int | float) or rq_vae_learning_rate <= 0:
-            raise TigerError(f"rq_vae_learning_rate has to be a positive number, not {rq_vae_learning_rate!r}")
-        if not isinstance(rq_vae_beta, int | float) or rq_vae_beta < 0:
-            raise TigerError(f"rq_vae_beta has to be a number from 0 up, not {rq_vae_beta!r}")
+        check_number("rq_vae_learning_rate", rq_vae_learning_rate, positive=True)
+        check_number("rq_vae_beta", rq_vae_beta)
         hidden = rq_vae_hidden_sizes
         if not isinstance(hidden, list) or not all(isinstance(width, int) and width > 0 for width in hidden):
             raise TigerError(f"rq_vae_hidden_sizes has to be a list of positive whole numbers, not {hidden!r}")
