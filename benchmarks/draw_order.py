@@ -8,7 +8,6 @@ recbole-tiger run --model=TIGER-text --dataset=amazon-beauty --data_path=drawn
 """
 
 import argparse
-import csv
 import shutil
 import sys
 from pathlib import Path
@@ -65,8 +64,9 @@ def main(argv=None):
             for other in set(folder.glob(f"{args.dataset}.*")) - {file}:
                 shutil.copyfile(other, temporary / other.name)
             typed = [f"{name}:{kind}" for name, kind in fields.items()]
-            written = {"sep": config["field_separator"], "encoding": config["encoding"], "quoting": csv.QUOTE_NONE}
-            copy.to_csv(temporary / file.name, header=typed, index=False, **written)
+            copy.to_csv(
+                temporary / file.name, header=typed, index=False, sep=config["field_separator"], encoding=config["encoding"]
+            )
     except TigerError as error:
         print(f"draw_order.py: error: {error}", file=sys.stderr)
         return 2

@@ -76,7 +76,6 @@ def read_columns(path, names, config):
             usecols=[f"{name}:{fields[name]}" for name in names],
             dtype=str,
             keep_default_na=False,
-            quoting=3,
             encoding=encoding,
         )
     except UnicodeDecodeError as error:

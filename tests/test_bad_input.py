@@ -193,6 +193,19 @@ def test_quotes_that_enclose_a_title(own):
     (folder / "tiny.item").write_text(text.replace("The soap number 2\t", '"The ""soap"" number 2"\t'))
     _, (train_data, *_), *_ = built({**settings, "item_embeddings": str(folder / "embeddings.npz")})
     assert train_data.dataset.item_num == N_ITEMS + 1
+    catalogue = train_data.dataset.catalogue
+    assert catalogue.titles[catalogue.items.index("i2")] == 'The "soap" number 2'
+
+
+def test_quotes_that_enclose_an_item_token(own):
+    """As csv writers put them around every value of a column; RecBole reads the token within."""
+    folder, settings = own
+    lines = (folder / "tiny.item").read_text().splitlines()
+    lines[1:] = ['"{}"\t{}'.format(*line.split("\t", 1)) for line in lines[1:]]
+    (folder / "tiny.item").write_text("\n".join(lines) + "\n")
+    _, (train_data, *_), *_ = built({**settings, "item_embeddings": str(folder / "embeddings.npz")})
+    assert "i2" in train_data.dataset.catalogue.items
+    assert train_data.dataset.item_num == N_ITEMS + 1
 
 
 @pytest.mark.parametrize("kind", ["item", "inter"])
