@@ -72,6 +72,7 @@ def _parser():
         "Make the semantic IDs of a dataset and show how well they tell items apart",
         "recbole-tiger tokenize --dataset=ml-100k --quantizer=rq_kmeans --output=ids.tsv",
     )
+    tokenize.add_argument("--model", default="TIGER", help="TIGER or a recipe of it (default: TIGER)")
     tokenize.add_argument("--output", help="write the semantic IDs to this file")
 
     tune = command(
@@ -178,7 +179,6 @@ def _tune(args, settings):
     # RecBole lets a process see the GPUs of its gpu_id alone, and Ray gives out those.
     settings.setdefault("gpu_id", ",".join(map(str, range(torch.cuda.device_count()))))
     config = experiment.prepare(args.model, args.dataset, settings)
-    grace_period = max(1, config["epochs"] // 4) if args.grace_period is None else args.grace_period
     cpus, gpus = args.cpus_per_trial, args.gpus_per_trial
     planned = sweep.plan(
         args.model,
@@ -189,14 +189,14 @@ def _tune(args, settings):
         search=args.search,
         num_samples=args.num_samples,
         scheduler=args.scheduler,
-        grace_period=grace_period,
+        grace_period=args.grace_period,
         results_dir=args.results_dir,
     )
     tuning.tune_sweep(
         planned,
         resume=args.resume,
         scheduler=args.scheduler,
-        grace_period=grace_period,
+        grace_period=max(1, planned.epochs // 4) if args.grace_period is None else args.grace_period,
         max_concurrent=args.max_concurrent,
         cpus_per_trial=max(1, os.cpu_count() // args.max_concurrent) if cpus is None else cpus,
         gpus_per_trial=min(1, torch.cuda.device_count() / args.max_concurrent) if gpus is None else gpus,
@@ -213,7 +213,9 @@ def _tune(args, settings):
 
 
 def _tokenize(args, settings):
-    config = experiment.prepare("TIGER", args.dataset, settings)
+    config = experiment.prepare(args.model, args.dataset, settings)
+    if config["model"] != "TIGER":
+        raise TigerError(f"model {args.model} has no semantic IDs: give TIGER or a recipe of it")
     catalogue = TIGERDataset(config).catalogue
     ids = catalogue.semantic_ids
     statistics = ids.statistics()

@@ -105,7 +105,7 @@ def evaluated_users(data):
     """Tokens of the users of an evaluation's rows, in their order."""
     dataset = data.dataset
     ids = data.uid_list if hasattr(data, "uid_list") else dataset.inter_feat[dataset.uid_field]
-    return dataset.id2token(dataset.uid_field, ids)
+    return dataset.id2token(dataset.uid_field, np.asarray(ids))  # of a tensor of one id it would be no array
 
 
 def plain(result):
@@ -144,11 +144,21 @@ def start_logging(config):
 
 
 def load(config):
-    """Training, validation (cut down to ``valid_users``) and test data of a run."""
+    """Training, validation (cut down to ``valid_users``) and test data of a run.
+
+    Raises:
+        TigerError: one of them is empty.
+    """
     init_seed(config["seed"], config["reproducibility"])
     dataset = create_dataset(config)
     getLogger().info(dataset)
     train_data, valid_data, test_data = data_preparation(config, dataset)
+    for part, data in (("training", train_data), ("validation", valid_data), ("test", test_data)):
+        if not len(data._dataset):
+            raise TigerError(
+                f"dataset {config['dataset']}: with eval_args split {config['eval_args']['split']} no interaction is left "
+                f"for {part}; leave-one-out needs users with at least four"
+            )
     if config["valid_users"] is not None:
         valid_data = of_some_users(config, valid_data)
     return train_data, valid_data, test_data
@@ -245,8 +255,11 @@ def finish(result, trainer, test_data, file):
     result["test_result"] = plain(found)
     result["eval_seconds"] = round(seconds, 2)
     result["eval_users_per_second"] = round(len(test_data._dataset) / seconds, 2)
-    result["ranks"] = None if trainer.ranks is None else file.with_suffix(".ranks.npz").name
-    write_result(result, file, evaluated_users(test_data), trainer.ranks)
+    users = evaluated_users(test_data)
+    # With several targets a user, as a split by ratio has them, rows are no sample of users.
+    ranks = trainer.ranks if len(np.unique(users)) == len(users) else None
+    result["ranks"] = None if ranks is None else file.with_suffix(".ranks.npz").name
+    write_result(result, file, users, ranks)
 
 
 def remove_state(trainer):

@@ -108,7 +108,7 @@ def read_arrays(path, *names):
         raise TigerError(f"{path} does not exist") from error
     except KeyError as error:
         raise TigerError(f"{path} lacks an array: it has to hold {' and '.join(names)}") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # many kinds, for what is damaged
         raise TigerError(
             f"{path} is cut short or not an npz file of plain arrays ({error}); delete it and make it anew"
         ) from error

@@ -1,5 +1,7 @@
 """Item features of a RecBole dataset -> one string per item."""
 
+import csv
+import io
 import re
 from pathlib import Path
 
@@ -99,8 +101,8 @@ def item_file(config):
     path = Path(config["data_path"]) / f"{config['dataset']}.item"
     if not path.is_file():
         raise TigerError(
-            f"dataset {config['dataset']} has no item file: {path} does not exist; TIGER reads item text from it "
-            f"(columns item_id:token title:token ...)"
+            f"dataset {config['dataset']} has no item file: {path} does not exist; every model loads the columns that TIGER "
+            f"reads (item_id:token title:token ...): add it, or, for other models alone, name columns by --load_col=..."
         )
     return path
 
@@ -176,8 +178,20 @@ def text_of_items(config, items):
     return table["text"].tolist(), table["title"].tolist()
 
 
+def _refuse_absent(path, tokens):
+    """Refuse tokens as NA and null, which pandas reads as absent, so that RecBole drops their rows."""
+    tokens = pd.Series(tokens[tokens != ""].unique())
+    written = tokens.to_csv(index=False, header=["token"], quoting=csv.QUOTE_ALL)
+    absent = tokens[pd.read_csv(io.StringIO(written), dtype=str)["token"].isna()]
+    if len(absent):
+        raise TigerError(
+            f"{path}: {', '.join(absent)} cannot be the token of an item or a user, for RecBole reads it as absent; "
+            f"write it differently"
+        )
+
+
 def check_interactions(config):
-    """Refuse interactions with items that the item file lacks, which RecBole would drop without a word.
+    """Refuse interactions that RecBole would drop without a word: with items that the item file lacks, or absent tokens.
 
     Files that this process has checked are not read again until they change.
     """
@@ -187,12 +201,16 @@ def check_interactions(config):
     state = (*state, item_id, config["field_separator"], config["encoding"])
     if state in _checked:
         return
-    known = set(read_columns(items, [item_id], config)[item_id])
+    known = read_columns(items, [item_id], config)[item_id]
+    _refuse_absent(items, known)
     for path in paths:
         fields = header(path, config)
         if item_id not in fields:
             raise TigerError(f"{path} has no column {item_id}: it has {', '.join(fields)}; name it by --ITEM_ID_FIELD=...")
-        used = read_columns(path, [item_id], config)[item_id]
+        table = read_columns(path, [name for name in (config["USER_ID_FIELD"], item_id) if name in fields], config)
+        for name in table:
+            _refuse_absent(path, table[name])
+        used = table[item_id]
         lost = used[~used.isin(known) & (used != "")]
         if len(lost):
             raise TigerError(

@@ -260,15 +260,16 @@ def leaderboard_csv(results, folder):
     """All datasets in one table for programs, with the interval of every metric."""
     stream = io.StringIO()
     statistics = [f"{metric}{suffix}" for metric in METRICS for suffix in ("", " std", " low", " high", " p")]
-    names = ["dataset", "data_hash", "model", "source", *statistics, "seeds", "epochs", "out_of_time", "still_improving"]
-    names += ["train_seconds", "eval_users_per_second", "parameters"]
+    names = ["dataset", "data_hash", "eval_args", "model", "source", *statistics, "seeds", "epochs"]
+    names += ["out_of_time", "still_improving", "train_seconds", "eval_users_per_second", "parameters"]
     writer = csv.DictWriter(stream, names, lineterminator="\n")
     writer.writeheader()
-    for (dataset, data_hash), group in by_data(results).items():
-        rows = [*published_rows(dataset), *rows_of(group, folder)]
+    for group in comparable(results).values():
+        of_group = {"dataset": group[0]["dataset"], "data_hash": group[0]["data_hash"], "eval_args": _protocol(group[0])}
+        rows = [*published_rows(group[0]["dataset"]), *rows_of(group, folder)]
         rankings = {metric: ranking(rows, metric) for metric in METRICS}
         for i, row in enumerate(rows):
-            line = {"dataset": dataset, "data_hash": data_hash, "model": row.label, "source": row.source}
+            line = {**of_group, "model": row.label, "source": row.source}
             for metric in METRICS:
                 low, high = row.interval(metric) or (None, None)
                 p = rankings[metric].p if i == rankings[metric].best else None
@@ -286,12 +287,30 @@ def leaderboard_csv(results, folder):
     return stream.getvalue()
 
 
-def by_data(results):
-    """Results by dataset and hash of its files, in order."""
+def _protocol(result):
+    return json.dumps(result["settings"].get("eval_args"), sort_keys=True).replace('"', "")
+
+
+def comparable(results):
+    """Results in groups within which they can be compared: of one dataset, the same files, split and evaluation.
+
+    Returns:
+        dict of title to list of results; the title is the dataset's name, and where that has several groups what tells
+        them apart.
+    """
     groups = {}
-    for result in sorted(results, key=lambda result: (result["dataset"], result["data_hash"])):
-        groups.setdefault((result["dataset"], result["data_hash"]), []).append(result)
-    return groups
+    for result in results:
+        groups.setdefault((result["dataset"], result["data_hash"], _protocol(result)), []).append(result)
+    titles = {}
+    for dataset, data_hash, protocol in sorted(groups):
+        others = [other for other in groups if other[0] == dataset]
+        title = dataset
+        if len({other[1] for other in others}) > 1:
+            title += f", files {data_hash}"
+        if len({other[2] for other in others}) > 1:
+            title += f", eval_args {protocol}"
+        titles[title] = groups[dataset, data_hash, protocol]
+    return titles
 
 
 def leaderboards(results, folder, style):
@@ -303,10 +322,7 @@ def leaderboards(results, folder, style):
     """
     if style == "csv":
         return leaderboard_csv(results, folder)
-    groups = by_data(results)
-    names = [dataset for dataset, _ in groups]
     parts = []
-    for (dataset, data_hash), group in groups.items():
-        title = f"{dataset}, files {data_hash}" if names.count(dataset) > 1 else dataset
+    for title, group in comparable(results).items():
         parts += [STYLES[style].title.format(title), leaderboard(group, folder, style, published=True) + "\n"]
     return "\n".join(parts)

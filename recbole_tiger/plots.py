@@ -1,12 +1,13 @@
 """Pictures of leaderboards and sweeps, made of their files."""
 
+import re
 from itertools import accumulate
 from pathlib import Path
 
 import pandas as pd
 
 from recbole_tiger.files import make_folder, whole_file
-from recbole_tiger.leaderboard import MAIN, by_data, rows_of
+from recbole_tiger.leaderboard import MAIN, comparable, rows_of
 
 
 def _figure(width, height):
@@ -25,24 +26,22 @@ def plot(results, folder, output):
 
     Args:
         results: dicts, as in result files. folder: where they are.
-        output: folder for ``<dataset>-training.png`` (validation against seconds of training, a line a run) and
-            ``<dataset>-parameters.png`` (test against parameters, with the interval over users).
+        output: folder for ``<title>-training.png`` (validation against seconds of training, a line a run) and
+            ``<title>-parameters.png`` (test against parameters, with the interval over users).
 
     Returns:
         list of paths.
     """
     make_folder(output)
-    groups = by_data(results)
-    names = [dataset for dataset, _ in groups]
     files = []
-    for (dataset, data_hash), group in groups.items():
-        name = f"{dataset}-{data_hash}" if names.count(dataset) > 1 else dataset
+    for title, group in comparable(results).items():
+        name = re.sub(r"[^\w.-]+", "-", title).strip("-")
         rows = rows_of(group, folder)
         for kind, draw in (("training", _draw_training), ("parameters", _draw_parameters)):
             figure = _figure(7, 4.5)
             axes = figure.subplots()
             draw(axes, rows)
-            axes.set_title(dataset)
+            axes.set_title(title)
             axes.grid(alpha=0.3)
             file = Path(output) / f"{name}-{kind}.png"
             _save(figure, file)
@@ -78,7 +77,8 @@ def _draw_parameters(axes, rows):
     for i, row in enumerate(row for row in rows if row.values(MAIN)):
         size, value = row.average("parameters"), row.mean(MAIN)
         bounds = row.interval(MAIN)
-        error = [[value - bounds[0]], [bounds[1] - value]] if bounds else None
+        # RecBole's values are rounded, and may lie outside of an interval without width.
+        error = [[max(0, value - bounds[0])], [max(0, bounds[1] - value)]] if bounds else None
         axes.errorbar(size, value, yerr=error, marker="o", color=f"C{i}", capsize=3)
         axes.annotate(row.label, (size, value), xytext=(6, 4), textcoords="offset points", fontsize="small")
     axes.set_xscale("log")

@@ -146,7 +146,8 @@ def read_histories(file):
     if not path.is_file():
         raise TigerError(f"file of histories {path} does not exist")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        with path.open(encoding="utf-8") as stream:  # item tokens may hold what str.splitlines takes for a line's end
+            lines = [line.rstrip("\n") for line in stream]
     except UnicodeDecodeError as error:
         raise TigerError(f"file of histories {path} is not UTF-8 text ({error}); save it as UTF-8") from error
     return [[item.strip() for item in line.split(",") if item.strip()] for line in lines]

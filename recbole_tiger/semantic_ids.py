@@ -149,7 +149,8 @@ class SemanticIDs:
         if not path.is_file():
             raise TigerError(f"semantic-ID file {path} does not exist")
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            with path.open(encoding="utf-8") as stream:  # item tokens may hold what str.splitlines takes for a line's end
+                lines = [line.rstrip("\n") for line in stream]
         except UnicodeDecodeError as error:
             raise TigerError(f"{path} is not a text file: expected a tab-separated table of semantic IDs") from error
         if not lines or lines[0].split("\t")[0] != "item":

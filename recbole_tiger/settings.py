@@ -49,7 +49,7 @@ NOT_OF_THE_RUN = {
 }
 
 # Keys that RecBole reads and no file of its properties lists.
-UNLISTED = {"model", "dataset", "benchmark_filename", "encoding", "token_num_threshold", "selected_features", "label"}
+UNLISTED = {"benchmark_filename", "encoding", "token_num_threshold", "selected_features", "label"}
 
 
 class Loader(yaml.SafeLoader):
@@ -146,6 +146,8 @@ def check_keys(settings, source):
         TigerError: with the nearest known one.
     """
     for key in settings:
+        if key in ("model", "dataset"):
+            raise TigerError(f"{key} in {source} is no setting: it is an argument of a command's own, see its --help")
         if key not in known_settings():
             raise TigerError(f"unknown setting {key!r} in {source}{nearest(key, sorted(known_settings()))}")
 
@@ -271,6 +273,14 @@ def _check_optimizer(config):
         check_number(key, config[key])
 
 
+def _check_text_fields(config):
+    fields = config["text_fields"]
+    if not isinstance(fields, list) or not fields or len(set(map(str, fields))) < len(fields):
+        raise TigerError(f"text_fields has to be a list of different column names, not {fields!r}")
+    if config["ITEM_ID_FIELD"] in fields:
+        raise TigerError(f"text_fields has {config['ITEM_ID_FIELD']}, which holds no text: name the columns with text")
+
+
 def check_run(config):
     """Refuse settings with which a run of any model would fail after its data are made or its epochs are over.
 
@@ -278,6 +288,7 @@ def check_run(config):
         TigerError: with the setting and what it may be.
     """
     _check_counts(config, ["epochs", "eval_step"])
+    _check_text_fields(config)
     if not isinstance(config["seed"], int) or config["seed"] < 0:
         raise TigerError(f"seed has to be a whole number from 0 up, not {config['seed']!r}")
     check_number("learning_rate", config["learning_rate"], positive=True)
@@ -344,8 +355,7 @@ def check_tiger(config):
     for key in ["hidden_dropout_prob", "attn_dropout_prob", "code_dropout_prob", "label_smoothing", "warmup_ratio"]:
         if not isinstance(config[key], int | float) or not 0 <= config[key] < 1:
             raise TigerError(f"{key} has to be a number from 0 up to 1, not {config[key]!r}")
-    if not isinstance(config["text_fields"], list) or not config["text_fields"]:
-        raise TigerError(f"text_fields has to be a list of column names, not {config['text_fields']!r}")
+    _check_text_fields(config)
     if not config["topk"]:
         raise TigerError("topk is empty: give the lengths of the lists that are evaluated, as --topk=[5,10]")
     if config["beam_size"] < max(config["topk"]):

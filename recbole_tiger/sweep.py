@@ -289,6 +289,7 @@ def plan(model, dataset, user_settings, config, *, sweep, search, num_samples, s
 
     Args:
         config: of ``experiment.prepare`` for the settings that all trials share.
+        grace_period: epochs before ASHA stops a trial, or None.
         search: random, or hyperopt to choose every trial by the scores of those before it.
 
     Raises:
@@ -300,8 +301,6 @@ def plan(model, dataset, user_settings, config, *, sweep, search, num_samples, s
         raise TigerError(f"sweep {sweep} varies {', '.join(both)}, and the settings fix it: take it out of one of them")
     if config["semantic_ids"] and set(space) & {"quantizer", *quantizer_settings(config)}:
         raise TigerError(f"sweep {sweep} varies how semantic IDs are made, and semantic_ids gives them: take one out")
-    if scheduler == "asha" and not 1 <= grace_period <= config["epochs"]:
-        raise TigerError(f"grace_period has to be from 1 to the {config['epochs']} epochs, not {grace_period}")
     if search == "hyperopt" and importlib.util.find_spec("hyperopt") is None:
         raise TigerError("--search=hyperopt needs the package hyperopt: install this one with its extra of that name")
     grids = Space(space).grids
@@ -342,6 +341,8 @@ def plan(model, dataset, user_settings, config, *, sweep, search, num_samples, s
             made.add_noted()
     except TigerError as error:
         raise TigerError(f"sweep {sweep}, {error}") from error
+    if scheduler == "asha" and grace_period is not None and not 1 <= grace_period <= made.epochs:
+        raise TigerError(f"grace_period has to be from 1 to the {made.epochs} epochs, not {grace_period}")
     return made
 
 

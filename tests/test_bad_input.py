@@ -138,6 +138,36 @@ def test_interactions_with_unknown_items(capsys, own, stock):
     )
 
 
+@pytest.mark.parametrize(("token", "name"), [("i5", "NA"), ("u3", "null")])
+def test_tokens_that_recbole_reads_as_absent(capsys, own, token, name):
+    """It would drop their rows."""
+    folder, settings = own
+    for kind in ("item", "inter"):
+        file = folder / f"tiny.{kind}"
+        file.write_text(re.sub(rf"\b{token}\b", name, file.read_text()))
+    for model in ("TIGER", "SASRec"):
+        names = ("data_path", "epochs") if model == "SASRec" else settings
+        has(run(capsys, {key: settings[key] for key in names}, model=model), folder, name, "absent", "differently")
+
+
+@pytest.mark.parametrize("model", ["TIGER", "SASRec"])
+def test_histories_too_short_for_a_validation_set(capsys, own, model):
+    """Before the training, which could not choose an epoch."""
+    folder, settings = own
+    counts, kept = {}, []
+    for line in (folder / "tiny.inter").read_text().splitlines():
+        user = line.split("\t")[0]
+        counts[user] = counts.get(user, 0) + 1
+        kept += [line] if counts[user] <= 3 else []
+    (folder / "tiny.inter").write_text("\n".join(kept) + "\n")
+    settings["item_embeddings"] = str(folder / "embeddings.npz")
+    names = ("data_path", "epochs") if model == "SASRec" else settings
+    call = ["run", f"--model={model}", "--dataset=tiny", *arguments({**{key: settings[key] for key in names}, **QUIET})]
+    assert main(call) == 2
+    has(sentence(capsys), "tiny", "no interaction is left for validation", "at least four")
+    assert not list(Path().glob("**/*.pth"))
+
+
 def test_a_changed_file_is_checked_again(own):
     folder, settings = own
     experiment.prepare("TIGER", "tiny", settings)
@@ -245,6 +275,8 @@ def test_price_that_is_no_number(capsys, own):
         ({"learning_rate": "fast"}, ["learning_rate", "'fast'"]),
         ({"hidden_dropout_prob": 1}, ["hidden_dropout_prob", "1"]),
         ({"text_fields": "title"}, ["text_fields", "list", "'title'"]),
+        ({"text_fields": ["title", "title"]}, ["text_fields", "different", "'title', 'title'"]),
+        ({"text_fields": ["title", "item_id"]}, ["text_fields has item_id", "no text"]),
         ({"seed": "x"}, ["seed", "'x'"]),
         ({"seed": -1}, ["seed", "-1"]),
         ({"learner": "adafactor"}, ["unknown learner 'adafactor'", "adam or adamw"]),
@@ -274,6 +306,10 @@ def test_price_that_is_no_number(capsys, own):
 def test_setting_that_cannot_work(capsys, own, change, parts):
     _, settings = own
     has(run(capsys, {**settings, **change}), *parts)
+
+
+def test_text_fields_that_cannot_work_with_another_model(capsys, data_path):
+    has(run(capsys, {"data_path": str(data_path), "text_fields": "title"}, model="SASRec"), "text_fields", "list", "'title'")
 
 
 @pytest.mark.parametrize("change", [{"epochs": 0}, {"eval_step": 0}, {"epochs": "many"}], ids=str)
@@ -309,6 +345,9 @@ def test_misspelt_setting(capsys, own, tmp_path):
     (tmp_path / "mine.yaml").write_text("learning_rte: 0.1\n")
     message = run(capsys, settings, "--config_files=mine.yaml")
     has(message, "unknown setting 'learning_rte' in mine.yaml", "did you mean learning_rate?")
+    (tmp_path / "mine.yaml").write_text("model: TIGER-text\n")
+    has(run(capsys, settings, "--config_files=mine.yaml"), "model in mine.yaml is no setting", "--help")
+    has(refused(capsys, ["compare", "--model=TIGER", "--models=SASRec", "--dataset=tiny"]), "model in the command line")
 
 
 @pytest.mark.parametrize(

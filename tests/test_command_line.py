@@ -16,7 +16,7 @@ from recbole_tiger.cli import main
 from recbole_tiger.results import read_ranks, read_results
 from recbole_tiger.settings import parse_arguments
 from recbole_tiger.statistics import metric_of_users
-from tests.conftest import read_sequences, small_settings
+from tests.conftest import read_sequences, small_settings, write_dataset
 
 # What the README says a result file holds.
 FIELDS = {
@@ -207,6 +207,27 @@ def test_no_ranks_where_a_user_has_several_targets(settings):
     assert not list(Path("results").glob("*.npz"))
 
 
+def test_a_dataset_of_one_user(tmp_path, settings, capsys):
+    folder = write_dataset(tmp_path / "data", n_users=1)
+    settings |= {"data_path": str(tmp_path / "data"), "item_embeddings": str(folder / "embeddings.npz")}
+    assert main(["run", "--model=TIGER", "--dataset=tiny", *arguments(settings)]) == 0
+    (result,) = read_results("results")
+    users, _ = read_ranks(Path("results") / result["ranks"])
+    assert users.tolist() == ["u0"]
+    assert main(["leaderboard", "--plots=plots"]) == 0
+    assert "tiny-parameters.png" in capsys.readouterr().err
+
+
+def test_no_ranks_where_a_user_has_several_rows(settings):
+    """They are no sample of users, which intervals are made of."""
+    eval_args = {"split": {"RS": [0.6, 0.2, 0.2]}, "order": "TO", "mode": "full"}
+    assert main(["run", "--model=TIGER", "--dataset=tiny", *arguments({**settings, "eval_args": eval_args})]) == 0
+    (result,) = read_results("results")
+    assert result["ranks"] is None
+    assert not list(Path("results").glob("*.npz"))
+    assert result["test_result"]["recall@10"] > 0
+
+
 @pytest.mark.parametrize("model", ["SASRec", "TIGER"])
 def test_training_ends_when_time_is_up(settings, model):
     if model == "SASRec":
@@ -349,6 +370,18 @@ def test_tokenize(settings, capsys):
 
 
 # --- recommend ---
+
+
+def test_tokenize_by_a_recipe(settings, capsys):
+    own = {key: value for key, value in settings.items() if key != "quantizer"}
+    for model, quantizer in (("TIGER-rq-kmeans", "rq_kmeans"), ("TIGER-random", "random")):
+        assert main(["tokenize", f"--model={model}", "--dataset=tiny", "--output=by-recipe.tsv", *arguments(own)]) == 0
+        call = ["tokenize", "--dataset=tiny", "--output=by-setting.tsv", f"--quantizer={quantizer}", *arguments(own)]
+        assert main(call) == 0
+        assert Path("by-recipe.tsv").read_bytes() == Path("by-setting.tsv").read_bytes()
+    capsys.readouterr()
+    assert main(["tokenize", "--model=SASRec", "--dataset=tiny", f"--data_path={settings['data_path']}"]) == 2
+    assert "SASRec has no semantic IDs" in capsys.readouterr().err
 
 
 def test_recommend_a_history(trained, capsys):

@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,6 +88,25 @@ def test_damaged_ranks(tmp_path, capsys):
     file.write_bytes(file.read_bytes()[:100])
     assert main(["leaderboard"]) == 2
     assert f"{file.name} are absent or damaged" in capsys.readouterr().err
+
+
+def test_ranks_with_a_bit_turned_over():
+    """Wherever it is: they read as they were, or not at all."""
+    users, ranks = [f"user {i}" for i in range(300)], np.arange(300, dtype=np.int32)
+    write_ranks(users, ranks, "x.npz")
+    content = np.fromfile("x.npz", dtype=np.uint8)
+    refused = 0
+    for place in np.random.default_rng(0).permutation(len(content))[:400]:
+        changed = content.copy()
+        changed[place] ^= 4
+        changed.tofile("x.npz")
+        try:
+            found = read_ranks("x.npz")
+        except TigerError:
+            refused += 1
+            continue
+        assert sorted(found[1].tolist()) == ranks.tolist()
+    assert refused > 200
 
 
 def test_pickled_ranks_are_refused(tmp_path):
@@ -236,6 +256,25 @@ def test_a_table_for_each_dataset():
     write_run("SASRec", dataset="tiny", data_hash="4567")
     text = leaderboards(read_results("results"), "results", "markdown")
     assert re.findall("^## (.*)$", text, flags=re.MULTILINE) == ["amazon-beauty", "tiny, files 0123", "tiny, files 4567"]
+
+
+def test_other_protocols_are_other_tables(capsys):
+    """Among 21 items any model ranks the target higher."""
+    full, sampled = ({"eval_args": {"split": {"LS": "valid_and_test"}, "mode": mode}} for mode in ("full", "uni20"))
+    write_run("TIGER", level=0.1, settings=full)
+    write_run("SASRec", level=0.9, settings=sampled)
+    text = leaderboards(read_results("results"), "results", "markdown")
+    assert "†" not in text
+    titles = re.findall("^## (.*)$", text, flags=re.MULTILINE)
+    assert [title.partition(", eval_args ")[0] for title in titles] == ["amazon-beauty"] * 2
+    assert ["mode: full" in titles[0], "mode: uni20" in titles[1]] == [True, True]
+    rows = list(csv.DictReader(io.StringIO(leaderboards(read_results("results"), "results", "csv"))))
+    assert {(row["model"], "uni20" in row["eval_args"]) for row in rows if not row["source"]} == {
+        ("TIGER", False),
+        ("SASRec", True),
+    }
+    assert main(["leaderboard", "--plots=out"]) == 0
+    assert len(list(Path("out").glob("*-training.png"))) == 2
 
 
 def test_latex_is_escaped():

@@ -166,6 +166,19 @@ def test_kmeans_seeds_are_distinct_rows_and_spread():
     assert sorted(seeds[:, 0].tolist()) == [-50.0, 0.0, 50.0]
 
 
+@pytest.mark.parametrize("warmup", [40, 57, 79])
+def test_rq_vae_restarts_the_codes_that_a_whole_epoch_did_not_use(warmup, clustered, monkeypatch):
+    """Wherever in an epoch the warm-up ends: few batches use few codes."""
+    x = clustered[0]
+    steps = {"rq_vae_warmup_steps": warmup, "rq_vae_steps": warmup + 45, "rq_vae_batch_size": 10}
+    quantizer = make_quantizer(config_of("rq_vae", **steps))
+    found = []
+    monkeypatch.setattr(quantizer, "_restart_dead", lambda _, x, used, generator: found.append(used.sum(dim=1).tolist()))
+    quantizer.fit(x, seed=1)
+    (used,) = found  # after 40 batches, an epoch
+    assert min(used) > 10
+
+
 def test_rq_vae_loss_by_hand():
     torch.manual_seed(0)
     network = Network(dim=6, hidden_sizes=[5], latent_size=3, depth=2, size=4, beta=0.25)

@@ -58,6 +58,12 @@ def test_save_and_load_in_a_form_people_can_read(ids, tmp_path):
     assert np.array_equal(again.codes, ids.codes)
 
 
+def test_item_tokens_with_line_separators_of_unicode_come_back(tmp_path):
+    items = ["a\u2028b", "a\x85", "\x0c"]
+    SemanticIDs(items, np.array([[0, 0], [1, 0], [1, 1]])).save(tmp_path / "ids.tsv")
+    assert SemanticIDs.load(tmp_path / "ids.tsv").items == tuple(items)
+
+
 def test_is_frozen(ids):
     with pytest.raises(ValueError, match="read-only"):
         ids.codes[0, 0] = 5

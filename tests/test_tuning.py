@@ -510,6 +510,16 @@ def test_a_sweep_by_hyperopt(settings, monkeypatch):
     assert len({record["params"]["learning_rate"] for record in found.values()}) == 3
 
 
+def test_a_sweep_of_epochs(settings, capsys):
+    """The grace period is a quarter of the most epochs of a trial, not of the settings'."""
+    Path("mine.yaml").write_text("epochs: [2, 3]\n")
+    varied = {key: value for key, value in settings.items() if key != "epochs"}
+    message = refused(capsys, ["tune", "--dataset=tiny", "--sweep=mine.yaml", "--grace_period=4"], varied)
+    has(message, "grace_period", "from 1 to the 3 epochs, not 4")
+    assert main(["tune", "--dataset=tiny", "--sweep=mine.yaml", *arguments(varied)]) == 0
+    assert {record["params"]["epochs"]: scored(record) for record in records("results").values()} == {2: 2, 3: 3}
+
+
 # --- validation on some users ---
 
 

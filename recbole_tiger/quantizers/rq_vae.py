@@ -126,6 +126,7 @@ class RQVAE:
         for step in progress:
             if step == self.warmup_steps:
                 self._seed_codebooks(network, x, generator)
+                batches = iter(())  # which codes are used shows in a whole epoch
             batch = next(batches, None)
             if batch is None:
                 if step > self.warmup_steps:
