@@ -352,7 +352,8 @@ def check_tiger(config):
         raise TigerError(f"n_user_tokens has to be a whole number from 0 up, not {config['n_user_tokens']!r}")
     make_quantizer(config)
     _check_optimizer(config)
-    for key in ["hidden_dropout_prob", "attn_dropout_prob", "code_dropout_prob", "label_smoothing", "warmup_ratio"]:
+    probabilities = ["hidden_dropout_prob", "attn_dropout_prob", "code_dropout_prob", "label_smoothing"]
+    for key in [*probabilities, "warmup_ratio", "ema_decay"]:
         if not isinstance(config[key], int | float) or not 0 <= config[key] < 1:
             raise TigerError(f"{key} has to be a number from 0 up to 1, not {config[key]!r}")
     _check_text_fields(config)

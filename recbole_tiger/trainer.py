@@ -1,5 +1,6 @@
-"""TIGERTrainer: batches of windows by length, warm-up and cosine, a state to resume from after every epoch."""
+"""TIGERTrainer: batches of windows by length, schedule, averaged weights, a state to resume from after every epoch."""
 
+import contextlib
 import math
 import os
 import textwrap
@@ -10,6 +11,7 @@ import torch
 from recbole.trainer import Trainer
 from recbole.utils import dict2str, early_stopping
 from torch.nn.utils import clip_grad_norm_
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from recbole_tiger.checkpoint import load_checkpoint
@@ -19,11 +21,16 @@ from recbole_tiger.evaluation import RankedCollector, needs_scores
 from recbole_tiger.settings import run_key
 
 
-def warmup_cosine(step, total, warmup_ratio):
-    """Factor of the learning rate: linear over the first ``warmup_ratio`` of the steps, then a cosine to zero."""
+def warmup_cosine(step, total, warmup_ratio, constant=False):
+    """Factor of the learning rate: linear over the first ``warmup_ratio`` of the steps, then a cosine to zero.
+
+    With ``constant`` it stays at 1 after the warm-up.
+    """
     warmup = max(1, round(warmup_ratio * total))
     if step < warmup:
         return (step + 1) / warmup
+    if constant:
+        return 1.0
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))
 
 
@@ -34,6 +41,9 @@ class TIGERTrainer(Trainer):
     ``<checkpoint_dir>/TIGER-<key>/last.pth``, where the key is a hash of the settings and the data; with ``resume`` the run
     goes on from there and ends as if it had not been interrupted. The best epoch is kept in
     ``<checkpoint_dir>/TIGER-<time>-<key>.pth``.
+
+    With ``ema_decay`` the learning rate is constant after its warm-up, and what is validated, saved and tested is an
+    exponential moving average of the weights, of which the first steps have equal shares.
 
     Attributes:
         epoch_log: list of one dict an epoch.
@@ -46,6 +56,7 @@ class TIGERTrainer(Trainer):
         self.state_file = Path(self.checkpoint_dir) / f"TIGER-{key}" / "last.pth"
         self.epoch_log = []
         self.schedule_step = 0
+        self.averages = [p.detach().clone() for p in model.parameters()] if config["ema_decay"] else []
         self.stopped = False
         self.ranks_only = not needs_scores(config)
         if self.ranks_only:
@@ -89,7 +100,7 @@ class TIGERTrainer(Trainer):
         Returns:
             the loss, without its graph.
         """
-        factor = warmup_cosine(self.schedule_step, total_steps, self.config["warmup_ratio"])
+        factor = warmup_cosine(self.schedule_step, total_steps, self.config["warmup_ratio"], constant=bool(self.averages))
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * factor
         length = int(windows.lengths[batch].max())
@@ -104,12 +115,31 @@ class TIGERTrainer(Trainer):
             clip_grad_norm_(self.model.parameters(), **self.clip_grad_norm)
         self.optimizer.step()
         self.schedule_step += 1
+        if self.averages:
+            decay = min(self.config["ema_decay"], 1 - 1 / self.schedule_step)
+            get_ema_multi_avg_fn(decay)(self.averages, [p.detach() for p in self.model.parameters()], None)
         return loss.detach()
+
+    def _exchange(self):
+        """Exchange the model's weights and their averages; no numbers are copied."""
+        if self.averages:
+            for parameter, average in zip(self.model.parameters(), self.averages, strict=True):
+                parameter.data, average.data = average.data, parameter.data
+
+    @contextlib.contextmanager
+    def averaged(self):
+        """The model with its averaged weights, where ``ema_decay`` asks for them."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
 
     def _state(self, epoch):
         kind, key, *rest = np.random.get_state()
         return {
             **super()._state(epoch),
+            "trained_weights": self.averages,  # those that the optimizer goes on with: state_dict holds the averages
             "best_valid_result": None if self.best_valid_result is None else dict(self.best_valid_result),
             "schedule_step": self.schedule_step,
             "random_state": torch.get_rng_state(),
@@ -146,9 +176,15 @@ class TIGERTrainer(Trainer):
         self._load_model(state, resume_file)
         if "schedule_step" not in state:
             raise TigerError(f"{resume_file} was not written by this trainer: it lacks the state to resume from")
+        if bool(state.get("trained_weights")) != bool(self.averages):
+            raise TigerError(f"{resume_file} was trained with another ema_decay; use the settings that it was trained with")
         # With codes other than those made here the model has built its network anew.
         self.optimizer = self._build_optimizer()
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.averages:
+            self._exchange()
+            for parameter, weights in zip(self.model.parameters(), state["trained_weights"], strict=True):
+                parameter.data = weights
         self.start_epoch = state["epoch"] + 1
         self.cur_step = state["cur_step"]
         self.best_valid_score = state["best_valid_score"]
@@ -190,13 +226,15 @@ class TIGERTrainer(Trainer):
             self.wandblogger.log_metrics({"epoch": epoch, "train_loss": loss, "train_step": epoch}, head="train")
             if verbose:
                 self.logger.info(f"epoch {epoch} training [train loss: {loss:.4f}]")
-            improved = not valid_data or self.eval_step <= 0
-            if not improved and (epoch + 1) % self.eval_step == 0:
-                improved = self._validate(valid_data, epoch, verbose, show_progress, callback_fn)
-            if saved:
-                if improved:
-                    self._save_checkpoint(epoch, verbose=verbose)
-                self._save_checkpoint(epoch, verbose=False, saved_model_file=self.state_file)
+            with self.averaged():
+                improved = not valid_data or self.eval_step <= 0
+                if not improved and (epoch + 1) % self.eval_step == 0:
+                    improved = self._validate(valid_data, epoch, verbose, show_progress, callback_fn)
+                if saved:
+                    if improved:
+                        self._save_checkpoint(epoch, verbose=verbose)
+                    self._save_checkpoint(epoch, verbose=False, saved_model_file=self.state_file)
+        self._exchange()  # what is evaluated from here on is the average
         self._add_hparam_to_tensorboard(self.best_valid_score)
         return self.best_valid_score, self.best_valid_result
 

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from recbole_tiger.model.seq2seq import BIAS_SCALE, Seq2Seq
+from recbole_tiger.model.seq2seq import BIAS_SCALE, PREFIX_GAIN, Seq2Seq
 
 
 def small_network(seed=0, n_items=30, **changes):
@@ -74,7 +74,7 @@ def prefix_vector(network, prefix):
         return torch.zeros(())
     lengths = range(2, network.levels + 1)
     rows = [row for n in lengths for row in sorted({tuple(codes[:n]) for codes in network.codes[1:].tolist()})]
-    return network.prefix_embedding.weight[rows.index(tuple(prefix))]
+    return PREFIX_GAIN * network.prefix_embedding.weight[rows.index(tuple(prefix))]
 
 
 @torch.no_grad()

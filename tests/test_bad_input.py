@@ -277,6 +277,7 @@ def test_price_that_is_no_number(capsys, own):
         ({"text_fields": "title"}, ["text_fields", "list", "'title'"]),
         ({"text_fields": ["title", "title"]}, ["text_fields", "different", "'title', 'title'"]),
         ({"text_fields": ["title", "item_id"]}, ["text_fields has item_id", "no text"]),
+        ({"ema_decay": 1}, ["ema_decay", "from 0 up to 1"]),
         ({"seed": "x"}, ["seed", "'x'"]),
         ({"seed": -1}, ["seed", "-1"]),
         ({"learner": "adafactor"}, ["unknown learner 'adafactor'", "adam or adamw"]),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from recbole_tiger.model.seq2seq import TEXT_SCALE, Dropout
+from recbole_tiger.model.seq2seq import PREFIX_GAIN, TEXT_SCALE, Dropout
 from tests.plain import level_states, small_network
 
 VARIANTS = {
@@ -162,7 +162,7 @@ def test_codes_and_prefixes_start_from_the_text_of_their_items():
             rests = plain_directions(text[1:], prefixes, paths)
             expected = torch.stack([rests[path] for path in sorted(rests)]) @ projection
             begin = int(network.prefix_offsets[level - 1])
-            of_prefixes = added["prefix_embedding.weight"][begin : begin + len(rests)]
+            of_prefixes = PREFIX_GAIN * added["prefix_embedding.weight"][begin : begin + len(rests)]
             torch.testing.assert_close(of_prefixes, 0.3 * expected / expected.std(), atol=1e-5, rtol=1e-4)
     unchanged = [name for name in added if not name.startswith(("code_embedding", "classifiers", "prefix_embedding"))]
     assert all(not added[name].any() for name in unchanged)

@@ -13,6 +13,7 @@ import torch
 
 from recbole_tiger import compat, experiment
 from recbole_tiger.checkpoint import load_checkpoint, save_checkpoint
+from recbole_tiger.errors import TigerError
 from recbole_tiger.settings import run_key
 from recbole_tiger.trainer import TIGERTrainer, warmup_cosine
 from tests.conftest import write_dataset
@@ -85,12 +86,17 @@ def resumable(settings):
 
 
 @pytest.mark.parametrize(
-    ("killed_at", "during", "sampled"),
-    [(0, False, False), (2, False, True), (2, True, False)],
-    ids=["after epoch 0", "after epoch 2, sampled evaluation", "while the state of epoch 2 is written"],
+    ("killed_at", "during", "sampled", "ema_decay"),
+    [(0, False, False, 0.0), (2, False, True, 0.0), (2, True, False, 0.0), (1, False, False, 0.9)],
+    ids=[
+        "after epoch 0",
+        "after epoch 2, sampled evaluation",
+        "while the state of epoch 2 is written",
+        "after epoch 1, averaged weights",
+    ],
 )
-def test_killed_run_resumes_and_ends_as_the_uninterrupted_one(resumable, tmp_path, killed_at, during, sampled):
-    settings = resumable
+def test_killed_run_resumes_and_ends_as_the_uninterrupted_one(resumable, tmp_path, killed_at, during, sampled, ema_decay):
+    settings = {**resumable, "ema_decay": ema_decay}
     if sampled:
         settings["eval_args"] = {"split": {"LS": "valid_and_test"}, "order": "TO", "mode": "uni20"}
     whole = run(settings, checkpoint_dir=str(tmp_path / "whole"))
@@ -215,6 +221,45 @@ def test_training_follows_the_schedule(settings):
     assert max(rates)[0] == pytest.approx(0.01)
     assert rates[0][0] == pytest.approx(0.01 / round(0.25 * steps))
     assert 0 < rates[-1][0] < 0.001
+
+
+def test_averaged_weights_by_hand(settings):
+    """What is validated, saved and left in the model is the average; the learning rate stays at its peak."""
+    _, (train_data, valid_data, test_data), model, trainer = built(
+        {**settings, "epochs": 3, "ema_decay": 0.8, "learning_rate": 0.01, "metric_decimal_place": 10}
+    )
+    parameters = list(model.parameters())
+    average, steps, rates = None, 0, []
+
+    def follow(*_):
+        nonlocal average, steps
+        steps += 1
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+        weights = [p.detach().double().clone() for p in parameters]
+        # The mean of the first five, then four fifths of what it was.
+        share = max(1 - 0.8, 1 / steps)
+        average = weights if steps == 1 else [(1 - share) * a + share * w for a, w in zip(average, weights, strict=True)]
+
+    trainer.optimizer.register_step_post_hook(follow)
+    _, best = trainer.fit(train_data, valid_data)
+    assert steps > 15
+    assert rates[-1] == max(rates) == 0.01
+    for parameter, expected in zip(parameters, average, strict=True):
+        torch.testing.assert_close(parameter.detach().double(), expected, rtol=1e-4, atol=1e-6)
+    last = load_checkpoint(trainer.state_file, "cpu")
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, last["state_dict"][name]), name
+    trainer.evaluate(test_data)
+    assert trainer.evaluate(valid_data, load_best_model=False) == best
+
+
+def test_averaged_weights_go_on_from_averaged_weights_alone(settings):
+    for one, other in ((0.0, 0.9), (0.9, 0.0)):
+        _, (train_data, valid_data, _), _, trainer = built({**settings, "epochs": 1, "ema_decay": one})
+        trainer.fit(train_data, valid_data)
+        *_, second = built({**settings, "epochs": 2, "ema_decay": other})
+        with pytest.raises(TigerError, match="another ema_decay"):
+            second.resume_checkpoint(trainer.state_file)
 
 
 def test_weight_decay_shrinks_matrices_only(settings):

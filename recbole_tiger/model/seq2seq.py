@@ -15,6 +15,8 @@ MASKED = -1e9
 BIAS_SCALE = 8.0
 # Most prefixes are rare: their embeddings start small beside those of the codes, and grow where the data say so.
 PREFIX_SCALE = 1 / 3
+# For the same reason as BIAS_SCALE: a rare prefix is a target in few steps, and is to be remembered nevertheless.
+PREFIX_GAIN = 4.0
 # Standard deviation of what the text gives to the first embeddings of codes: enough to be heard beside the layers' outputs.
 TEXT_SCALE = 0.5
 
@@ -294,7 +296,7 @@ class Seq2Seq(nn.Module):
                 nn.init.zeros_(module.bias)
         nn.init.normal_(self.start, std=std)
         if self.prefix_embedding is not None:
-            nn.init.normal_(self.prefix_embedding.weight, std=std * PREFIX_SCALE)
+            nn.init.normal_(self.prefix_embedding.weight, std=std * PREFIX_SCALE / PREFIX_GAIN)
         for layers, branches in ((self.encoder, 2), (self.decoder, 3)):
             for layer in layers:
                 for module in layer.modules():
@@ -329,7 +331,7 @@ class Seq2Seq(nn.Module):
             if self.prefix_embedding is not None and level:
                 begin = int(self.prefix_offsets[level - 1])
                 of_prefixes = directions(rest, nodes, n_nodes)
-                self.prefix_embedding.weight[begin : begin + n_nodes] += self.initializer_range * of_prefixes
+                self.prefix_embedding.weight[begin : begin + n_nodes] += self.initializer_range / PREFIX_GAIN * of_prefixes
             rest = text - means(text, nodes, n_nodes)[0][nodes]
 
     # --- the history ---
@@ -352,7 +354,7 @@ class Seq2Seq(nn.Module):
         x = self._embed_codes(self.codes[items])
         if self.prefix_embedding is not None:
             prefixes = self.paths[items][..., 1:] + self.prefix_offsets
-            x = x + F.pad(self.prefix_embedding(prefixes), (0, 0, 1, 0))
+            x = x + PREFIX_GAIN * F.pad(self.prefix_embedding(prefixes), (0, 0, 1, 0))
         if self.training and self.code_dropout_prob > 0:
             keep = torch.rand(x.shape[:3], device=x.device) >= self.code_dropout_prob
             x = x * keep.unsqueeze(-1)
@@ -492,5 +494,5 @@ class Seq2Seq(nn.Module):
         logits = self.classifiers[level](hidden).gather(-1, codes)
         if self.prefix_embedding is not None and level:
             own = self.prefix_embedding(child + self.prefix_offsets[level - 1])
-            logits = logits + torch.matmul(own, hidden.unsqueeze(-1)).squeeze(-1)
+            logits = logits + torch.matmul(own, PREFIX_GAIN * hidden.unsqueeze(-1)).squeeze(-1)
         return logits.float().masked_fill(~exists, -torch.inf)
