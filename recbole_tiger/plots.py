@@ -79,12 +79,11 @@ def _draw_parameters(axes, rows):
         bounds = row.interval(MAIN)
         # RecBole's values are rounded, and may lie outside of an interval without width.
         error = [[max(0, value - bounds[0])], [max(0, bounds[1] - value)]] if bounds else None
-        axes.errorbar(size, value, yerr=error, marker="o", color=f"C{i}", capsize=3)
-        axes.annotate(row.label, (size, value), xytext=(6, 4), textcoords="offset points", fontsize="small")
+        axes.errorbar(size, value, yerr=error, marker="o", color=f"C{i}", capsize=3, linestyle="", label=row.label)
     axes.set_xscale("log")
-    axes.margins(x=0.15)
     axes.set_xlabel("parameters")
     axes.set_ylabel(f"{MAIN} on test")
+    axes.legend(fontsize="small")
 
 
 def codebook_heat_map(rows, metric, bigger, file):
