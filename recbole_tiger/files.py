@@ -25,6 +25,12 @@ def make_folder(path):
         raise TigerError(f"cannot make the folder {path}: {error.strerror or error}; choose another folder") from error
 
 
+def read_lines(path):
+    """Lines of a UTF-8 file without their ends; characters that ``str.splitlines`` takes for one stay in their line."""
+    with open(path, encoding="utf-8") as stream:
+        return [line.rstrip("\n") for line in stream]
+
+
 def content_hash(path):
     """SHA-256 of a file's content, as bytes."""
     digest = hashlib.sha256()

@@ -9,6 +9,7 @@ import torch
 from recbole_tiger.catalogue import Catalogue
 from recbole_tiger.checkpoint import load_checkpoint
 from recbole_tiger.errors import TigerError
+from recbole_tiger.files import read_lines
 from recbole_tiger.item_text import named
 from recbole_tiger.model.tiger import TIGER, user_slot
 from recbole_tiger.semantic_ids import SemanticIDs
@@ -146,8 +147,7 @@ def read_histories(file):
     if not path.is_file():
         raise TigerError(f"file of histories {path} does not exist")
     try:
-        with path.open(encoding="utf-8") as stream:  # item tokens may hold what str.splitlines takes for a line's end
-            lines = [line.rstrip("\n") for line in stream]
+        lines = read_lines(path)
     except UnicodeDecodeError as error:
         raise TigerError(f"file of histories {path} is not UTF-8 text ({error}); save it as UTF-8") from error
     return [[item.strip() for item in line.split(",") if item.strip()] for line in lines]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from recbole_tiger.errors import TigerError
-from recbole_tiger.files import whole_file
+from recbole_tiger.files import read_lines, whole_file
 from recbole_tiger.item_text import named
 
 # A level's embeddings and classifier have a row for every code up to the largest.
@@ -149,8 +149,7 @@ class SemanticIDs:
         if not path.is_file():
             raise TigerError(f"semantic-ID file {path} does not exist")
         try:
-            with path.open(encoding="utf-8") as stream:  # item tokens may hold what str.splitlines takes for a line's end
-                lines = [line.rstrip("\n") for line in stream]
+            lines = read_lines(path)
         except UnicodeDecodeError as error:
             raise TigerError(f"{path} is not a text file: expected a tab-separated table of semantic IDs") from error
         if not lines or lines[0].split("\t")[0] != "item":

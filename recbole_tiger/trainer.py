@@ -117,7 +117,7 @@ class TIGERTrainer(Trainer):
         self.schedule_step += 1
         if self.averages:
             decay = min(self.config["ema_decay"], 1 - 1 / self.schedule_step)
-            get_ema_multi_avg_fn(decay)(self.averages, [p.detach() for p in self.model.parameters()], None)
+            get_ema_multi_avg_fn(decay)(self.averages, list(self.model.parameters()), None)
         return loss.detach()
 
     def _exchange(self):

@@ -50,6 +50,11 @@ def run(capsys, settings, *more, dataset="tiny", model="TIGER"):
     return refused(capsys, ["run", f"--model={model}", f"--dataset={dataset}", *more], settings)
 
 
+def of_model(settings, model):
+    """Those of TIGER's settings that a model has."""
+    return settings if model == "TIGER" else {key: settings[key] for key in ("data_path", "epochs")}
+
+
 def has(message, *parts):
     for part in parts:
         assert str(part) in message, message
@@ -146,8 +151,7 @@ def test_tokens_that_recbole_reads_as_absent(capsys, own, token, name):
         file = folder / f"tiny.{kind}"
         file.write_text(re.sub(rf"\b{token}\b", name, file.read_text()))
     for model in ("TIGER", "SASRec"):
-        names = ("data_path", "epochs") if model == "SASRec" else settings
-        has(run(capsys, {key: settings[key] for key in names}, model=model), folder, name, "absent", "differently")
+        has(run(capsys, of_model(settings, model), model=model), folder, name, "absent", "differently")
 
 
 @pytest.mark.parametrize("model", ["TIGER", "SASRec"])
@@ -161,8 +165,7 @@ def test_histories_too_short_for_a_validation_set(capsys, own, model):
         kept += [line] if counts[user] <= 3 else []
     (folder / "tiny.inter").write_text("\n".join(kept) + "\n")
     settings["item_embeddings"] = str(folder / "embeddings.npz")
-    names = ("data_path", "epochs") if model == "SASRec" else settings
-    call = ["run", f"--model={model}", "--dataset=tiny", *arguments({**{key: settings[key] for key in names}, **QUIET})]
+    call = ["run", f"--model={model}", "--dataset=tiny", *arguments({**of_model(settings, model), **QUIET})]
     assert main(call) == 2
     has(sentence(capsys), "tiny", "no interaction is left for validation", "at least four")
     assert not list(Path().glob("**/*.pth"))
@@ -213,8 +216,7 @@ def test_a_quote_that_opens_a_title_and_does_not_close_it(capsys, own, title):
         lines[line] = "\t".join([item, title, brand, price])
     (folder / "tiny.item").write_text("\n".join(lines) + "\n")
     for model in ("TIGER", "SASRec"):
-        names = ("data_path", "epochs") if model == "SASRec" else settings
-        has(run(capsys, {name: settings[name] for name in names}, model=model), "tiny.item, line 5", "double quote")
+        has(run(capsys, of_model(settings, model), model=model), "tiny.item, line 5", "double quote")
 
 
 def test_quotes_that_enclose_a_title(own):

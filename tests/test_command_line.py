@@ -369,9 +369,6 @@ def test_tokenize(settings, capsys):
     assert Path("same.tsv").read_bytes() == Path("ids.tsv").read_bytes()
 
 
-# --- recommend ---
-
-
 def test_tokenize_by_a_recipe(settings, capsys):
     own = {key: value for key, value in settings.items() if key != "quantizer"}
     for model, quantizer in (("TIGER-rq-kmeans", "rq_kmeans"), ("TIGER-random", "random")):
@@ -382,6 +379,9 @@ def test_tokenize_by_a_recipe(settings, capsys):
     capsys.readouterr()
     assert main(["tokenize", "--model=SASRec", "--dataset=tiny", f"--data_path={settings['data_path']}"]) == 2
     assert "SASRec has no semantic IDs" in capsys.readouterr().err
+
+
+# --- recommend ---
 
 
 def test_recommend_a_history(trained, capsys):
