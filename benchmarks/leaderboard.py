@@ -81,14 +81,16 @@ def read_grid(file, only, over, results_dir):
     absent = [key for key in ("datasets", "seeds", "models") if not grid.get(key)]
     if absent:
         raise TigerError(f"{file} lacks {', '.join(absent)}")
-    pairs = [(dataset, model) for dataset in grid["datasets"] for model in grid["models"]]
+    datasets = grid["datasets"] if isinstance(grid["datasets"], dict) else dict.fromkeys(grid["datasets"])
+    pairs = [(dataset, model) for dataset in datasets for model in grid["models"]]
     cells = []
     for dataset, model in tqdm(pairs, desc="reading the grid"):
         names = {seed: f"{dataset}/{model}/{seed}" for seed in grid["seeds"]}
         seeds = [seed for seed in names if not only or any(fnmatchcase(names[seed], pattern) for pattern in only)]
         if not seeds:
             continue
-        settings = {**(grid.get("settings") or {}), **(grid["models"][model] or {}), **over}
+        layers = [grid.get("settings"), datasets[dataset], grid["models"][model], over]
+        settings = {key: value for layer in layers for key, value in (layer or {}).items()}
         config = experiment.prepare(model, dataset, settings)
         for seed in seeds:
             config["seed"] = seed

@@ -230,6 +230,16 @@ def test_grid(grid):
     assert rows_of(grid("--dry-run", "--max_minutes=3")[0])[cells[0]] == ["to run", "0.0", "earlier runs"]  # of Pop/2
 
 
+def test_settings_of_a_dataset(data_path):
+    """They lie over those of every model, and under those of the model and of the command line."""
+    own = {"datasets": {"tiny": {"epochs": 2, "max_minutes": 9, "hidden_size": 4}}, "seeds": [1]}
+    every, model = {"epochs": 1, "embedding_size": 8}, {"SASRec": {"hidden_size": 8}}
+    Path("grid.yaml").write_text(json.dumps({**own, "settings": every, "models": model}))
+    over = {"data_path": str(data_path), "max_minutes": 3}
+    (cell,) = script("leaderboard").read_grid(Path("grid.yaml"), [], over, Path("results"))
+    assert cell.settings == {**over, "epochs": 2, "embedding_size": 8, "hidden_size": 8}
+
+
 def test_a_failed_cell_does_not_end_the_grid(grid):
     # The model cannot be made, which shows long after the settings are read.
     Path("grid.yaml").write_text(GRID.replace("seeds: [1, 2]", "seeds: [1]").replace("n_heads: 1", "n_heads: 3"))
