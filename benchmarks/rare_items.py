@@ -16,6 +16,8 @@ from recbole_tiger.download import DAY
 from recbole_tiger.errors import TigerError
 from recbole_tiger.leaderboard import rows_of
 from recbole_tiger.results import read_results, write_result
+from recbole_tiger.settings import data_hash, run_settings
+from recbole_tiger.statistics import GAINS
 
 EDGES = [-1, 2, 5, 10, 20, 50, np.inf]
 NAMES = ["0-2", "3-5", "6-10", "11-20", "21-50", "over 50"]
@@ -103,10 +105,17 @@ def main(argv=None):
     try:
         config = experiment.prepare("Pop", args.dataset, {"data_path": args.data_path, "show_progress": False})
         train_data, valid_data, test_data = experiment.load(config)
-        results = [r for r in read_results(args.results_dir) if r["dataset"] == args.dataset]
+        kind, _, k = args.metric.partition("@")
+        if kind not in GAINS or not k.isdigit() or not 1 <= int(k) <= max(config["topk"]):
+            kinds = " or ".join(GAINS)
+            raise TigerError(f"--metric={args.metric} has to be {kinds} at 1 to {max(config['topk'])}, as recall@10")
+        here = data_hash(config), run_settings(config)["eval_args"]
+        results = [r for r in read_results(args.results_dir) if (r["data_hash"], r["settings"]["eval_args"]) == here]
         rows = [row for row in rows_of(results, args.results_dir) if row.ranks is not None]
         if not rows:
-            raise TigerError(f"{args.results_dir} holds no results of {args.dataset} with ranks")
+            raise TigerError(
+                f"{args.results_dir} holds no results of {args.dataset} with ranks, made of the files of {args.data_path}"
+            )
     except TigerError as error:
         print(f"rare_items.py: error: {error}", file=sys.stderr)
         return 2

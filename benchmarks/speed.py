@@ -50,6 +50,8 @@ USERS = 256
 HF_USERS = (8, 32)
 # Steps of a schedule whose end nobody reaches.
 FAR_OFF = 10**9
+# The clock, the memory and the threads that are compared are the processor's.
+ON_CPU = {"gpu_id": ""}
 # Texts of one slice of encoding.
 TEXTS = 128
 
@@ -592,8 +594,8 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         cache = {"cache_dir": str(home / "cache")}
         found = dataset_settings(args, folder)
-        settings = {**cache, "quantizer": "rq_kmeans", "encoder_text": False, **found, **parse_arguments(rest)}
-        shared = {key: settings[key] for key in ("data_path", "text_fields") if key in settings}
+        settings = {**ON_CPU, **cache, "quantizer": "rq_kmeans", "encoder_text": False, **found, **parse_arguments(rest)}
+        shared = {**ON_CPU, **{key: settings[key] for key in ("data_path", "text_fields") if key in settings}}
         settings["data_path"] = shared["data_path"] = str(Path(settings["data_path"]).resolve())
         config = experiment.prepare("TIGER", args.dataset, {**settings, "show_progress": False, "beam_size": max(WIDTHS)})
         sasrec_config = experiment.prepare("SASRec", args.dataset, shared)

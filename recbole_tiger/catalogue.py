@@ -11,7 +11,7 @@ import torch
 from recbole_tiger.encoder import encode, load_embeddings
 from recbole_tiger.errors import TigerError
 from recbole_tiger.item_text import text_of_items
-from recbole_tiger.quantizers import make_quantizer, quantizer_settings
+from recbole_tiger.quantizers import REVISION, make_quantizer, quantizer_settings
 from recbole_tiger.semantic_ids import SemanticIDs, add_collision_level
 
 # A level whose codes are used as unevenly as if fewer than this share of them existed counts as collapsed.
@@ -62,13 +62,14 @@ def item_embeddings(config, items, texts):
 
 
 def quantize(config, items, embeddings):
-    """Semantic IDs of the items, cached by the hash of the embeddings and of the quantizer's settings.
+    """Semantic IDs of the items, cached by the hash of the embeddings, the quantizer's settings and its REVISION.
 
     Raises:
         TigerError: a codebook has collapsed, or the cached IDs are damaged.
     """
     settings = quantizer_settings(config)
-    digest = hashlib.sha256(json.dumps([config["quantizer"], settings, config["seed"]], sort_keys=True).encode())
+    made_by = [REVISION, config["quantizer"], settings, config["seed"]]
+    digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode())
     digest.update(json.dumps(list(items)).encode())
     digest.update(np.ascontiguousarray(embeddings))
     cache = Path(config["cache_dir"]) / f"semantic-ids-{digest.hexdigest()[:20]}.tsv"

@@ -166,7 +166,8 @@ def _run(args, settings):
 
 def _compare(args, settings):
     results = experiment.compare(args.models, args.dataset, settings, args.results_dir)
-    print(f"\n{args.dataset}, test set, full ranking, best validation epoch\n")
+    modes = sorted({result["settings"]["eval_args"]["mode"]["test"] for result in results})
+    print(f"\n{args.dataset}, test set, {'/'.join(modes)} ranking, best validation epoch\n")
     print(leaderboard(results, args.results_dir))
 
 
@@ -177,7 +178,8 @@ def _tune(args, settings):
     if args.ray_address:
         tuning.check_address(args.ray_address)
     # RecBole lets a process see the GPUs of its gpu_id alone, and Ray gives out those.
-    settings.setdefault("gpu_id", ",".join(map(str, range(torch.cuda.device_count()))))
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+    settings.setdefault("gpu_id", seen if torch.cuda.is_available() else "")
     config = experiment.prepare(args.model, args.dataset, settings)
     cpus, gpus = args.cpus_per_trial, args.gpus_per_trial
     planned = sweep.plan(

@@ -3,8 +3,8 @@
 import ast
 import functools
 import importlib
-import os
 import sys
+import zipfile
 
 import scipy.sparse
 import torch
@@ -17,6 +17,7 @@ from recbole.trainer import Trainer
 
 from recbole_tiger.checkpoint import SAFE_GLOBALS, allowing, safe_globals_of, save_checkpoint
 from recbole_tiger.errors import TigerError
+from recbole_tiger.files import whole_folder
 
 
 def checkpoints_without_code():
@@ -110,25 +111,29 @@ def collected_counts():
 
 
 def download_in_one_process():
-    """``Dataset._download`` ends in a barrier, which raises where no process group exists."""
+    """``Dataset._download`` ends in a barrier, which raises where no process group exists, and leaves what broke off."""
     original = Dataset._download
 
     @functools.wraps(original)
     def _download(self):
-        barrier = torch.distributed.barrier
+        barrier, path = torch.distributed.barrier, self.dataset_path
         if not torch.distributed.is_initialized():
             torch.distributed.barrier = lambda: None
         try:
-            return original(self)
-        except (OSError, ValueError) as error:
-            if os.path.isdir(self.dataset_path) and not os.listdir(self.dataset_path):
-                os.rmdir(self.dataset_path)
+            if self.config["local_rank"] != 0:
+                original(self)  # waits for the process that fetches
+                return
+            self._get_download_url("url")  # an unknown name is told by the folder that was looked for
+            with whole_folder(path) as temporary:
+                self.dataset_path = str(temporary)
+                original(self)
+        except (OSError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
             raise TigerError(
-                f"dataset {self.dataset_name} is not at {self.dataset_path} and could not be fetched ({error}); "
+                f"dataset {self.dataset_name} is not at {path} and could not be fetched ({error}); "
                 f"put its atomic files there or give their parent folder by --data_path=..."
             ) from error
         finally:
-            torch.distributed.barrier = barrier
+            torch.distributed.barrier, self.dataset_path = barrier, path
 
     Dataset._download = _download
 

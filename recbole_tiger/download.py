@@ -117,8 +117,8 @@ def fetch(url, file, show_progress=False):
 
 def _transfer(url, part, said, show_progress):
     """Bring ``part`` up to the whole file; returns the size that the server announced, or None."""
-    have = part.stat().st_size if part.is_file() and said.is_file() else 0
-    before = json.loads(said.read_text(encoding="utf-8")) if have else None
+    before = _noted(said)
+    have = part.stat().st_size if part.is_file() and before else 0
     headers = {"Accept-Encoding": "identity"}
     if have:
         headers["Range"] = f"bytes={have}-"
@@ -131,7 +131,8 @@ def _transfer(url, part, said, show_progress):
         if not response.ok:
             raise TigerError(f"{url} cannot be fetched: the server answers {response.status_code} {response.reason}")
         with open(part, "ab" if resumed else "wb") as stream:
-            said.write_text(json.dumps(now), encoding="utf-8")
+            with whole_file(said) as temporary:
+                temporary.write_text(json.dumps(now), encoding="utf-8")
             bar = tqdm(
                 total=now["size"],
                 initial=stream.tell(),
@@ -147,6 +148,14 @@ def _transfer(url, part, said, show_progress):
         if now["size"] is not None and part.stat().st_size < now["size"]:
             raise requests.ConnectionError(f"the server announced {now['size']:,}")
         return now["size"]
+
+
+def _noted(said):
+    """What the server said of a file of which a part is here; None where no whole note is."""
+    try:
+        return json.loads(said.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def _identity(response, offset):

@@ -22,7 +22,7 @@ from recbole_tiger.errors import TigerError
 from recbole_tiger.files import make_folder
 from recbole_tiger.item_text import check_interactions
 from recbole_tiger.results import SCHEMA, read_result, write_result
-from recbole_tiger.settings import check_keys, data_hash, make_config, property_file, run_key, run_settings
+from recbole_tiger.settings import check_keys, data_hash, make_config, own_inputs, property_file, run_key, run_settings
 
 PACKAGES = ("recbole-tiger", "recbole", "torch", "numpy", "pandas", "sentence-transformers", "ray")
 
@@ -180,7 +180,11 @@ def make_trainer(config, train_data):
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
     model = get_model(config["model"])(config, train_data._dataset).to(config["device"])
     getLogger().info(model)
-    return get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
+    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
+    key = run_key(config)
+    if key not in trainer.saved_model_file:  # RecBole's name tells seconds: runs that begin together would share a file
+        trainer.saved_model_file = trainer.saved_model_file.removesuffix(".pth") + f"-{key}.pth"
+    return trainer
 
 
 def train(config, after_epoch=None):
@@ -193,7 +197,7 @@ def train(config, after_epoch=None):
     Returns:
         dict: the result without the fields of :func:`finish`; the trainer; the test data.
     """
-    settings, files_hash = run_settings(config), data_hash(config)
+    settings, files_hash, inputs = run_settings(config), data_hash(config), own_inputs(config)
     begin = time.perf_counter()
     train_data, valid_data, test_data = load(config)
     prepare_seconds = time.perf_counter() - begin
@@ -224,6 +228,7 @@ def train(config, after_epoch=None):
             "epoch_log": log,
             "settings": settings,
             "data_hash": files_hash,
+            "inputs": inputs,
             "versions": versions(),
             "hardware": hardware(),
             "checkpoint": str(trainer.saved_model_file),
@@ -237,6 +242,12 @@ def train(config, after_epoch=None):
         trainer.fit(train_data, valid_data, saved=True, show_progress=config["show_progress"], **callback)
     except OutOfTime:
         out_of_time = True
+    except ValueError as error:
+        if isinstance(error, TigerError) or "nan" not in str(error):
+            raise
+        raise TigerError(
+            f"{config['label']}: {error}: training has diverged; lower learning_rate, now {config['learning_rate']}"
+        ) from error
     return result(), trainer, test_data
 
 

@@ -11,13 +11,19 @@ import numpy as np
 from tabulate import tabulate
 
 from recbole_tiger.results import read_ranks
-from recbole_tiger.settings import PROPERTIES, parse_yaml
+from recbole_tiger.settings import PROPERTIES, parse_yaml, protocol
 from recbole_tiger.statistics import LEVEL, interval, metric_of_users, paired_p
 
 METRICS = [f"{metric}@{k}" for metric in ("recall", "ndcg") for k in (5, 10, 20)]
 # The one whose interval fits in a table; the others' are in the CSV.
 MAIN = "ndcg@10"
 SIGNIFICANT = 0.05
+
+# Settings that decide which users are tested on what, and so which results can stand in one table.
+PROTOCOL = (
+    *("eval_args", "repeatable", "benchmark_filename", "rm_dup_inter", "val_interval"),
+    *("user_inter_num_interval", "item_inter_num_interval", "filter_inter_by_user_or_item"),
+)
 
 OUT_OF_TIME = "T the limit of time (max_minutes) ended training"
 IMPROVING = "* the budget of epochs or minutes ended here, at the model's best epoch so far: it was still improving"
@@ -55,6 +61,10 @@ class Row:
         """Standard deviation over seeds, or None where there are not two."""
         return float(np.std(self.values(metric), ddof=1)) if len(self.values(metric)) > 1 else None
 
+    def exact(self, metric):
+        """The mean before RecBole rounds it, where ranks were kept; or else as :meth:`mean`."""
+        return self.mean(metric) if self.ranks is None else float(self.of_users(metric).mean())
+
     def of_users(self, metric):
         """The metric of every user, the mean over seeds: float array [users]."""
         return metric_of_users(self.ranks, metric).mean(axis=0)
@@ -82,8 +92,16 @@ def published_rows(dataset):
     ]
 
 
+def _as_published(result):
+    """Whether a result is of the protocol by which the published numbers were made."""
+    wanted = protocol()["eval_args"]
+    found = {**wanted, **(result["settings"].get("eval_args") or {})}
+    modes = found["mode"].values() if isinstance(found["mode"], dict) else [found["mode"]]
+    return set(modes) == {wanted["mode"]} and all(found[key] == wanted[key] for key in ("split", "order"))
+
+
 def rows_of(results, folder):
-    """Rows of one dataset, best first by the validation metric.
+    """Rows of one dataset, best first by the validation metric; where runs chose by different ones, by one that all have.
 
     Args:
         results: dicts of one dataset, as in result files.
@@ -91,22 +109,35 @@ def rows_of(results, folder):
     """
     groups = {}
     for result in sorted(results, key=lambda result: result["seed"]):
-        settings = {key: value for key, value in result["settings"].items() if key != "seed"}
+        settings = {key: value for key, value in _told(result).items() if key != "seed"}
         groups.setdefault((result["label"], json.dumps(settings, sort_keys=True)), []).append(result)
     rows = [_row(_name(label, runs[0], groups), runs, folder) for (label, _), runs in groups.items()]
+    chosen_by = {result["settings"].get("valid_metric") for result in results}
+    shared = []
+    if len(chosen_by) > 1:
+        shared = [name for name in results[0]["best_valid_result"] if all(name in r["best_valid_result"] for r in results)]
 
     def order(row):
+        if shared:
+            name = MAIN if MAIN in shared else shared[0]
+            return -np.mean([result["best_valid_result"][name] for result in row.results]), row.label
         return -row.average("best_valid_score") * (1 if row.results[0]["valid_score_bigger"] else -1), row.label
 
     return sorted(rows, key=order)
 
 
+def _told(result):
+    """What tells a run from others of its label: its settings, and hashes of the files of the user's own that it read."""
+    inputs = "/".join(digest[:8] for digest in result.get("inputs", []))
+    return {**result["settings"], **({"inputs": inputs} if inputs else {})}
+
+
 def _name(label, result, groups):
     """The label, and where other rows have the same, the settings in which they differ."""
-    others = [runs[0]["settings"] for (other, _), runs in groups.items() if other == label]
+    others = [_told(runs[0]) for (other, _), runs in groups.items() if other == label]
     keys = sorted({key for settings in others for key in settings} - {"seed"})
     differ = [key for key in keys if any(settings.get(key) != others[0].get(key) for settings in others)]
-    told = ", ".join(f"{key}={result['settings'].get(key)}" for key in differ)
+    told = ", ".join(f"{key}={_told(result).get(key)}" for key in differ)
     return f"{label} ({told})" if told else label
 
 
@@ -138,14 +169,15 @@ class Ranking:
 
 def ranking(rows, metric):
     """Ranking of the rows that have runs, by a metric."""
-    order = sorted(
-        (i for i, row in enumerate(rows) if row.results and row.values(metric)), key=lambda i: -rows[i].mean(metric)
-    )
+    known = [i for i, row in enumerate(rows) if row.results and row.values(metric)]
+    order = sorted(known, key=lambda i: (rows[i].mean(metric), rows[i].exact(metric)), reverse=True)
     best, second = [*order, None, None][:2]
     p = None
     if second is not None:
         first, other = rows[best], rows[second]
-        if first.ranks is not None and other.ranks is not None and np.array_equal(first.users, other.users):
+        paired = first.ranks is not None and other.ranks is not None and np.array_equal(first.users, other.users)
+        # RecBole's rounding can put a row first that is not.
+        if paired and first.exact(metric) > other.exact(metric):
             p = paired_p(first.of_users(metric), other.of_users(metric))
     return Ranking(best, second, p)
 
@@ -195,7 +227,7 @@ def leaderboard(results, folder, style="plain", published=False):
         seeds, epochs, seconds of training, users per second of evaluation, parameters. Notes say what the marks mean.
     """
     own = rows_of(results, folder)
-    rows = [*(published_rows(results[0]["dataset"]) if published else []), *own]
+    rows = [*(published_rows(results[0]["dataset"]) if published and _as_published(results[0]) else []), *own]
     tested = dict.fromkeys(name for result in results for name in result["test_result"])
     metrics = [name for name in tested if name.startswith(("recall", "ndcg"))]
     style = STYLES[style]
@@ -260,13 +292,13 @@ def leaderboard_csv(results, folder):
     """All datasets in one table for programs, with the interval of every metric."""
     stream = io.StringIO()
     statistics = [f"{metric}{suffix}" for metric in METRICS for suffix in ("", " std", " low", " high", " p")]
-    names = ["dataset", "data_hash", "eval_args", "model", "source", *statistics, "seeds", "epochs"]
+    names = ["dataset", "data_hash", *PROTOCOL, "model", "source", *statistics, "seeds", "epochs"]
     names += ["out_of_time", "still_improving", "train_seconds", "eval_users_per_second", "parameters"]
     writer = csv.DictWriter(stream, names, lineterminator="\n")
     writer.writeheader()
     for group in comparable(results).values():
-        of_group = {"dataset": group[0]["dataset"], "data_hash": group[0]["data_hash"], "eval_args": _protocol(group[0])}
-        rows = [*published_rows(group[0]["dataset"]), *rows_of(group, folder)]
+        of_group = dict(zip(("dataset", "data_hash", *PROTOCOL), _protocol(group[0]), strict=True))
+        rows = [*(published_rows(group[0]["dataset"]) if _as_published(group[0]) else []), *rows_of(group, folder)]
         rankings = {metric: ranking(rows, metric) for metric in METRICS}
         for i, row in enumerate(rows):
             line = {**of_group, "model": row.label, "source": row.source}
@@ -288,11 +320,13 @@ def leaderboard_csv(results, folder):
 
 
 def _protocol(result):
-    return json.dumps(result["settings"].get("eval_args"), sort_keys=True).replace('"', "")
+    """The dataset, the hash of its files, and PROTOCOL's settings as text."""
+    settings = [json.dumps(result["settings"].get(key), sort_keys=True).replace('"', "") for key in PROTOCOL]
+    return result["dataset"], result["data_hash"], *settings
 
 
 def comparable(results):
-    """Results in groups within which they can be compared: of one dataset, the same files, split and evaluation.
+    """Results in groups within which they can be compared: of one dataset, the same files, filters, split and evaluation.
 
     Returns:
         dict of title to list of results; the title is the dataset's name, and where that has several groups what tells
@@ -300,16 +334,16 @@ def comparable(results):
     """
     groups = {}
     for result in results:
-        groups.setdefault((result["dataset"], result["data_hash"], _protocol(result)), []).append(result)
+        groups.setdefault(_protocol(result), []).append(result)
     titles = {}
-    for dataset, data_hash, protocol in sorted(groups):
-        others = [other for other in groups if other[0] == dataset]
-        title = dataset
-        if len({other[1] for other in others}) > 1:
-            title += f", files {data_hash}"
-        if len({other[2] for other in others}) > 1:
-            title += f", eval_args {protocol}"
-        titles[title] = groups[dataset, data_hash, protocol]
+    for dataset, *values in sorted(groups):
+        others = [other[1:] for other in groups if other[0] == dataset]
+        told = [
+            f", {name} {value}"
+            for name, value, of_others in zip(("files", *PROTOCOL), values, zip(*others, strict=True), strict=True)
+            if len(set(of_others)) > 1
+        ]
+        titles[dataset + "".join(told)] = groups[(dataset, *values)]
     return titles
 
 

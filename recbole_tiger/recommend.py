@@ -11,7 +11,7 @@ from recbole_tiger.checkpoint import load_checkpoint
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import read_lines
 from recbole_tiger.item_text import named
-from recbole_tiger.model.tiger import TIGER, user_slot
+from recbole_tiger.model.tiger import TIGER, check_revision, user_slot
 from recbole_tiger.semantic_ids import SemanticIDs
 
 
@@ -47,6 +47,7 @@ class Recommender:
         if config["model"] != "TIGER":
             raise TigerError(f"{checkpoint} is a checkpoint of {config['model']}, not of TIGER; give a TIGER-*.pth")
         weights, other = state["state_dict"], state["other_parameter"]
+        check_revision(other, checkpoint)
         codes = weights["network.codes"][1:].cpu().numpy()
         text = weights.get("network.text")
         catalogue = Catalogue(

@@ -1,5 +1,6 @@
 """The frozen table of semantic IDs: codes, collision level, statistics, save and load."""
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -168,7 +169,7 @@ class SemanticIDs:
             items.append(item)
             rows.append([int(code) for code in codes])
         if len(set(items)) < len(items):
-            twice = [item for item in dict.fromkeys(items) if items.count(item) > 1][:3]
+            twice = [item for item, rows_of in Counter(items).items() if rows_of > 1]
             raise TigerError(f"{path}: items with more than one row: {named(twice)}")
         try:
             return cls(items, np.array(rows, dtype=np.int64).reshape(len(rows), width - 1))

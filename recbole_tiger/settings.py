@@ -15,6 +15,7 @@ from pathlib import Path
 import recbole
 import yaml
 from recbole.config import Config
+from recbole.evaluator.register import metric_information
 from recbole.utils import argument_list, get_model
 
 from recbole_tiger.encoder import encoder_hash
@@ -47,6 +48,11 @@ NOT_OF_THE_RUN = {
     "save_dataloaders",
     "dataloaders_save_path",
 }
+
+# NumPy takes seeds below this.
+SEEDS = 2**32
+# What RecBole's metrics of lists look at: their names carry the length.
+LISTS = {"rec.topk", "rec.items"}
 
 # Keys that RecBole reads and no file of its properties lists.
 UNLISTED = {"benchmark_filename", "encoding", "token_num_threshold", "selected_features", "label"}
@@ -259,6 +265,11 @@ def _check_counts(config, keys):
             raise TigerError(f"{key} has to be a positive whole number, not {config[key]!r}")
 
 
+def _check_whole(key, value):
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise TigerError(f"{key} has to be a whole number from 0 up, not {value!r}")
+
+
 def _check_optimizer(config):
     learners = ("adam", "adamw", "sgd", "adagrad", "rmsprop")
     if str(config["learner"]).lower() not in learners:
@@ -289,22 +300,31 @@ def check_run(config):
     """
     _check_counts(config, ["epochs", "eval_step"])
     _check_text_fields(config)
-    if not isinstance(config["seed"], int) or config["seed"] < 0:
-        raise TigerError(f"seed has to be a whole number from 0 up, not {config['seed']!r}")
+    _check_whole("seed", config["seed"])
+    if config["seed"] >= SEEDS:
+        raise TigerError(f"seed {config['seed']} is too large: it may be 0 to {SEEDS - 1}")
+    _check_whole("stopping_step", config["stopping_step"])
+    if "train_stage" in config and config["train_stage"] == "pretrain":
+        raise TigerError(
+            f"{config['model']} with train_stage pretrain is neither validated nor tested; give --train_stage=finetune "
+            f"and what pre_model_path it asks for"
+        )
     check_number("learning_rate", config["learning_rate"], positive=True)
     if config["valid_users"] is not None:
         _check_counts(config, ["valid_users"])
     minutes = config["max_minutes"]
-    if minutes is not None and (not isinstance(minutes, int | float) or minutes <= 0):
-        raise TigerError(f"max_minutes has to be a positive number or nothing, not {minutes!r}")
+    if minutes is not None:
+        check_number("max_minutes", minutes, positive=True)
     # The label is part of the name of the result file.
     if Path(str(config["label"])).name != str(config["label"]):
         raise TigerError(f"label {config['label']!r} has to be usable in a file name: leave out its slashes")
-    metric, at, k = config["valid_metric"].partition("@")
-    if metric.lower() not in [name.lower() for name in config["metrics"]] or (at and k not in map(str, config["topk"])):
+    metric, _, k = config["valid_metric"].partition("@")
+    of_lists = not LISTS.isdisjoint(metric_information.get(metric.lower(), ()))
+    lengths = [str(length) for length in config["topk"]] if of_lists else [""]
+    if metric.lower() not in [name.lower() for name in config["metrics"]] or k not in lengths:
         raise TigerError(
             f"valid_metric {config['valid_metric']} is not among metrics {config['metrics']} at topk {config['topk']}: "
-            f"add it to them or choose another"
+            f"add it to them or choose another; it is written as NDCG@10, or as GAUC where a metric is not of lists"
         )
     split = config["eval_args"]["split"]
     ratios = split.get("RS", [1, 1, 1])
@@ -348,8 +368,7 @@ def check_tiger(config):
         raise TigerError(
             f"kmeans_sample {config['kmeans_sample']} is less than codebook_size {config['codebook_size']}; raise it"
         )
-    if not isinstance(config["n_user_tokens"], int) or config["n_user_tokens"] < 0:
-        raise TigerError(f"n_user_tokens has to be a whole number from 0 up, not {config['n_user_tokens']!r}")
+    _check_whole("n_user_tokens", config["n_user_tokens"])
     make_quantizer(config)
     _check_optimizer(config)
     probabilities = ["hidden_dropout_prob", "attn_dropout_prob", "code_dropout_prob", "label_smoothing"]
@@ -403,7 +422,7 @@ def run_settings(config):
     return json.loads(json.dumps(settings, default=str, sort_keys=True))
 
 
-def _own_inputs(config):
+def own_inputs(config):
     """Hashes of what a run of TIGER reads beside the dataset: the user's embeddings, IDs, and folder of an encoder."""
     if config["model"] != "TIGER":
         return []
@@ -414,5 +433,5 @@ def _own_inputs(config):
 
 def run_key(config):
     """Hash of the settings and the data of a run."""
-    text = json.dumps([run_settings(config), data_hash(config), *_own_inputs(config)], sort_keys=True)
+    text = json.dumps([run_settings(config), data_hash(config), *own_inputs(config)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]

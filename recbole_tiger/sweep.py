@@ -362,7 +362,7 @@ def _row(trial, record):
     row.update(result.get("best_valid_result", {}))
     if result:
         evaluation = sum(epoch.get("eval_seconds", 0) for epoch in result["epoch_log"])
-        row["epochs"] = result["epochs"]
+        row["epochs_run" if "epochs" in trial.params else "epochs"] = result["epochs"]
         row["best_epoch"] = result["best_epoch"]
         row["train_seconds"] = result["train_seconds"]
         row["seconds"] = round(result["prepare_seconds"] + result["train_seconds"] + evaluation, 1)
@@ -395,7 +395,14 @@ def table(sweep):
     titles.update({key: key for key in sweep.trials[0].params if key not in titles})
     titles.update(distinct_ids="distinct IDs", collision_rate="collisions", largest_group="largest group")
     titles.update(used_codes="used codes", perplexity="perplexity", **scores)
-    titles.update(best_epoch="best epoch", epochs="epochs", parameters="parameters", seconds="seconds", status="")
+    titles.update(
+        best_epoch="best epoch",
+        epochs="epochs",
+        epochs_run="epochs run",
+        parameters="parameters",
+        seconds="seconds",
+        status="",
+    )
     columns = [key for key in titles if any(row.get(key) is not None for row in rows)]
 
     def cell(row, key):

@@ -18,6 +18,7 @@ from recbole_tiger.checkpoint import load_checkpoint
 from recbole_tiger.dataset import training_windows
 from recbole_tiger.errors import TigerError
 from recbole_tiger.evaluation import RankedCollector, needs_scores
+from recbole_tiger.model.tiger import check_revision
 from recbole_tiger.settings import run_key
 
 
@@ -83,7 +84,11 @@ class TIGERTrainer(Trainer):
         for batch in tqdm(batches, desc=f"Train {epoch_idx:>5}", ncols=100, disable=not show_progress):
             total += self.train_step(windows, batch, total_steps)
         mean = total / len(batches)
-        self._check_nan(mean)
+        if not mean.isfinite():
+            raise TigerError(
+                f"the loss of epoch {epoch_idx} is {mean.item()}: training has diverged; lower learning_rate, now "
+                f"{self.learning_rate}, or set clip_grad_norm"
+            )
         return mean.item()
 
     def autocast(self):
@@ -154,12 +159,13 @@ class TIGERTrainer(Trainer):
         """Take over the weights of a checkpoint.
 
         Raises:
-            TigerError: it is of another model, dataset or other settings.
+            TigerError: it is of another model, revision or dataset, or of other settings.
         """
         if state["config"]["model"] != self.config["model"]:
             raise TigerError(
                 f"{file} is a checkpoint of {state['config']['model']}, not of {self.config['model']}; give another"
             )
+        check_revision(state["other_parameter"], file)
         theirs, own = state["state_dict"]["network.codes"].shape[1], self.model.network.codes.shape[1]
         try:
             if theirs != own:

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from recbole_tiger import Recommender, SemanticIDs, checkpoint, encoder, experiment, results, run_recbole, semantic_ids
+from recbole_tiger.checkpoint import load_checkpoint, save_checkpoint
 from recbole_tiger.cli import main
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import whole_file
@@ -282,6 +283,9 @@ def test_price_that_is_no_number(capsys, own):
         ({"ema_decay": 1}, ["ema_decay", "from 0 up to 1"]),
         ({"seed": "x"}, ["seed", "'x'"]),
         ({"seed": -1}, ["seed", "-1"]),
+        ({"seed": 2**32}, ["seed 4294967296 is too large", "4294967295"]),
+        ({"stopping_step": None}, ["stopping_step", "whole number", "None"]),
+        ({"weight_decay": True}, ["weight_decay", "number from 0 up", "True"]),
         ({"learner": "adafactor"}, ["unknown learner 'adafactor'", "adam or adamw"]),
         ({"betas": 0.9}, ["betas", "two numbers", "0.9"]),
         ({"clip_grad_norm": 1.0}, ["clip_grad_norm", "max_norm", "1.0"]),
@@ -296,6 +300,8 @@ def test_price_that_is_no_number(capsys, own):
         ({"quantizer": "rq_vae", "rq_vae_hidden_sizes": 512}, ["rq_vae_hidden_sizes", "list", "512"]),
         ({"metrics": ["Recal"]}, ["Recal"]),
         ({"valid_metric": "NDCG@7"}, ["valid_metric NDCG@7", "topk"]),
+        ({"valid_metric": "NDCG"}, ["valid_metric NDCG is not among", "NDCG@10"]),
+        ({"metrics": ["GAUC"], "valid_metric": "GAUC@10"}, ["valid_metric GAUC@10 is not among"]),
         ({"topk": []}, ["topk"]),
         ({"label": "../x"}, ["label '../x'", "file name"]),
         ({"item_embeddings": "absent.npz"}, ["absent.npz does not exist"]),
@@ -313,6 +319,25 @@ def test_setting_that_cannot_work(capsys, own, change, parts):
 
 def test_text_fields_that_cannot_work_with_another_model(capsys, data_path):
     has(run(capsys, {"data_path": str(data_path), "text_fields": "title"}, model="SASRec"), "text_fields", "list", "'title'")
+
+
+@pytest.mark.parametrize(("key", "value"), [("learning_rate", ".nan"), ("learning_rate", ".inf"), ("max_minutes", ".nan")])
+def test_setting_that_is_not_finite(capsys, data_path, key, value):
+    call = ["run", "--model=SASRec", "--dataset=tiny", f"--data_path={data_path}", f"--{key}={value}"]
+    has(refused(capsys, call), f"{key} has to be a positive number, not {value[1:]}")
+
+
+def test_a_model_that_is_to_be_pretrained(capsys, data_path):
+    has(run(capsys, {"data_path": str(data_path)}, model="S3Rec"), "S3Rec", "train_stage", "finetune")
+
+
+@pytest.mark.parametrize("model", ["SASRec", "TIGER"])
+def test_a_loss_that_is_no_number(capsys, settings, model):
+    """A step so large that the next loss is none."""
+    settings = settings if model == "TIGER" else {"data_path": settings["data_path"], "show_progress": False}
+    settings = {**settings, **QUIET, "learning_rate": 1e30, "epochs": 5, "learner": "sgd"}
+    assert main(["run", f"--model={model}", "--dataset=tiny", *arguments(settings)]) == 2
+    has(sentence(capsys), "diverged", "lower learning_rate, now 1e+30")
 
 
 @pytest.mark.parametrize("change", [{"epochs": 0}, {"eval_step": 0}, {"epochs": "many"}], ids=str)
@@ -647,6 +672,21 @@ def test_checkpoint_of_another_dataset(trained, settings, tmp_path, n_items):
         with pytest.raises(TigerError) as error:
             use(files["TIGER"])
         has(str(error.value), files["TIGER"], "of another dataset", "60 items, here 50" if n_items == 50 else "items differ")
+
+
+def test_checkpoint_of_another_revision(capsys, trained, settings, tmp_path):
+    """Its weights have the same shapes and would load, and mean something else."""
+    files, _ = trained
+    state = load_checkpoint(files["TIGER"], "cpu")
+    del state["other_parameter"]["revision"]
+    save_checkpoint(state, tmp_path / "old.pth")
+    _, data, model, trainer = built(settings)
+    for use in (trainer.resume_checkpoint, lambda file: trainer.evaluate(data[2], model_file=file)):
+        with pytest.raises(TigerError, match=r"old\.pth was made by revision 1 of the model.*train it anew"):
+            use(str(tmp_path / "old.pth"))
+    with pytest.raises(TigerError, match="revision 1 of the model"):
+        model.load_other_parameter(state["other_parameter"])
+    has(refused(capsys, ["recommend", "--checkpoint=old.pth", "--history=i1"]), "old.pth", "revision 1", "train it anew")
 
 
 def test_checkpoint_of_other_codes_is_resumed_with_its_codes(trained, settings):

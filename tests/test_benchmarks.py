@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -89,7 +90,7 @@ def test_likelihood_runs(settings):
     assert rows["test"]["item"] == pytest.approx(sum(v for k, v in rows["test"].items() if k.startswith("level")))
 
 
-def test_rare_items_runs(data_path, capsys):
+def test_rare_items_runs(data_path, tmp_path, capsys):
     settings = {"data_path": str(data_path), "epochs": 1, "show_progress": False, "n_layers": 1}
     result = experiment.run(experiment.prepare("SASRec", "tiny", settings), "results")
     rare, where = script("rare_items"), ["--results_dir=results", f"--data_path={data_path}"]
@@ -106,6 +107,17 @@ def test_rare_items_runs(data_path, capsys):
     rare_targets = sum(counts[items[-1]] <= 10 for items in sequences.values())
     shares = tables["rows"][0]
     assert rare_targets / len(sequences) == pytest.approx(shares["0-2"] + shares["3-5"] + shares["6-10"], abs=2e-4)
+    capsys.readouterr()
+    for metric in ("recall@50", "precision@10", "recall"):
+        assert rare.main([*where, "--dataset=tiny", f"--metric={metric}"]) == 2
+        assert f"--metric={metric} has to be recall or hit or ndcg or mrr at 1 to 20" in capsys.readouterr().err
+    # Results of other files under the name of the dataset are left out.
+    other = tmp_path / "other"
+    shutil.copytree(data_path / "tiny", other / "tiny")
+    file = other / "tiny" / "tiny.inter"
+    file.write_text("\n".join(file.read_text().splitlines()[:-1]) + "\n")
+    assert rare.main(["--results_dir=results", "--dataset=tiny", f"--data_path={other}"]) == 2
+    assert "holds no results of tiny with ranks, made of the files of" in capsys.readouterr().err
     assert rare.main(["--results_dir=absent", where[1], "--dataset=tiny"]) == 2
     assert "absent holds no results of tiny with ranks" in capsys.readouterr().err
 

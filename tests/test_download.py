@@ -2,9 +2,12 @@
 
 import gzip
 import random
+import zipfile
+from pathlib import Path
 
 import pandas as pd
 import pytest
+from recbole.data.dataset import Dataset
 
 from recbole_tiger.cli import main
 from recbole_tiger.download import AMAZON, ATTEMPTS, Amazon, Counts, download_amazon, ensure_dataset, fetch
@@ -155,6 +158,25 @@ def test_dataset_of_recbole(capsys):
     assert "ml-100k: in " in capsys.readouterr().out
 
 
+def test_broken_download_of_recbole_leaves_nothing(tmp_path, monkeypatch, capsys):
+    """A transfer that breaks off, then an archive that is none, then the whole one."""
+    (tmp_path / "official").mkdir()
+    archive = tmp_path / "official" / "mine.zip"
+    monkeypatch.setattr(Dataset, "_get_download_url", lambda self, file, allow_none=False: f"{url}/mine.zip")
+    with served(tmp_path / "official") as (server, url):
+        for content, faults in ((random.Random(0).randbytes(2**19), [None, "cut"]), (b"no archive", [])):
+            archive.write_bytes(content)
+            server.faults = faults
+            assert main(["download", "--dataset=mine", "--data_path=data"]) == 2
+            assert "dataset mine is not at data/mine and could not be fetched" in capsys.readouterr().err
+            assert not Path("data/mine").exists()
+            assert not list(Path("data").iterdir())
+        with zipfile.ZipFile(archive, "w") as made:
+            made.writestr("mine.inter", INTER)
+        assert main(["download", "--dataset=mine", "--data_path=data"]) == 0
+    assert Path("data/mine/mine.inter").read_text() == INTER
+
+
 def test_unknown_argument(capsys):
     assert main(["download", "--dataset=ml-100k", "--users=5"]) == 2
     assert "unknown argument '--users=5' of download" in capsys.readouterr().err
@@ -282,6 +304,17 @@ def test_fetch_does_not_trust_a_part_that_it_knows_nothing_of(big, tmp_path):
     (tmp_path / "got.gz.part").write_bytes(b"something else")
     with served(folder) as (_, url):
         fetch(f"{url}/big.gz", tmp_path / "got.gz")
+    assert (tmp_path / "got.gz").read_bytes() == content
+
+
+def test_fetch_does_not_trust_a_part_whose_note_is_cut_short(big, tmp_path):
+    """As a kill left it while notes were written in place; those of today are there whole or not at all."""
+    folder, content = big
+    (tmp_path / "got.gz.part").write_bytes(b"something else")
+    (tmp_path / "got.gz.part.json").write_bytes(b'{"url": ')
+    with served(folder) as (server, url):
+        fetch(f"{url}/big.gz", tmp_path / "got.gz")
+        assert server.asked == [None]
     assert (tmp_path / "got.gz").read_bytes() == content
 
 

@@ -151,6 +151,22 @@ def test_rows_of_one_name_tell_how_they_differ():
     assert set(rows_of(table())) == {"TIGER (learning_rate=0.001)", "TIGER (learning_rate=0.01)"}
 
 
+def test_runs_of_other_files_of_the_user_are_other_rows():
+    """Their settings are the same: the name of a file says nothing of what it holds."""
+    write_run("TIGER", inputs=["aaaaaaaaaaaa"])
+    write_run("TIGER", 2, inputs=["aaaaaaaaaaaa"])
+    write_run("TIGER", 3, inputs=["bbbbbbbbbbbb"])
+    assert cells(table(), "seeds") == {"TIGER (inputs=aaaaaaaa)": "2", "TIGER (inputs=bbbbbbbb)": "1"}
+
+
+def test_rows_that_were_chosen_by_different_metrics():
+    """Their scores do not compare; a metric that all validated does."""
+    write_run("A", valid=0.2, settings=[("valid_metric", "NDCG@10")])
+    valid = {"best_valid_score": 0.9, "best_valid_result": {"recall@20": 0.9, "ndcg@10": 0.1}}
+    write_run("B", settings=[("valid_metric", "Recall@20")], **valid)
+    assert list(rows_of(table())) == ["A", "B"]
+
+
 def test_interval():
     write_run("TIGER", 1)
     write_run("TIGER", 2)
@@ -184,6 +200,17 @@ def test_no_dagger_for_a_small_difference():
     assert "†" not in table(style="markdown")
 
 
+def test_rounding_makes_no_difference_significant():
+    """Rounded to one decimal the worse of two is first."""
+    for label, level, rounded in (("A", 0.34, 0.5), ("B", 0.44, 0.4)):
+        write_run(label, level=level, test_result=dict.fromkeys(METRICS, rounded))
+    text = table(style="markdown")
+    assert cells(text, "recall@20") == {"A": "**0.5000**", "B": "<u>0.4000</u>"}
+    for label, level in (("A", 0.34), ("B", 0.44)):  # and equal, the better is
+        write_run(label, level=level, test_result=dict.fromkeys(METRICS, 0.4))
+    assert cells(table(style="markdown"), "recall@20") == {"A": "<u>0.4000</u>", "B": "**0.4000**†"}
+
+
 @pytest.mark.parametrize(
     "other", [{"kept": False}, {"users": [f"v{i}" for i in range(400)]}], ids=["no ranks", "other users"]
 )
@@ -215,6 +242,14 @@ def test_published_rows_stand_apart():
     assert re.fullmatch(r"\*\*0\.\d{4}\*\*", found["TIGER"])  # best of what was run, though a published number is higher
     assert "[1] published, not run here: TIGER paper, table 1" in text
     assert cells(text, "recall@20")["TIGER [1]"] == ""
+
+
+def test_published_rows_are_of_their_protocol():
+    for args in ({"mode": "uni100"}, {"mode": {"valid": "full", "test": "uni100"}}, {"split": {"RS": [0.8, 0.1, 0.1]}}):
+        write_run("TIGER", settings={"eval_args": args})
+        assert list(rows_of(table(style="markdown", published=True))) == ["TIGER"]
+        lines = csv.DictReader(io.StringIO(leaderboards(read_results("results"), "results", "csv")))
+        assert [line["model"] for line in lines] == ["TIGER"]
 
 
 def test_published_numbers_are_plausible():
@@ -275,6 +310,14 @@ def test_other_protocols_are_other_tables(capsys):
     }
     assert main(["leaderboard", "--plots=out"]) == 0
     assert len(list(Path("out").glob("*-training.png"))) == 2
+
+
+@pytest.mark.parametrize("key", ["repeatable", "user_inter_num_interval", "val_interval"])
+def test_other_filters_are_other_tables(key):
+    write_run("TIGER", settings={key: "a"})
+    write_run("SASRec", settings={key: "b"})
+    text = leaderboards(read_results("results"), "results", "markdown")
+    assert re.findall("^## (.*)$", text, flags=re.MULTILINE) == [f"amazon-beauty, {key} {value}" for value in "ab"]
 
 
 def test_latex_is_escaped():

@@ -520,6 +520,10 @@ def test_a_sweep_of_epochs(settings, capsys):
     found = {record["params"]["epochs"]: record for record in records("results").values()}
     assert (found[2]["status"], scored(found[2])) == ("completed", 2)
     assert (found[3]["status"], scored(found[3])) in [("completed", 3), ("stopped", 1), ("stopped", 2)]
+    # The setting and how far the trial came are told apart.
+    (told,) = Path("results").glob("*/trials.json")
+    rows = {row["epochs"]: row["epochs_run"] for row in json.loads(told.read_text())}
+    assert rows == {2: scored(found[2]), 3: scored(found[3])}
 
 
 # --- validation on some users ---

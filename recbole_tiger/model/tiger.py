@@ -14,6 +14,9 @@ from recbole_tiger.model.seq2seq import Seq2Seq
 # Histories decoded at once: larger slices gain no speed and cost memory.
 DECODE_BATCH = 128
 
+# To be raised with every change by which the same weights make another model: older checkpoints are refused then.
+REVISION = 2
+
 
 def user_slot(token, n_user_tokens):
     """The row of a user's token in the table of hashed users (paper section 3.2)."""
@@ -58,6 +61,22 @@ def cross_entropy(logits, wanted, label_smoothing):
     return (1 - label_smoothing) * loss + label_smoothing * spread.mean()
 
 
+def check_revision(parameters, source):
+    """Refuse a checkpoint whose weights mean something else in today's model.
+
+    Args:
+        parameters: its ``other_parameter``. source: what the message calls it.
+
+    Raises:
+        TigerError: it is of another REVISION, or of the time before there were any.
+    """
+    if parameters.get("revision") != REVISION:
+        raise TigerError(
+            f"{source} was made by revision {parameters.get('revision', 1)} of the model, in which weights mean something "
+            f"else than in this, revision {REVISION}: train it anew"
+        )
+
+
 class TIGER(SequentialRecommender):
     """Generative retrieval over semantic IDs (Rajput et al. 2023, arXiv 2305.05065).
 
@@ -67,7 +86,8 @@ class TIGER(SequentialRecommender):
     """
 
     input_type = InputType.POINTWISE
-    other_parameter_name = ["items", "titles"]
+    revision = REVISION
+    other_parameter_name = ["items", "titles", "revision"]
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
@@ -140,9 +160,15 @@ class TIGER(SequentialRecommender):
             ) from error
 
     def load_other_parameter(self, para):
-        """Take over items and titles of a checkpoint, which have to be those of the dataset."""
-        if para and list(para["items"]) != self.items:
-            raise TigerError("the checkpoint is of another dataset: its items differ")
+        """Take over items and titles of a checkpoint, which have to be those of the dataset.
+
+        Raises:
+            TigerError: they are not, or the weights are of another revision.
+        """
+        if para:
+            check_revision(para, "the checkpoint")
+            if list(para["items"]) != self.items:
+                raise TigerError("the checkpoint is of another dataset: its items differ")
         super().load_other_parameter(para)
 
     # --- training ---
