@@ -122,6 +122,34 @@ def test_rare_items_runs(data_path, tmp_path, capsys):
     assert "absent holds no results of tiny with ranks" in capsys.readouterr().err
 
 
+def test_without_history(settings):
+    """Against RecBole's evaluator, and lists made user by user."""
+    plain = {"data_path": settings["data_path"], "checkpoint_dir": settings["checkpoint_dir"], "show_progress": False}
+    runs = {"SASRec": {**plain, "epochs": 3, "n_layers": 1, "loss_type": "CE"}, "TIGER": {**settings, "beam_size": 60}}
+    results = [experiment.run(experiment.prepare(name, "tiny", own), "results") for name, own in runs.items()]
+    files = [result["checkpoint"] for result in results]
+    assert script("without_history").main(["--checkpoints", *files, "--output=found.json"]) is None
+    rows = json.loads(Path("found.json").read_text())["rows"]
+    assert [row["model"] for row in rows] == list(runs)
+    for file, result, row in zip(files, results, rows, strict=True):
+        for metric in ("recall@10", "ndcg@10"):
+            assert row[f"{metric} as it is"] == pytest.approx(result["test_result"][metric], abs=1e-4)
+        _, model, _, _, _, test_data = load_data_and_model(file)
+        model.eval()
+        hits, first, places = [], [], []
+        for interaction, _, _, targets in test_data:
+            scores = model.full_sort_predict(interaction).detach().view(len(targets), -1).numpy()
+            for own, history, target in zip(scores, interaction["item_id_list"].tolist(), targets.tolist(), strict=True):
+                items = [item for item in np.argsort(-own, kind="stable").tolist() if item]
+                first.append(items[0] in history)
+                places += [item in history for item in items[:10]]
+                hits.append(target in [item for item in items if item not in history][:10])
+        assert row["recall@10 without history"] == pytest.approx(np.mean(hits), abs=1e-4)
+        assert row["history among the first"] == pytest.approx(np.mean(first), abs=1e-4)
+        assert row["history among the 10"] == pytest.approx(np.mean(places), abs=1e-4)
+        assert row["history among the 10"] > 0
+
+
 def test_by_frequency():
     rare = script("rare_items")
     found = rare.by_group(rare.ranges_of(pd.Series([0, 2, 3, 5, 6, 51])), pd.Series([1.0, 0, 1, 1, 0, 1]))

@@ -1,0 +1,105 @@
+"""How many places of their lists do models spend on items that the user has already? Test metrics as they are, and with the
+items of the history left out of every list.
+
+The protocol does not mask histories, as a user may take an item again. Where nobody does, as in the Amazon datasets, a model
+can only lose by it what it did not learn from that.
+
+python benchmarks/without_history.py --checkpoints saved/SASRec-....pth saved/TIGER-....pth --output=without-history.json
+"""
+
+import argparse
+
+import torch
+from recbole.utils import get_model
+from tabulate import tabulate
+from tqdm import tqdm
+
+import recbole_tiger  # noqa: F401 - registers TIGER
+from recbole_tiger.results import write_result
+from recbole_tiger.statistics import interval, metric_of_users
+
+from recbole.quick_start import load_data_and_model  # isort: skip - after the plugin's import
+
+METRICS = ("recall@10", "ndcg@10")
+LIST = 10
+
+
+def ranks_of(scores, target):
+    """Place of each row's target among the scores of all items, from 1; 0 where its score is -inf.
+
+    Args:
+        scores: float tensor [users, items]. target: int tensor [users].
+    """
+    own = scores.gather(1, target.unsqueeze(1))
+    return torch.where(own.squeeze(1).isneginf(), 0, (scores > own).sum(dim=1) + 1)
+
+
+def evaluate(checkpoint):
+    """What a model recommends to the test users.
+
+    Returns:
+        dict: name of the model and its dataset; ranks of the targets [users] as they are and without the history; share of
+        the first LIST places, and of the first alone, that items of the history take; whether any target is one of them.
+    """
+    config, model, _, _, _, test_data = load_data_and_model(checkpoint)
+    model.eval()
+    history_field = config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"]
+    if isinstance(model, get_model("TIGER")):
+        # As many places as history can take.
+        model.beam_size = min(model.beam_size + config["MAX_ITEM_LIST_LENGTH"], model.n_items - 1)
+    found = {"as it is": [], "without history": [], "first": [], "list": [], "repeats": []}
+    for interaction, _, rows, target in tqdm(test_data, desc=config["model"]):
+        interaction, target = interaction.to(model.device), target.to(model.device)
+        history = interaction[history_field][rows]
+        with torch.no_grad():
+            scores = model.full_sort_predict(interaction).view(len(target), -1).float()
+        scores[:, 0] = -torch.inf
+        known = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, history, True)
+        known[:, 0] = False
+        top = known.gather(1, scores.topk(LIST, dim=1).indices).float()
+        found["as it is"].append(ranks_of(scores, target))
+        found["without history"].append(ranks_of(scores.masked_fill(known, -torch.inf), target))
+        found["first"].append(top[:, 0])
+        found["list"].append(top.mean(dim=1))
+        found["repeats"].append(known.gather(1, target.unsqueeze(1)).squeeze(1).float())
+    found = {key: torch.cat(values).cpu().numpy() for key, values in found.items()}
+    return {
+        "model": config["label"],
+        "dataset": config["dataset"],
+        "ranks": {key: found[key] for key in ("as it is", "without history")},
+        "shares": {key: float(found[key].mean()) for key in ("repeats", "first", "list")},
+    }
+
+
+def main(argv=None):
+    """Print a table, a row a model, and write it as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoints", nargs="+", required=True, help="of TIGER or other sequential models of RecBole")
+    parser.add_argument("--output")
+    args = parser.parse_args(argv)
+
+    rows = []
+    for checkpoint in args.checkpoints:
+        found = evaluate(checkpoint)
+        row = {"model": found["model"], "dataset": found["dataset"]}
+        for how, ranks in found["ranks"].items():
+            for metric in METRICS:
+                values = metric_of_users(ranks, metric)
+                row[f"{metric} {how}"] = round(float(values.mean()), 4)
+                low, high = interval(values)
+                row[f"95% of {metric} {how}"] = f"{low:.4f} to {high:.4f}"
+        row.update(
+            {
+                "history among the first": round(found["shares"]["first"], 4),
+                f"history among the {LIST}": round(found["shares"]["list"], 4),
+                "targets of the history": round(found["shares"]["repeats"], 4),
+            }
+        )
+        rows.append(row)
+    print(tabulate(rows, headers="keys", tablefmt="github", floatfmt=".4f"))
+    if args.output:
+        write_result({"rows": rows}, args.output)
+
+
+if __name__ == "__main__":
+    main()
