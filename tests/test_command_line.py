@@ -37,6 +37,7 @@ FIELDS = {
         "epoch_log",
         "settings",
         "data_hash",
+        "inputs",
         "versions",
         "hardware",
         "checkpoint",
