@@ -14,7 +14,17 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_tiger import Recommender, SemanticIDs, checkpoint, encoder, experiment, results, run_recbole, semantic_ids
+from recbole_tiger import (
+    Recommender,
+    SemanticIDs,
+    catalogue,
+    checkpoint,
+    encoder,
+    experiment,
+    results,
+    run_recbole,
+    semantic_ids,
+)
 from recbole_tiger.checkpoint import load_checkpoint, save_checkpoint
 from recbole_tiger.cli import main
 from recbole_tiger.errors import TigerError
@@ -574,6 +584,18 @@ def test_cached_embeddings_cut_short(capsys, settings):
     cache.unlink()
     assert main([*call, *arguments(settings)]) == 0
     assert cache.read_bytes() == whole
+
+
+def test_cached_semantic_ids_of_another_revision(settings, monkeypatch):
+    """The same settings made other codes then."""
+    caches = Path(settings["cache_dir"])
+    first = built(settings)[2].network.codes
+    (cache,) = caches.glob("semantic-ids-*.tsv")
+    monkeypatch.setattr(catalogue, "REVISION", catalogue.REVISION + 1)
+    ids = SemanticIDs.load(cache)
+    SemanticIDs(ids.items, ids.codes[::-1].copy()).save(cache)  # as earlier code may have made them
+    assert torch.equal(built(settings)[2].network.codes, first)
+    assert len(list(caches.glob("semantic-ids-*.tsv"))) == 2
 
 
 def test_cached_semantic_ids_cut_short(capsys, settings):

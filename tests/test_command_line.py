@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recbole_tiger import Recommender, SemanticIDs, __version__
+from recbole_tiger import Recommender, SemanticIDs, __version__, experiment
 from recbole_tiger.cli import main
 from recbole_tiger.results import read_ranks, read_results
 from recbole_tiger.settings import parse_arguments
@@ -240,6 +240,16 @@ def test_training_ends_when_time_is_up(settings, model):
     assert result["best_valid_score"] == result["epoch_log"][0]["valid_score"]
     assert Path(result["checkpoint"]).is_file()
     check_ranks(result, "results")
+
+
+def test_baselines_that_begin_in_one_second_keep_their_checkpoints_apart(settings):
+    plain = {"data_path": settings["data_path"], "checkpoint_dir": settings["checkpoint_dir"], "show_progress": False}
+    files = set()
+    for seed in (1, 2):
+        config = experiment.prepare("SASRec", "tiny", {**plain, "seed": seed})
+        trainer = experiment.make_trainer(config, experiment.load(config)[0])
+        files.add(re.sub(r"-\w{3}-\d\d-\d{4}_[\d-]{8}", "", trainer.saved_model_file))  # without the time
+    assert len(files) == 2
 
 
 def test_run_without_resume_runs_again(settings, capsys):
