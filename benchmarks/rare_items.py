@@ -14,7 +14,7 @@ from tabulate import tabulate
 from recbole_tiger import experiment
 from recbole_tiger.download import DAY
 from recbole_tiger.errors import TigerError
-from recbole_tiger.leaderboard import rows_of
+from recbole_tiger.leaderboard import comparison, rows_of
 from recbole_tiger.results import read_results, write_result
 from recbole_tiger.settings import data_hash, run_settings
 from recbole_tiger.statistics import GAINS
@@ -109,8 +109,8 @@ def main(argv=None):
         if kind not in GAINS or not k.isdigit() or not 1 <= int(k) <= max(config["topk"]):
             kinds = " or ".join(GAINS)
             raise TigerError(f"--metric={args.metric} has to be {kinds} at 1 to {max(config['topk'])}, as recall@10")
-        here = data_hash(config), run_settings(config)["eval_args"]
-        results = [r for r in read_results(args.results_dir) if (r["data_hash"], r["settings"]["eval_args"]) == here]
+        here = {"dataset": args.dataset, "data_hash": data_hash(config), "settings": run_settings(config)}
+        results = [result for result in read_results(args.results_dir) if comparison(result) == comparison(here)]
         rows = [row for row in rows_of(results, args.results_dir) if row.ranks is not None]
         if not rows:
             raise TigerError(

@@ -10,11 +10,10 @@ python benchmarks/without_history.py --checkpoints saved/SASRec-....pth saved/TI
 import argparse
 
 import torch
-from recbole.utils import get_model
 from tabulate import tabulate
 from tqdm import tqdm
 
-import recbole_tiger  # noqa: F401 - registers TIGER
+from recbole_tiger.model.tiger import TIGER
 from recbole_tiger.results import write_result
 from recbole_tiger.statistics import interval, metric_of_users
 
@@ -44,7 +43,7 @@ def evaluate(checkpoint):
     config, model, _, _, _, test_data = load_data_and_model(checkpoint)
     model.eval()
     history_field = config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"]
-    if isinstance(model, get_model("TIGER")):
+    if isinstance(model, TIGER):
         # As many places as history can take.
         model.beam_size = min(model.beam_size + config["MAX_ITEM_LIST_LENGTH"], model.n_items - 1)
     found = {"as it is": [], "without history": [], "first": [], "list": [], "repeats": []}

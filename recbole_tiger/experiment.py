@@ -181,9 +181,8 @@ def make_trainer(config, train_data):
     model = get_model(config["model"])(config, train_data._dataset).to(config["device"])
     getLogger().info(model)
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
-    key = run_key(config)
-    if key not in trainer.saved_model_file:  # RecBole's name tells seconds: runs that begin together would share a file
-        trainer.saved_model_file = trainer.saved_model_file.removesuffix(".pth") + f"-{key}.pth"
+    if config["model"] != "TIGER":  # RecBole's name tells seconds: runs that begin together would share a file
+        trainer.saved_model_file = trainer.saved_model_file.removesuffix(".pth") + f"-{run_key(config)}.pth"
     return trainer
 
 

@@ -92,12 +92,13 @@ def published_rows(dataset):
     ]
 
 
-def _as_published(result):
-    """Whether a result is of the protocol by which the published numbers were made."""
+def _published_beside(result):
+    """The published rows of a result's dataset; [] where it is not of the protocol by which they were made."""
     wanted = protocol()["eval_args"]
     found = {**wanted, **(result["settings"].get("eval_args") or {})}
     modes = found["mode"].values() if isinstance(found["mode"], dict) else [found["mode"]]
-    return set(modes) == {wanted["mode"]} and all(found[key] == wanted[key] for key in ("split", "order"))
+    same = set(modes) == {wanted["mode"]} and all(found[key] == wanted[key] for key in ("split", "order"))
+    return published_rows(result["dataset"]) if same else []
 
 
 def rows_of(results, folder):
@@ -134,10 +135,10 @@ def _told(result):
 
 def _name(label, result, groups):
     """The label, and where other rows have the same, the settings in which they differ."""
-    others = [_told(runs[0]) for (other, _), runs in groups.items() if other == label]
+    own, others = _told(result), [_told(runs[0]) for (other, _), runs in groups.items() if other == label]
     keys = sorted({key for settings in others for key in settings} - {"seed"})
     differ = [key for key in keys if any(settings.get(key) != others[0].get(key) for settings in others)]
-    told = ", ".join(f"{key}={_told(result).get(key)}" for key in differ)
+    told = ", ".join(f"{key}={own.get(key)}" for key in differ)
     return f"{label} ({told})" if told else label
 
 
@@ -227,7 +228,7 @@ def leaderboard(results, folder, style="plain", published=False):
         seeds, epochs, seconds of training, users per second of evaluation, parameters. Notes say what the marks mean.
     """
     own = rows_of(results, folder)
-    rows = [*(published_rows(results[0]["dataset"]) if published and _as_published(results[0]) else []), *own]
+    rows = [*(_published_beside(results[0]) if published else []), *own]
     tested = dict.fromkeys(name for result in results for name in result["test_result"])
     metrics = [name for name in tested if name.startswith(("recall", "ndcg"))]
     style = STYLES[style]
@@ -297,8 +298,8 @@ def leaderboard_csv(results, folder):
     writer = csv.DictWriter(stream, names, lineterminator="\n")
     writer.writeheader()
     for group in comparable(results).values():
-        of_group = dict(zip(("dataset", "data_hash", *PROTOCOL), _protocol(group[0]), strict=True))
-        rows = [*(published_rows(group[0]["dataset"]) if _as_published(group[0]) else []), *rows_of(group, folder)]
+        of_group = dict(zip(("dataset", "data_hash", *PROTOCOL), comparison(group[0]), strict=True))
+        rows = [*_published_beside(group[0]), *rows_of(group, folder)]
         rankings = {metric: ranking(rows, metric) for metric in METRICS}
         for i, row in enumerate(rows):
             line = {**of_group, "model": row.label, "source": row.source}
@@ -319,8 +320,8 @@ def leaderboard_csv(results, folder):
     return stream.getvalue()
 
 
-def _protocol(result):
-    """The dataset, the hash of its files, and PROTOCOL's settings as text."""
+def comparison(result):
+    """What results have to share to be compared: the dataset, the hash of its files, and PROTOCOL's settings as text."""
     settings = [json.dumps(result["settings"].get(key), sort_keys=True).replace('"', "") for key in PROTOCOL]
     return result["dataset"], result["data_hash"], *settings
 
@@ -334,7 +335,7 @@ def comparable(results):
     """
     groups = {}
     for result in results:
-        groups.setdefault(_protocol(result), []).append(result)
+        groups.setdefault(comparison(result), []).append(result)
     titles = {}
     for dataset, *values in sorted(groups):
         others = [other[1:] for other in groups if other[0] == dataset]

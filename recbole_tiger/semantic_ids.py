@@ -169,7 +169,7 @@ class SemanticIDs:
             items.append(item)
             rows.append([int(code) for code in codes])
         if len(set(items)) < len(items):
-            twice = [item for item, rows_of in Counter(items).items() if rows_of > 1]
+            twice = [item for item, times in Counter(items).items() if times > 1]
             raise TigerError(f"{path}: items with more than one row: {named(twice)}")
         try:
             return cls(items, np.array(rows, dtype=np.int64).reshape(len(rows), width - 1))
