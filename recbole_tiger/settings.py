@@ -352,12 +352,15 @@ def check_tiger(config):
         "text_initializer": (True, False),
         "trie_softmax": (True, False),
         "prefix_embedding": (True, False),
+        "history_bias": (True, False),
     }
     for key, allowed in choices.items():
         if config[key] not in allowed:
             raise TigerError(f"unknown {key} {config[key]!r}: it may be {' or '.join(map(str, allowed))}")
     if config["prefix_embedding"] and not config["trie_softmax"]:
         raise TigerError("prefix_embedding needs --trie_softmax=True: only prefixes that the trie holds have an embedding")
+    if config["history_bias"] and not config["trie_softmax"]:
+        raise TigerError("history_bias needs --trie_softmax=True: it is a logit of the nodes of the trie")
     counts = ["codebook_size", "codebook_depth", "beam_size", "MAX_ITEM_LIST_LENGTH", "train_batch_size", "epochs"]
     counts += ["hidden_size", "n_heads", "head_size", "inner_size", "n_layers", "n_decoder_layers", "rq_vae_latent_size"]
     counts += ["rq_vae_steps", "rq_vae_batch_size", "kmeans_iterations", "kmeans_sample"]

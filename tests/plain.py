@@ -30,6 +30,7 @@ def small_network(seed=0, n_items=30, **changes):
         "initializer_range": 0.3,
         "trie_softmax": False,
         "prefix_embedding": False,
+        "history_bias": False,
         **changes,
     }
     text = torch.randn(len(codes), 7, generator=generator) if settings.pop("text", False) else None
@@ -147,14 +148,29 @@ def level_states(network, history, target, user=None, memory=None):
     return [network.decoder_norm(v) for v in x]
 
 
+def history_logit(network, history, prefix):
+    """What the items of a history add to the logit of the last code of ``prefix``."""
+    bias, level = network.history_bias, len(prefix) - 1
+    if bias is None:
+        return 0.0
+    under = [item for item, codes in enumerate(network.codes.tolist()) if item and codes[: level + 1] == prefix]
+    logit = 0.0
+    for ago, item in enumerate(reversed(history)):
+        if item in under:
+            like, same = BIAS_SCALE * (bias.of_level[level] + bias.of_distance[level, :, ago])
+            logit += like + same / len(under)
+    return logit
+
+
 @torch.no_grad()
-def choices(network, state, prefix):
+def choices(network, state, prefix, history):
     """Log-probability of every code that the softmax after the codes ``prefix`` is over."""
     level = len(prefix)
     continues = {codes[level] for codes in network.codes[1:].tolist() if codes[:level] == prefix}
     logits = {
         code: network.classifiers[level](state)[code]
         + (prefix_vector(network, [*prefix, code]) * state if code in continues else torch.zeros(())).sum()
+        + history_logit(network, history, [*prefix, code])
         for code in (continues if network.trie_softmax else range(network.widths[level]))
     }
     total = torch.stack(list(logits.values())).logsumexp(0)
@@ -167,5 +183,5 @@ def log_probs(network, history, user=None):
     rows = []
     for item, codes in enumerate(network.codes[1:].tolist(), start=1):
         states = level_states(network, history, item, memory=memory)
-        rows.append([choices(network, states[level], codes[:level])[code] for level, code in enumerate(codes)])
+        rows.append([choices(network, states[level], codes[:level], history)[code] for level, code in enumerate(codes)])
     return torch.tensor(rows)

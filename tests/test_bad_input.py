@@ -281,6 +281,7 @@ def test_price_that_is_no_number(capsys, own):
         ({"scoring": "greedy"}, ["unknown scoring 'greedy'", "beam or exact"]),
         ({"encoder_tokens": "word"}, ["unknown encoder_tokens 'word'", "code or item"]),
         ({"prefix_embedding": True}, ["prefix_embedding needs --trie_softmax=True"]),
+        ({"history_bias": True}, ["history_bias needs --trie_softmax=True"]),
         ({"epochs": "many"}, ["epochs", "'many'"]),
         ({"epochs": 0}, ["epochs", "positive"]),
         ({"eval_step": 0}, ["eval_step", "positive"]),

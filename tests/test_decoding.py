@@ -19,8 +19,9 @@ HISTORIES = [[3, 1, 4], [5, 9, 2, 6, 5, 3], [7]]
         {"bidirectional_encoder": True, "n_user_tokens": 3},
         {"trie_softmax": True},
         {"trie_softmax": True, "prefix_embedding": True, "encoder_tokens": "item"},
+        {"trie_softmax": True, "history_bias": True},
     ],
-    ids=["causal", "text", "bidirectional", "trie softmax", "prefixes"],
+    ids=["causal", "text", "bidirectional", "trie softmax", "prefixes", "history"],
 )
 def network(request):
     return plain.small_network(**request.param)

@@ -11,6 +11,7 @@ VARIANTS = {
     "causal": {},
     "trie softmax": {"trie_softmax": True},
     "prefixes": {"trie_softmax": True, "prefix_embedding": True, "encoder_tokens": "item"},
+    "history": {"trie_softmax": True, "prefix_embedding": True, "encoder_tokens": "item", "history_bias": True},
 }
 
 
@@ -20,7 +21,7 @@ def plain_loss(network, history, target, smoothing):
     codes = network.codes[target].tolist()
     losses = []
     for level, state in enumerate(states):
-        log_probs = plain.choices(network, state, codes[:level])
+        log_probs = plain.choices(network, state, codes[:level], history)
         spread = sum(log_probs.values()) / len(log_probs)
         losses.append(-(1 - smoothing) * log_probs[codes[level]] - smoothing * spread)
     return sum(losses) / len(losses)

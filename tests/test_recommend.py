@@ -11,7 +11,13 @@ from tests.conftest import small_settings
 
 VARIANTS = {
     "paper": {},
-    "text": {"encoder_tokens": "item", "encoder_text": True, "trie_softmax": True, "prefix_embedding": True},
+    "text": {
+        "encoder_tokens": "item",
+        "encoder_text": True,
+        "trie_softmax": True,
+        "prefix_embedding": True,
+        "history_bias": True,
+    },
     "users": {"n_user_tokens": 7, "bidirectional_encoder": True},
 }
 

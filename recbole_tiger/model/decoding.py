@@ -40,7 +40,7 @@ def beam_search(net, memory, beam_size):
     codes, caches = None, None
     for level in range(trie.levels):
         hidden, caches = net.step(memory, level, codes, caches)
-        child, child_codes, _, log_probs = net.continuations(hidden, level, nodes)
+        child, child_codes, _, log_probs = net.continuations(memory, hidden, level, nodes)
         candidates = (scores.unsqueeze(-1) + log_probs).flatten(1)
         scores, picked = candidates.topk(min(beam_size, trie.n_nodes(level)), dim=1)
         parents = picked // child.shape[-1]
@@ -82,7 +82,7 @@ def _walk(net, memory):
         for part in torch.arange(scores.shape[1], device=scores.device).split(EXACT_BUDGET):
             before = caches and _reorder(caches, parents[part].expand(batch, -1))
             hidden, before = net.step(memory, level, codes[part].expand(batch, -1), before)
-            _, _, exists, log_prob = net.continuations(hidden, level, part.expand(batch, -1))
+            _, _, exists, log_prob = net.continuations(memory, hidden, level, part.expand(batch, -1))
             # Children of neighbouring nodes are neighbours: what exists of them is the next level in its order.
             log_probs.append(log_prob[:, exists[0]])
             kept.append(before)
@@ -120,6 +120,6 @@ def log_probs_of_levels(net, memory, items):
     hidden = net.decode(memory, net.codes[items], shared=True)
     parts = []
     for level in range(net.levels):
-        logits, own = net.choices(hidden[:, :, level], level, items)
+        logits, own = net.choices(hidden[:, :, level], level, items, memory.items.unsqueeze(1))
         parts.append(logits.log_softmax(dim=-1).gather(-1, own.unsqueeze(-1)))
     return torch.cat(parts, dim=-1)

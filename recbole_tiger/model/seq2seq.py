@@ -188,12 +188,49 @@ class RelativeBias(nn.Module):
         return bias.flatten(3, 4).flatten(1, 2)
 
 
+class HistoryBias(nn.Module):
+    """A learned logit for the nodes of the trie that lead to items of the history.
+
+    An item of the history adds two weights to every node on its path: one for what is like it, which all items under the
+    node share, and one for itself, divided by the number of the node's items. Both have a part for each level, and one for
+    how many items ago it was. So the model learns whether users stay with what they had, and whether they take the same item
+    again.
+    """
+
+    def __init__(self, trie, max_items):
+        super().__init__()
+        paths = trie.paths()[1:]
+        for level in range(trie.levels):
+            n_items = torch.bincount(paths[:, level], minlength=trie.n_nodes(level))
+            self.register_buffer(f"n_items_{level}", n_items, persistent=False)
+        self.of_level = nn.Parameter(torch.zeros(trie.levels, 2))
+        self.of_distance = nn.Parameter(torch.zeros(trie.levels, 2, max_items))
+
+    def forward(self, level, child, exists, history):
+        """What is added to the logits of nodes.
+
+        Args:
+            level: that of the nodes.
+            child, exists: of :meth:`Trie.expand`, [..., n].
+            history: nodes of the level on the paths of the history's items [..., items], the latest last; -1 for padding.
+
+        Returns:
+            float tensor [..., n].
+        """
+        place = history - child[..., :1]
+        under = (history >= 0) & (place >= 0) & (place < exists.sum(dim=-1, keepdim=True))
+        ago = torch.arange(history.shape[-1] - 1, -1, -1, device=history.device).clamp(max=self.of_distance.shape[-1] - 1)
+        like, same = BIAS_SCALE * (self.of_level[level].unsqueeze(-1) + self.of_distance[level][:, ago])
+        added = (like + same / self.get_buffer(f"n_items_{level}")[history.clamp(min=0)]) * under
+        return added.new_zeros(child.shape).scatter_add(-1, place.clamp(0, child.shape[-1] - 1), added)
+
+
 class Memory:
     """What the decoder reads of a batch of histories: per layer keys and values, and which items are padding."""
 
     def __init__(self, layers, items, padding, has_user):
         self.layers = layers  # per decoder layer: keys, values [batch, n_heads, tokens, head_size]
-        self.items = items  # the width of the batch in items, padding included
+        self.items = items  # int tensor [batch, n], padded with zeros on the left
         self.padding = padding  # [batch, 1, 1, tokens] of 0 and MASKED, or None where no history is padded
         self.has_user = has_user
 
@@ -216,6 +253,8 @@ class Seq2Seq(nn.Module):
         trie_softmax: whether the softmax of a level is over the codes that continue a prefix to an item, instead of all.
         prefix_embedding: whether every prefix of two codes or more has an embedding of its own, added to the code's in the
             encoder and to the code's row of the classifier. Needs ``trie_softmax``.
+        history_bias: whether codes that lead to items of the history have a learned logit (:class:`HistoryBias`). Needs
+            ``trie_softmax``.
     """
 
     def __init__(
@@ -239,6 +278,7 @@ class Seq2Seq(nn.Module):
         initializer_range,
         trie_softmax,
         prefix_embedding,
+        history_bias,
     ):
         super().__init__()
         self.levels = codes.shape[1]
@@ -262,6 +302,7 @@ class Seq2Seq(nn.Module):
             sizes = [self.trie.n_nodes(level) for level in range(1, self.levels)]
             self.register_buffer("prefix_offsets", torch.tensor([0, *sizes[:-1]]).cumsum(0), persistent=False)
             self.prefix_embedding = nn.Embedding(sum(sizes), hidden_size)
+        self.history_bias = HistoryBias(self.trie, max_items) if history_bias else None
         self.start = nn.Parameter(torch.zeros(hidden_size))
         self.text_projection = None if text is None else nn.Linear(text.shape[1], hidden_size)
         self.user_embedding = nn.Embedding(n_user_tokens, hidden_size) if n_user_tokens else None
@@ -387,11 +428,11 @@ class Seq2Seq(nn.Module):
             x = layer(x, bias)
         x = self.encoder_norm(x)
         layers = [layer.cross_attention.keys_values(x) for layer in self.decoder]
-        return Memory(layers, n, padding, self.user_embedding is not None)
+        return Memory(layers, items, padding, self.user_embedding is not None)
 
     def _cross_bias(self, memory, targets, level=None):
         """Bias of the last ``targets`` targets (of every level, or of one) against the tokens of the memory."""
-        place = torch.arange(memory.items, device=self.start.device)
+        place = torch.arange(memory.items.shape[1], device=self.start.device)
         distances = place[-targets:, None] + 1 - place
         bias = self.cross_bias(distances, causal=True)
         if memory.has_user:
@@ -455,12 +496,13 @@ class Seq2Seq(nn.Module):
 
     # --- probabilities of codes ---
 
-    def choices(self, hidden, level, items):
+    def choices(self, hidden, level, items, history):
         """What a level's softmax is over, and which of it belongs to given items.
 
         Args:
             hidden: [..., hidden_size] of this level, of :meth:`decode`.
             items: int tensor [...] of the items whose codes before the level were decoded.
+            history: int tensor [..., n] of the items before each of them, padded with zeros on the left.
 
         Returns:
             float32 logits [..., n], -inf where ``trie_softmax`` leaves a code out, and indices [...] into them.
@@ -469,12 +511,14 @@ class Seq2Seq(nn.Module):
             return self.classifiers[level](hidden).float(), self.codes[items, level]
         parents = self.paths[items, level - 1] if level else torch.zeros_like(items)
         child, codes, exists = self.trie.expand(parents, level)
-        return self._child_logits(hidden, level, child, codes, exists), self.paths[items, level] - child[..., 0]
+        logits = self._child_logits(hidden, level, child, codes, exists, history)
+        return logits, self.paths[items, level] - child[..., 0]
 
-    def continuations(self, hidden, level, nodes):
+    def continuations(self, memory, hidden, level, nodes):
         """Log-probabilities of the nodes of the trie that follow ``nodes``.
 
         Args:
+            memory: of :meth:`encode`.
             hidden: [batch, prefixes, hidden_size], of :meth:`step`.
             nodes: int tensor [batch, prefixes] of nodes of the level before (0, the root, for level 0).
 
@@ -484,15 +528,19 @@ class Seq2Seq(nn.Module):
         """
         child, codes, exists = self.trie.expand(nodes, level)
         if self.trie_softmax:
-            log_probs = self._child_logits(hidden, level, child, codes, exists).log_softmax(dim=-1)
+            history = memory.items.unsqueeze(1)
+            log_probs = self._child_logits(hidden, level, child, codes, exists, history).log_softmax(dim=-1)
         else:
             log_probs = self.classifiers[level](hidden).float().log_softmax(dim=-1).gather(-1, codes)
             log_probs = log_probs.masked_fill(~exists, -torch.inf)
         return child, codes, exists, log_probs
 
-    def _child_logits(self, hidden, level, child, codes, exists):
+    def _child_logits(self, hidden, level, child, codes, exists, history):
         logits = self.classifiers[level](hidden).gather(-1, codes)
         if self.prefix_embedding is not None and level:
             own = self.prefix_embedding(child + self.prefix_offsets[level - 1])
             logits = logits + torch.matmul(own, PREFIX_GAIN * hidden.unsqueeze(-1)).squeeze(-1)
+        if self.history_bias is not None:
+            nodes = self.paths[history, level].masked_fill(history == 0, -1)
+            logits = logits + self.history_bias(level, child, exists, nodes)
         return logits.float().masked_fill(~exists, -torch.inf)

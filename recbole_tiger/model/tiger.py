@@ -117,6 +117,7 @@ class TIGER(SequentialRecommender):
                     "initializer_range",
                     "trie_softmax",
                     "prefix_embedding",
+                    "history_bias",
                 ]
             },
         }
@@ -187,8 +188,9 @@ class TIGER(SequentialRecommender):
         counted = torch.arange(targets, 0, -1, device=items.device) <= n_targets.unsqueeze(1)
         hidden = self.network.decode(memory, self.network.codes[wanted])[counted]
         wanted = wanted[counted]
+        history = F.pad(items[:, :-1], (targets - 1, 0)).unfold(1, items.shape[1] - 1, 1)[counted]
         losses = [
-            cross_entropy(*self.network.choices(hidden[:, level], level, wanted), self.label_smoothing)
+            cross_entropy(*self.network.choices(hidden[:, level], level, wanted, history), self.label_smoothing)
             for level in range(self.network.levels)
         ]
         return sum(losses) / len(losses)
