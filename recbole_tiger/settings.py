@@ -284,6 +284,12 @@ def _check_optimizer(config):
         check_number(key, config[key])
 
 
+def _check_no_pickles(config):
+    for key in ("dataset_save_path", "dataloaders_save_path", "save_dataset", "save_dataloaders"):
+        if config.get(key):
+            raise TigerError(f"{key} is about a pickle, which can run code: none is used here; remove the setting")
+
+
 def _check_text_fields(config):
     fields = config["text_fields"]
     if not isinstance(fields, list) or not fields or len(set(map(str, fields))) < len(fields):
@@ -293,13 +299,15 @@ def _check_text_fields(config):
 
 
 def check_run(config):
-    """Refuse settings with which a run of any model would fail after its data are made or its epochs are over.
+    """Refuse settings with which a run of any model would fail after its data are made or its epochs are over, or unpickle.
 
     Raises:
         TigerError: with the setting and what it may be.
     """
     _check_counts(config, ["epochs", "eval_step"])
     _check_text_fields(config)
+    _check_no_pickles(config.final_config_dict)
+    refuse_pickles(config)
     _check_whole("seed", config["seed"])
     if config["seed"] >= SEEDS:
         raise TigerError(f"seed {config['seed']} is too large: it may be 0 to {SEEDS - 1}")
@@ -386,20 +394,21 @@ def check_tiger(config):
             f"beam_size {config['beam_size']} is less than the largest topk {max(config['topk'])}: "
             f"a shorter list would be filled with arbitrary items; raise beam_size"
         )
-    for key in ("dataset_save_path", "dataloaders_save_path", "save_dataset", "save_dataloaders"):
-        if config.get(key):
-            raise TigerError(f"{key} is about a pickle, which can run code: TIGER has none; remove the setting")
+    _check_no_pickles(config)
     if "local_rank" in config:
         raise TigerError("TIGER trains in one process, on one device: leave out nproc; a sweep runs a trial a GPU")
 
 
 def refuse_pickles(config):
     """Refuse RecBole's pickled caches in ``checkpoint_dir``: unpickling runs code, and they ignore TIGER's settings."""
-    folder = Path(config["checkpoint_dir"])
-    for name in (f"{config['dataset']}-TIGERDataset.pth", f"{config['dataset']}-for-TIGER-dataloader.pth"):
-        if (folder / name).exists():
+    folder, model = Path(config["checkpoint_dir"]), config["model"]
+    # RecBole reads that of the model's own kind of dataset, where it has one, or else that of the kind of its type.
+    kinds = [model] if model == "TIGER" else [model, "", "Sequential", "KnowledgeBased"]
+    for name in [*(f"{kind}Dataset" for kind in kinds), f"for-{model}-dataloader"]:
+        file = folder / f"{config['dataset']}-{name}.pth"
+        if file.exists():
             raise TigerError(
-                f"{folder / name} is a pickled dataset cache, which can run code: TIGER reads none; "
+                f"{file} is a pickled dataset cache, which can run code: none is read here; "
                 f"remove it or choose another checkpoint_dir"
             )
 

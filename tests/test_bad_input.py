@@ -793,6 +793,24 @@ def test_pickled_caches_of_recbole(capsys, settings, tmp_path, name):
     assert not list(tmp_path.rglob("TIGER-*.pth"))
 
 
+@pytest.mark.parametrize("name", ["tiny-SequentialDataset.pth", "tiny-for-SASRec-dataloader.pth"])
+def test_pickled_caches_of_another_model(capsys, settings, tmp_path, name):
+    marker = tmp_path / "marker"
+    folder = Path(settings["checkpoint_dir"])
+    folder.mkdir()
+    (folder / name).write_bytes(pickle.dumps(Runs(marker)))
+    own = {"data_path": settings["data_path"], "checkpoint_dir": str(folder)}
+    for command in (["run", "--model=SASRec"], ["compare", "--models=SASRec"]):
+        message = refused(capsys, [*command, "--dataset=tiny"], own)
+        has(message, folder / name, "can run code", "remove it or choose another checkpoint_dir")
+    assert not marker.exists()
+
+
+def test_pickles_to_be_saved_by_another_model(capsys, data_path):
+    settings = {"data_path": str(data_path), "save_dataset": True}
+    has(run(capsys, settings, model="SASRec"), "save_dataset", "can run code", "remove")
+
+
 CODE = "__import__('os').system('touch MARKER')"
 
 
