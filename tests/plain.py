@@ -157,8 +157,7 @@ def history_logit(network, history, prefix):
     logit = 0.0
     for ago, item in enumerate(reversed(history)):
         if item in under:
-            like, same = BIAS_SCALE * (bias.of_level[level] + bias.of_distance[level, :, ago])
-            logit += like + same / len(under)
+            logit += BIAS_SCALE * (bias.of_level[level] + bias.of_distance[level, ago]) / len(under)
     return logit
 
 

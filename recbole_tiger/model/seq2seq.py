@@ -191,10 +191,9 @@ class RelativeBias(nn.Module):
 class HistoryBias(nn.Module):
     """A learned logit for the nodes of the trie that lead to items of the history.
 
-    An item of the history adds two weights to every node on its path: one for what is like it, which all items under the
-    node share, and one for itself, divided by the number of the node's items. Both have a part for each level, and one for
-    how many items ago it was. So the model learns whether users stay with what they had, and whether they take the same item
-    again.
+    An item of the history adds to every node on its path a weight, divided by the number of the node's items. The weight has
+    a part for each level, and one for how many items ago it was. So the model learns whether users take an item again, and
+    whether they stay with what is like it.
     """
 
     def __init__(self, trie, max_items):
@@ -203,8 +202,8 @@ class HistoryBias(nn.Module):
         for level in range(trie.levels):
             n_items = torch.bincount(paths[:, level], minlength=trie.n_nodes(level))
             self.register_buffer(f"n_items_{level}", n_items, persistent=False)
-        self.of_level = nn.Parameter(torch.zeros(trie.levels, 2))
-        self.of_distance = nn.Parameter(torch.zeros(trie.levels, 2, max_items))
+        self.of_level = nn.Parameter(torch.zeros(trie.levels))
+        self.of_distance = nn.Parameter(torch.zeros(trie.levels, max_items))
 
     def forward(self, level, child, exists, history):
         """What is added to the logits of nodes.
@@ -220,8 +219,8 @@ class HistoryBias(nn.Module):
         place = history - child[..., :1]
         under = (history >= 0) & (place >= 0) & (place < exists.sum(dim=-1, keepdim=True))
         ago = torch.arange(history.shape[-1] - 1, -1, -1, device=history.device).clamp(max=self.of_distance.shape[-1] - 1)
-        like, same = BIAS_SCALE * (self.of_level[level].unsqueeze(-1) + self.of_distance[level][:, ago])
-        added = (like + same / self.get_buffer(f"n_items_{level}")[history.clamp(min=0)]) * under
+        weights = BIAS_SCALE * (self.of_level[level] + self.of_distance[level, ago])
+        added = weights / self.get_buffer(f"n_items_{level}")[history.clamp(min=0)] * under
         return added.new_zeros(child.shape).scatter_add(-1, place.clamp(0, child.shape[-1] - 1), added)
 
 
