@@ -16,14 +16,20 @@ VARIANTS = {
 
 
 def plain_loss(network, history, target, smoothing):
-    """Mean over the levels of the target's negative log-probability, smoothed over what the softmax is over."""
+    """Mean over the levels of the target's negative log-probability, smoothed over what the softmax is over.
+
+    That is the loss of the model without what the history adds; where there is such, that with it, not smoothed, on top.
+    """
     states = plain.level_states(network, history, target)
     codes = network.codes[target].tolist()
     losses = []
     for level, state in enumerate(states):
-        log_probs = plain.choices(network, state, codes[:level], history)
+        log_probs = plain.choices(network, state, codes[:level], [])
         spread = sum(log_probs.values()) / len(log_probs)
-        losses.append(-(1 - smoothing) * log_probs[codes[level]] - smoothing * spread)
+        loss = -(1 - smoothing) * log_probs[codes[level]] - smoothing * spread
+        if network.history_bias is not None:
+            loss -= plain.choices(network, state, codes[:level], history)[codes[level]]
+        losses.append(loss)
     return sum(losses) / len(losses)
 
 
@@ -46,3 +52,24 @@ def test_loss_by_hand(settings, variant, smoothing):
     loss.backward()
     gradients = [parameter.grad for parameter in model.network.parameters() if parameter.grad is not None]
     assert gradients and all(torch.isfinite(gradient).all() for gradient in gradients)
+
+
+def test_the_history_bias_learns_and_the_rest_does_not_notice(settings):
+    """Gradients of the rest are those of the same network without the bias; those of the bias are not zero."""
+    _, _, model, _ = built(settings)
+    items, n_targets = torch.tensor([[5, 9, 2, 6, 5, 3], [3, 1, 3, 2, 8, 1]]), torch.tensor([5, 5])
+    gradients = {}
+    for with_bias in (False, True):
+        model.network = plain.small_network(trie_softmax=True, prefix_embedding=True, history_bias=True)
+        if not with_bias:
+            model.network.history_bias = None
+        model.window_loss(items, n_targets).backward()
+        gradients[with_bias] = {name: parameter.grad for name, parameter in model.network.named_parameters()}
+    bias = {name: gradient for name, gradient in gradients[True].items() if name.startswith("history_bias")}
+    assert set(gradients[True]) == set(gradients[False]) | set(bias)
+    for name, gradient in gradients[False].items():
+        if gradient is None:
+            assert gradients[True][name] is None
+        else:
+            torch.testing.assert_close(gradients[True][name], gradient)
+    assert all(gradient.abs().max() > 1e-4 for gradient in bias.values())

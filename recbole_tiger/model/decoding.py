@@ -120,6 +120,6 @@ def log_probs_of_levels(net, memory, items):
     hidden = net.decode(memory, net.codes[items], shared=True)
     parts = []
     for level in range(net.levels):
-        logits, own = net.choices(hidden[:, :, level], level, items, memory.items.unsqueeze(1))
-        parts.append(logits.log_softmax(dim=-1).gather(-1, own.unsqueeze(-1)))
+        logits, of_history, own = net.choices(hidden[:, :, level], level, items, memory.items.unsqueeze(1))
+        parts.append((logits + of_history).log_softmax(dim=-1).gather(-1, own.unsqueeze(-1)))
     return torch.cat(parts, dim=-1)

@@ -504,14 +504,15 @@ class Seq2Seq(nn.Module):
             history: int tensor [..., n] of the items before each of them, padded with zeros on the left.
 
         Returns:
-            float32 logits [..., n], -inf where ``trie_softmax`` leaves a code out, and indices [...] into them.
+            float32 logits [..., n], -inf where ``trie_softmax`` leaves a code out; what ``history_bias`` adds to them, of
+            the same shape or 0; and indices [...] into them.
         """
         if not self.trie_softmax:
-            return self.classifiers[level](hidden).float(), self.codes[items, level]
+            return self.classifiers[level](hidden).float(), 0, self.codes[items, level]
         parents = self.paths[items, level - 1] if level else torch.zeros_like(items)
         child, codes, exists = self.trie.expand(parents, level)
-        logits = self._child_logits(hidden, level, child, codes, exists, history)
-        return logits, self.paths[items, level] - child[..., 0]
+        logits = self._child_logits(hidden, level, child, codes, exists)
+        return logits, self._of_history(history, level, child, exists), self.paths[items, level] - child[..., 0]
 
     def continuations(self, memory, hidden, level, nodes):
         """Log-probabilities of the nodes of the trie that follow ``nodes``.
@@ -527,19 +528,22 @@ class Seq2Seq(nn.Module):
         """
         child, codes, exists = self.trie.expand(nodes, level)
         if self.trie_softmax:
-            history = memory.items.unsqueeze(1)
-            log_probs = self._child_logits(hidden, level, child, codes, exists, history).log_softmax(dim=-1)
+            logits = self._child_logits(hidden, level, child, codes, exists)
+            log_probs = (logits + self._of_history(memory.items.unsqueeze(1), level, child, exists)).log_softmax(dim=-1)
         else:
             log_probs = self.classifiers[level](hidden).float().log_softmax(dim=-1).gather(-1, codes)
             log_probs = log_probs.masked_fill(~exists, -torch.inf)
         return child, codes, exists, log_probs
 
-    def _child_logits(self, hidden, level, child, codes, exists, history):
+    def _child_logits(self, hidden, level, child, codes, exists):
         logits = self.classifiers[level](hidden).gather(-1, codes)
         if self.prefix_embedding is not None and level:
             own = self.prefix_embedding(child + self.prefix_offsets[level - 1])
             logits = logits + torch.matmul(own, PREFIX_GAIN * hidden.unsqueeze(-1)).squeeze(-1)
-        if self.history_bias is not None:
-            nodes = self.paths[history, level].masked_fill(history == 0, -1)
-            logits = logits + self.history_bias(level, child, exists, nodes)
         return logits.float().masked_fill(~exists, -torch.inf)
+
+    def _of_history(self, history, level, child, exists):
+        """What ``history_bias`` adds to the logits of ``child``; 0 without it."""
+        if self.history_bias is None:
+            return 0
+        return self.history_bias(level, child, exists, self.paths[history, level].masked_fill(history == 0, -1))

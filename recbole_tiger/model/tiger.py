@@ -177,6 +177,8 @@ class TIGER(SequentialRecommender):
     def window_loss(self, items, n_targets, users=None):
         """Mean negative log-likelihood of a code, over the targets of a batch of windows.
 
+        With ``history_bias`` that of the codes without it and that with it are added; the latter trains it alone.
+
         Args:
             items: int tensor [batch, n + 1], padded with zeros on the left; item t is predicted from those before it.
             n_targets: int tensor [batch]: the last so many items of a window are targets.
@@ -189,11 +191,14 @@ class TIGER(SequentialRecommender):
         hidden = self.network.decode(memory, self.network.codes[wanted])[counted]
         wanted = wanted[counted]
         history = F.pad(items[:, :-1], (targets - 1, 0)).unfold(1, items.shape[1] - 1, 1)[counted]
-        losses = [
-            cross_entropy(*self.network.choices(hidden[:, level], level, wanted, history), self.label_smoothing)
-            for level in range(self.network.levels)
-        ]
-        return sum(losses) / len(losses)
+        loss = 0
+        for level in range(self.network.levels):
+            logits, of_history, own = self.network.choices(hidden[:, level], level, wanted, history)
+            loss = loss + cross_entropy(logits, own, self.label_smoothing)
+            if self.network.history_bias is not None:
+                # It learns what is to be added to the model, which goes on as if there were nothing: together they over-fit.
+                loss = loss + cross_entropy(logits.detach() + of_history, own, 0)
+        return loss / self.network.levels
 
     def calculate_loss(self, interaction):
         """Loss of RecBole's rows, one target a row."""
