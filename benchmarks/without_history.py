@@ -1,5 +1,5 @@
 """How many places of their lists do models spend on items that the user has already? Test metrics as they are, and with the
-items of the history left out of every list.
+items of the history left out of every list; the latter also where the target is of a later day than the item before it.
 
 The protocol does not mask histories, as a user may take an item again. Where nobody does, as in the Amazon datasets, a model
 can only lose by it what it did not learn from that.
@@ -13,6 +13,7 @@ import torch
 from tabulate import tabulate
 from tqdm import tqdm
 
+from recbole_tiger.download import DAY
 from recbole_tiger.model.tiger import TIGER
 from recbole_tiger.results import write_result
 from recbole_tiger.statistics import interval, metric_of_users
@@ -38,7 +39,8 @@ def evaluate(checkpoint):
 
     Returns:
         dict: name of the model and its dataset; ranks of the targets [users] as they are and without the history; share of
-        the first LIST places, and of the first alone, that items of the history take; whether any target is one of them.
+        the first LIST places, and of the first alone, that items of the history take; whether any target is one of them;
+        bool array [users], whether the target is of a later day than the item before it.
     """
     config, model, _, _, _, test_data = load_data_and_model(checkpoint)
     model.eval()
@@ -46,7 +48,8 @@ def evaluate(checkpoint):
     if isinstance(model, TIGER):
         # As many places as history can take.
         model.beam_size = min(model.beam_size + config["MAX_ITEM_LIST_LENGTH"], model.n_items - 1)
-    found = {"as it is": [], "without history": [], "first": [], "list": [], "repeats": []}
+    time, length = config["TIME_FIELD"], config["ITEM_LIST_LENGTH_FIELD"]
+    found = {"as it is": [], "without history": [], "first": [], "list": [], "repeats": [], "later": []}
     for interaction, _, rows, target in tqdm(test_data, desc=config["model"]):
         interaction, target = interaction.to(model.device), target.to(model.device)
         history = interaction[history_field][rows]
@@ -60,12 +63,15 @@ def evaluate(checkpoint):
         found["without history"].append(ranks_of(scores.masked_fill(known, -torch.inf), target))
         found["first"].append(top[:, 0])
         found["list"].append(top.mean(dim=1))
+        before = interaction[time + config["LIST_SUFFIX"]].gather(1, interaction[length].unsqueeze(1) - 1).squeeze(1)
+        found["later"].append((interaction[time] // DAY > before // DAY)[rows])
         found["repeats"].append(known.gather(1, target.unsqueeze(1)).squeeze(1).float())
     found = {key: torch.cat(values).cpu().numpy() for key, values in found.items()}
     return {
         "model": config["label"],
         "dataset": config["dataset"],
         "ranks": {key: found[key] for key in ("as it is", "without history")},
+        "later": found["later"],
         "shares": {key: float(found[key].mean()) for key in ("repeats", "first", "list")},
     }
 
@@ -87,6 +93,9 @@ def main(argv=None):
                 row[f"{metric} {how}"] = round(float(values.mean()), 4)
                 low, high = interval(values)
                 row[f"95% of {metric} {how}"] = f"{low:.4f} to {high:.4f}"
+        for metric in METRICS if found["later"].any() else ():
+            values = metric_of_users(found["ranks"]["without history"], metric)[found["later"]]
+            row[f"{metric} without history, later day"] = round(float(values.mean()), 4)
         row.update(
             {
                 "history among the first": round(found["shares"]["first"], 4),

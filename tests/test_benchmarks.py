@@ -124,7 +124,12 @@ def test_rare_items_runs(data_path, tmp_path, capsys):
 
 def test_without_history(settings):
     """Against RecBole's evaluator, and lists made user by user."""
-    plain = {"data_path": settings["data_path"], "checkpoint_dir": settings["checkpoint_dir"], "show_progress": False}
+    folder = Path(shutil.copytree(Path(settings["data_path"]) / "tiny", "data/tiny"))
+    table = pd.read_csv(folder / "tiny.inter", sep="\t")
+    table["timestamp:float"] *= 3000  # in place of seconds between two interactions, a third of a day
+    table.to_csv(folder / "tiny.inter", sep="\t", index=False)
+    settings["data_path"] = "data"
+    plain = {"data_path": "data", "checkpoint_dir": settings["checkpoint_dir"], "show_progress": False}
     runs = {"SASRec": {**plain, "epochs": 3, "n_layers": 1, "loss_type": "CE"}, "TIGER": {**settings, "beam_size": 60}}
     results = [experiment.run(experiment.prepare(name, "tiny", own), "results") for name, own in runs.items()]
     files = [result["checkpoint"] for result in results]
@@ -136,7 +141,7 @@ def test_without_history(settings):
             assert row[f"{metric} as it is"] == pytest.approx(result["test_result"][metric], abs=1e-4)
         _, model, _, _, _, test_data = load_data_and_model(file)
         model.eval()
-        hits, first, places = [], [], []
+        hits, first, places, later = [], [], [], []
         for interaction, _, _, targets in test_data:
             scores = model.full_sort_predict(interaction).detach().view(len(targets), -1).numpy()
             for own, history, target in zip(scores, interaction["item_id_list"].tolist(), targets.tolist(), strict=True):
@@ -144,7 +149,11 @@ def test_without_history(settings):
                 first.append(items[0] in history)
                 places += [item in history for item in items[:10]]
                 hits.append(target in [item for item in items if item not in history][:10])
+            for now, past in zip(interaction["timestamp"].tolist(), interaction["timestamp_list"].tolist(), strict=True):
+                later.append(int(now / 86400) > int(max(past) / 86400))
         assert row["recall@10 without history"] == pytest.approx(np.mean(hits), abs=1e-4)
+        assert 0 < sum(later) < len(later)
+        assert row["recall@10 without history, later day"] == pytest.approx(np.mean(np.array(hits)[later]), abs=1e-4)
         assert row["history among the first"] == pytest.approx(np.mean(first), abs=1e-4)
         assert row["history among the 10"] == pytest.approx(np.mean(places), abs=1e-4)
         assert row["history among the 10"] > 0
