@@ -168,7 +168,9 @@ def _compare(args, settings):
     results = experiment.compare(args.models, args.dataset, settings, args.results_dir)
     modes = sorted({result["settings"]["eval_args"]["mode"]["test"] for result in results})
     print(f"\n{args.dataset}, test set, {'/'.join(modes)} ranking, best validation epoch\n")
-    print(leaderboard(results, args.results_dir))
+    print(leaderboard(results, args.results_dir), end="\n\n")
+    for result in results:
+        print(f"checkpoint of {result['label']}: {result['checkpoint']}")
 
 
 def _tune(args, settings):

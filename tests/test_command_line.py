@@ -281,6 +281,8 @@ def test_compare(settings, capsys, tmp_path):
     for name, row in table.items():
         expected = [results[name]["test_result"][f"{metric}@{k}"] for metric in ("recall", "ndcg") for k in (5, 10, 20)]
         assert [cell.rstrip("†") for cell in row[:6]] == [f"{value:.4f}" for value in expected]
+        assert f"checkpoint of {name}: {results[name]['checkpoint']}\n" in shown
+        assert Path(results[name]["checkpoint"]).is_file()
     order = [results[name]["best_valid_score"] for name in table]
     assert order == sorted(order, reverse=True)
     for key in ("topk", "valid_metric", "eval_args", "MAX_ITEM_LIST_LENGTH", "load_col", "seed"):
