@@ -778,15 +778,20 @@ def test_checkpoint_that_refers_to_what_it_has_no_need_of(capsys, tmp_path, name
     has(refused(capsys, ["recommend", "--checkpoint=evil.pth", "--history=i1"]), "evil.pth", name, "refused")
 
 
-@pytest.mark.parametrize("name", ["tiny-TIGERDataset.pth", "tiny-for-TIGER-dataloader.pth"])
-def test_pickled_caches_of_recbole(capsys, settings, tmp_path, name):
-    marker = tmp_path / "marker"
-    folder = Path(settings["checkpoint_dir"])
+def refused_cache(capsys, settings, model, name):
+    """Assert that the commands refuse a pickled cache in checkpoint_dir; returns the file that loading it would create."""
+    folder, marker = Path(settings["checkpoint_dir"]), Path("marker").absolute()
     folder.mkdir()
     (folder / name).write_bytes(pickle.dumps(Runs(marker)))
-    for command in (["run", "--model=TIGER"], ["compare", "--models=TIGER"]):
+    for command in (["run", f"--model={model}"], ["compare", f"--models={model}"]):
         message = refused(capsys, [*command, "--dataset=tiny"], settings)
         has(message, folder / name, "can run code", "remove it or choose another checkpoint_dir")
+    return marker
+
+
+@pytest.mark.parametrize("name", ["tiny-TIGERDataset.pth", "tiny-for-TIGER-dataloader.pth"])
+def test_pickled_caches_of_recbole(capsys, settings, tmp_path, name):
+    marker = refused_cache(capsys, settings, "TIGER", name)
     with pytest.raises(TigerError, match=name):
         run_recbole(model="TIGER", dataset="tiny", config_dict=dict(settings))
     assert not marker.exists()
@@ -794,16 +799,9 @@ def test_pickled_caches_of_recbole(capsys, settings, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["tiny-SequentialDataset.pth", "tiny-for-SASRec-dataloader.pth"])
-def test_pickled_caches_of_another_model(capsys, settings, tmp_path, name):
-    marker = tmp_path / "marker"
-    folder = Path(settings["checkpoint_dir"])
-    folder.mkdir()
-    (folder / name).write_bytes(pickle.dumps(Runs(marker)))
-    own = {"data_path": settings["data_path"], "checkpoint_dir": str(folder)}
-    for command in (["run", "--model=SASRec"], ["compare", "--models=SASRec"]):
-        message = refused(capsys, [*command, "--dataset=tiny"], own)
-        has(message, folder / name, "can run code", "remove it or choose another checkpoint_dir")
-    assert not marker.exists()
+def test_pickled_caches_of_another_model(capsys, settings, name):
+    own = {key: settings[key] for key in ("data_path", "checkpoint_dir")}
+    assert not refused_cache(capsys, own, "SASRec", name).exists()
 
 
 def test_pickles_to_be_saved_by_another_model(capsys, data_path):

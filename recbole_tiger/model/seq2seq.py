@@ -194,16 +194,18 @@ class HistoryBias(nn.Module):
     An item of the history adds to every node on its path a weight, divided by the number of the node's items. The weight has
     a part for each level, and one for how many items ago it was. So the model learns whether users take an item again, and
     whether they stay with what is like it.
+
+    Args:
+        paths: of :meth:`Trie.paths`. max_items: longest history.
     """
 
-    def __init__(self, trie, max_items):
+    def __init__(self, paths, max_items):
         super().__init__()
-        paths = trie.paths()[1:]
-        for level in range(trie.levels):
-            n_items = torch.bincount(paths[:, level], minlength=trie.n_nodes(level))
-            self.register_buffer(f"n_items_{level}", n_items, persistent=False)
-        self.of_level = nn.Parameter(torch.zeros(trie.levels))
-        self.of_distance = nn.Parameter(torch.zeros(trie.levels, max_items))
+        levels = paths.shape[1]
+        for level in range(levels):
+            self.register_buffer(f"n_items_{level}", torch.bincount(paths[1:, level]), persistent=False)
+        self.of_level = nn.Parameter(torch.zeros(levels))
+        self.of_distance = nn.Parameter(torch.zeros(levels, max_items))
 
     def forward(self, level, child, exists, history):
         """What is added to the logits of nodes.
@@ -217,7 +219,7 @@ class HistoryBias(nn.Module):
             float tensor [..., n].
         """
         place = history - child[..., :1]
-        under = (history >= 0) & (place >= 0) & (place < exists.sum(dim=-1, keepdim=True))
+        under = (place >= 0) & (place < exists.sum(dim=-1, keepdim=True))
         ago = torch.arange(history.shape[-1] - 1, -1, -1, device=history.device).clamp(max=self.of_distance.shape[-1] - 1)
         weights = BIAS_SCALE * (self.of_level[level] + self.of_distance[level, ago])
         added = weights / self.get_buffer(f"n_items_{level}")[history.clamp(min=0)] * under
@@ -301,7 +303,7 @@ class Seq2Seq(nn.Module):
             sizes = [self.trie.n_nodes(level) for level in range(1, self.levels)]
             self.register_buffer("prefix_offsets", torch.tensor([0, *sizes[:-1]]).cumsum(0), persistent=False)
             self.prefix_embedding = nn.Embedding(sum(sizes), hidden_size)
-        self.history_bias = HistoryBias(self.trie, max_items) if history_bias else None
+        self.history_bias = HistoryBias(self.paths, max_items) if history_bias else None
         self.start = nn.Parameter(torch.zeros(hidden_size))
         self.text_projection = None if text is None else nn.Linear(text.shape[1], hidden_size)
         self.user_embedding = nn.Embedding(n_user_tokens, hidden_size) if n_user_tokens else None
