@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -17,9 +19,11 @@ import pytest
 import torch
 from recbole.quick_start import load_data_and_model
 
-from recbole_tiger import experiment
+from recbole_tiger import experiment, sweep
 from recbole_tiger.checkpoint import load_checkpoint
+from recbole_tiger.cli import _parser
 from recbole_tiger.results import read_results
+from recbole_tiger.settings import parse_arguments
 from tests.conftest import read_sequences
 from tests.test_command_line import files_under, rows_of
 
@@ -357,3 +361,20 @@ def test_grids_that_are_here(real_data, capsys, name, cells):
     arguments = [f"--grid={BENCHMARKS / name}.yaml", "--dry-run", f"--data_path={real_data}", "--results_dir=none"]
     assert script("leaderboard").main(arguments) == 0
     assert f"{cells} of {cells} cells to run" in capsys.readouterr().out
+
+
+def documented_searches():
+    text = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
+    return re.findall(r"^recbole-tiger (tune .*)$", text, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", documented_searches())
+def test_documented_searches_can_be_planned(real_data, command):
+    """All trials of the searches in benchmarks/README.md are of settings that fit together."""
+    args, rest = _parser().parse_known_args(shlex.split(command))
+    settings = {**parse_arguments(rest), "data_path": str(real_data)}
+    config = experiment.prepare(args.model, args.dataset, settings)
+    names = ("sweep", "search", "num_samples", "scheduler", "grace_period", "results_dir")
+    options = {name: getattr(args, name) for name in names}
+    planned = sweep.plan(args.model, args.dataset, settings, config, **options)
+    assert planned.size == {"codebook": 12, "SASRec": 4}[args.sweep]
