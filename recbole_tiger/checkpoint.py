@@ -1,6 +1,7 @@
 """Checkpoints: written whole, read without running code."""
 
 import contextlib
+import functools
 import importlib
 import pickle
 
@@ -14,13 +15,54 @@ from recbole.utils import EvaluatorType, InputType, ModelType
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import whole_file
 
+
+def dotted(cls):
+    """The dotted name of a class, as pickles have it."""
+    return f"{cls.__module__}.{cls.__name__}"
+
+
+@functools.cache
+def named(name):
+    """A class that stands for the one of that dotted name in a checkpoint, where a pickle could call it.
+
+    It can be named, as RecBole's Config names its model's class, and not built.
+    """
+    module, _, attribute = name.rpartition(".")
+
+    def refuse(cls, *args, **kwargs):
+        raise TigerError(f"it builds a {name}, which could run code: refused; give a checkpoint that you trained")
+
+    return type(attribute, (), {"__module__": module, "__new__": refuse})
+
+
+def _unnamed(value):
+    """The class that a stand-in stands for; any other value as it is."""
+    if not isinstance(value, type) or value is not named(dotted(value)):
+        return value
+    return getattr(importlib.import_module(value.__module__), value.__name__, None)
+
+
+def _take_over(self, state):
+    self.__dict__.update({key: _unnamed(value) for key, value in state.items()})
+    self.__class__ = Config
+
+
+def _refuse_arguments(self, *args, **kwargs):
+    raise TigerError("it builds settings anew, which could run code: refused; give a checkpoint that you trained")
+
+
+# Stands for Config while a checkpoint is read: it takes over the pickled settings, and making new ones is refused.
+_Settings = type(
+    "Config", (Config,), {"__module__": Config.__module__, "__init__": _refuse_arguments, "__setstate__": _take_over}
+)
+
 # What RecBole's pickled Config refers to; nothing among it runs code when it is built.
 SAFE_GLOBALS = [
-    Config,
+    _Settings,
     ModelType,
     EvaluatorType,
     InputType,
-    yaml.FullLoader,
+    named(dotted(yaml.FullLoader)),
     np.core.multiarray.scalar,
     np.dtype,
     *{type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int64, np.bool_)},
@@ -39,16 +81,16 @@ def save_checkpoint(state, file):
             raise OSError(str(error).splitlines()[0]) from error
 
 
-def _model_class(name):
-    """The recommender class of that dotted name, or None if it is not one of RecBole's or ours."""
+def _is_model(name):
+    """Whether a dotted name is that of a recommender class, one of RecBole's or ours."""
     module, _, attribute = name.rpartition(".")
     if not module.startswith(("recbole.model.", "recbole_tiger.model.")):
-        return None
+        return False
     try:
         found = getattr(importlib.import_module(module), attribute, None)
     except ImportError:
-        return None
-    return found if isinstance(found, type) and issubclass(found, AbstractRecommender) else None
+        return False
+    return isinstance(found, type) and issubclass(found, AbstractRecommender)
 
 
 @contextlib.contextmanager
@@ -69,7 +111,7 @@ def safe_globals_of(file):
     Raises:
         TigerError: the file is absent, cut short, or refers to anything that a checkpoint of RecBole has no need of.
     """
-    allowed = {f"{item.__module__}.{item.__name__}": item for item in SAFE_GLOBALS}
+    allowed = {dotted(item): item for item in SAFE_GLOBALS}
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(str(file))
     except FileNotFoundError as error:
@@ -81,12 +123,11 @@ def safe_globals_of(file):
     for name in names:
         if name in allowed:
             continue
-        model_class = _model_class(name)
-        if model_class is None:
+        if not _is_model(name):
             raise TigerError(
                 f"checkpoint {file} refers to {name}, which could run code: refused; give a checkpoint that you trained"
             )
-        result.append(model_class)
+        result.append(named(name))
     return result
 
 
@@ -103,6 +144,8 @@ def load_checkpoint(file, device):
     try:
         with allowing(allowed):
             state = torch.load(file, map_location=device, weights_only=True)
+    except TigerError as error:
+        raise TigerError(f"{file}: {error}") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         reason = str(error).splitlines()[0]
         raise TigerError(f"{file} cannot be read as a checkpoint ({reason}); delete it or give another") from error

@@ -15,7 +15,7 @@ from recbole.evaluator.collector import Collector
 from recbole.quick_start import quick_start as quick_start_module
 from recbole.trainer import Trainer
 
-from recbole_tiger.checkpoint import SAFE_GLOBALS, allowing, safe_globals_of, save_checkpoint
+from recbole_tiger.checkpoint import SAFE_GLOBALS, allowing, dotted, named, safe_globals_of, save_checkpoint
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import whole_folder
 
@@ -51,7 +51,7 @@ def checkpoints_without_code():
 
     @functools.wraps(load_internal)
     def _load_internal_config_dict(self, model, model_class, dataset):
-        torch.serialization.add_safe_globals([model_class])
+        torch.serialization.add_safe_globals([named(dotted(model_class))])
         return load_internal(self, model, model_class, dataset)
 
     Config._load_internal_config_dict = _load_internal_config_dict
@@ -80,6 +80,12 @@ def settings_without_eval():
         return config_dict
 
     Config._convert_config_dict = _convert_config_dict
+
+
+def teacher_without_eval():
+    """KD_DAGFM evaluates its setting ``teacher`` as Python; here it names one of the classes beside it."""
+    module = importlib.import_module("recbole.model.context_aware_recommender.kd_dagfm")
+    module.eval = functools.partial(getattr, module)
 
 
 def sparse_matrix_update():
@@ -161,6 +167,7 @@ def mend():
     Config._mended_by_recbole_tiger = True
     checkpoints_without_code()
     settings_without_eval()
+    teacher_without_eval()
     sparse_matrix_update()
     collected_counts()
     download_in_one_process()

@@ -306,7 +306,6 @@ def check_run(config):
     """
     _check_counts(config, ["epochs", "eval_step"])
     _check_text_fields(config)
-    _check_no_pickles(config.final_config_dict)
     refuse_pickles(config)
     _check_whole("seed", config["seed"])
     if config["seed"] >= SEEDS:
@@ -401,6 +400,7 @@ def check_tiger(config):
 
 def refuse_pickles(config):
     """Refuse RecBole's pickled caches in ``checkpoint_dir``: unpickling runs code, and they ignore TIGER's settings."""
+    _check_no_pickles(config.final_config_dict)  # of a loaded checkpoint, too
     folder, model = Path(config["checkpoint_dir"]), config["model"]
     # RecBole reads that of the model's own kind of dataset, where it has one, or else that of the kind of its type.
     kinds = [model] if model == "TIGER" else [model, "", "Sequential", "KnowledgeBased"]

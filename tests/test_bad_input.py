@@ -13,6 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
+from recbole.config import Config
+from recbole.data import create_dataset
+from recbole.model.sequential_recommender import SASRec
+from recbole.utils import get_model
 
 from recbole_tiger import (
     Recommender,
@@ -29,7 +34,9 @@ from recbole_tiger.checkpoint import load_checkpoint, save_checkpoint
 from recbole_tiger.cli import main
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import whole_file
+from recbole_tiger.model.tiger import TIGER
 from recbole_tiger.results import read_results
+from recbole_tiger.settings import make_config
 from tests.conftest import N_ITEMS, read_sequences, small_settings, write_dataset
 from tests.test_command_line import arguments, files_under, rows_of
 from tests.test_recbole import built
@@ -776,6 +783,56 @@ def test_checkpoint_that_refers_to_what_it_has_no_need_of(capsys, tmp_path, name
                 content = b"\x80\x02c" + f"{module}\n{attribute}\n".encode() + b"."
             target.writestr(entry, content)
     has(refused(capsys, ["recommend", "--checkpoint=evil.pth", "--history=i1"]), "evil.pth", name, "refused")
+
+
+class Built:
+    """A pickle that calls what a checkpoint may name: RecBole's Config, or a model with settings of its own."""
+
+    def __init__(self, called, *arguments):
+        self.call = called, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("called", [Config, SASRec, TIGER, yaml.FullLoader])
+def test_checkpoint_that_builds_what_it_may_name(capsys, tmp_path, called):
+    state = {"config": Built(called, "settings"), "state_dict": {}, "other_parameter": {}}
+    torch.save(state, tmp_path / "evil.pth", pickle_protocol=2)
+    has(refused(capsys, ["recommend", "--checkpoint=evil.pth", "--history=i1"]), "evil.pth", "could run code", "refused")
+    with pytest.raises(TigerError, match="could run code"):
+        load_data_and_model("evil.pth")
+
+
+def test_settings_of_a_checkpoint_are_those_that_were_saved(trained):
+    config = load_checkpoint(trained[0]["TIGER"], "cpu")["config"]
+    assert type(config) is Config
+    assert config.model_class is TIGER
+    assert config.yaml_loader is yaml.FullLoader
+
+
+def test_teacher_that_is_code(data_path):
+    """RecBole's KD_DAGFM evaluates a setting, which a checkpoint brings along."""
+    settings = {"data_path": str(data_path), "load_col": {"inter": ["user_id", "item_id"]}, "LABEL_FIELD": "label"}
+    config = make_config("KD_DAGFM", "tiny", settings)
+    dataset = create_dataset(config)
+    config["teacher"] = "CrossNet"
+    assert type(get_model("KD_DAGFM")(config, dataset).teacher_network).__name__ == "CrossNet"
+    config["teacher"] = CODE
+    with pytest.raises(AttributeError, match="MARKER"):
+        get_model("KD_DAGFM")(config, dataset)
+    assert not Path("MARKER").exists()
+
+
+@pytest.mark.parametrize("key", ["dataset_save_path", "dataloaders_save_path"])
+def test_checkpoint_that_names_a_pickle(trained, tmp_path, key):
+    state = load_checkpoint(trained[0]["TIGER"], "cpu")
+    (tmp_path / "cache.bin").write_bytes(pickle.dumps(Runs(tmp_path / "marker")))
+    state["config"][key] = str(tmp_path / "cache.bin")
+    save_checkpoint(state, tmp_path / "evil.pth")
+    with pytest.raises(TigerError, match=key):
+        load_data_and_model("evil.pth")
+    assert not (tmp_path / "marker").exists()
 
 
 def refused_cache(capsys, settings, model, name):
