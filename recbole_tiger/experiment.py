@@ -34,9 +34,25 @@ def prepare(name, dataset, user_settings):
     ensure_dataset(config)
     if config["load_col"] is None:
         config["load_col"] = text_load_col(config)
+    _check_columns(config)
     if "item" in config["load_col"]:
         check_interactions(config)
     return config
+
+
+def _check_columns(config):
+    """Refuse settings that name columns which are not loaded."""
+    if "*" in config["load_col"].values():
+        return
+    loaded = {column for columns in config["load_col"].values() for column in columns}
+    named = {"val_interval": list(config["val_interval"] or []), "selected_features": config["selected_features"] or []}
+    for key, columns in named.items():
+        absent = [column for column in columns if column not in loaded]
+        if absent:
+            raise TigerError(
+                f"{key} of {config['label']} names {', '.join(absent)}, and loaded are {', '.join(sorted(loaded))}: "
+                f"give --{key}=... of these, or load more by --load_col=..."
+            )
 
 
 def budget(name, dataset):

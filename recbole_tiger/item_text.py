@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+from logging import getLogger
 from pathlib import Path
 
 import pandas as pd
@@ -190,15 +191,30 @@ def _refuse_absent(path, tokens):
         )
 
 
+def _tell_lost_times(path, table, user, time):
+    """Say where RecBole loses the order of a user's interactions: it keeps times in float32, and ties as in the file."""
+    times = pd.to_numeric(table[time], errors="coerce")
+    kept = pd.DataFrame({"user": table[user], "time": times, "seen": times.astype("float32")})
+    kept = kept.sort_values(["user", "seen"], kind="stable")
+    before = kept.shift()
+    lost = (kept["user"] == before["user"]) & (kept["seen"] == before["seen"]) & (kept["time"] < before["time"])
+    if lost.any():
+        getLogger().warning(
+            f"{path}: {lost.sum()} interactions of {kept.loc[lost, 'user'].nunique()} users keep the order of the file, "
+            f"not that of {time}: RecBole reads times as float32, which for today's seconds is exact to a minute or two; "
+            f"sort the file by {time}"
+        )
+
+
 def check_interactions(config):
     """Refuse interactions that RecBole would drop without a word: with items that the item file lacks, or absent tokens.
 
-    Files that this process has checked are not read again until they change.
+    Warns where it would lose their order. Files that this process has checked are not read again until they change.
     """
     items, item_id = item_file(config), config["ITEM_ID_FIELD"]
     paths = [path for path in interaction_files(config) if path.is_file()]  # RecBole names those that are absent
     state = [(path, path.stat().st_mtime_ns, path.stat().st_size) for path in [items, *paths]]
-    state = (*state, item_id, config["field_separator"], config["encoding"])
+    state = (*state, item_id, config["TIME_FIELD"], config["field_separator"], config["encoding"])
     if state in _checked:
         return
     known = read_columns(items, [item_id], config)[item_id]
@@ -207,9 +223,12 @@ def check_interactions(config):
         fields = header(path, config)
         if item_id not in fields:
             raise TigerError(f"{path} has no column {item_id}: it has {', '.join(fields)}; name it by --ITEM_ID_FIELD=...")
-        table = read_columns(path, [name for name in (config["USER_ID_FIELD"], item_id) if name in fields], config)
-        for name in table:
+        user, time = config["USER_ID_FIELD"], config["TIME_FIELD"]
+        table = read_columns(path, [name for name in (user, item_id, time) if name in fields], config)
+        for name in {user, item_id} & set(table):
             _refuse_absent(path, table[name])
+        if {user, time} <= set(table) and not config["benchmark_filename"]:
+            _tell_lost_times(path, table, user, time)
         used = table[item_id]
         lost = used[~used.isin(known) & (used != "")]
         if len(lost):

@@ -19,11 +19,13 @@ METRICS = [f"{metric}@{k}" for metric in ("recall", "ndcg") for k in (5, 10, 20)
 MAIN = "ndcg@10"
 SIGNIFICANT = 0.05
 
+# Settings that leave out interactions, or split them beforehand.
+FILTERS = ("benchmark_filename", "rm_dup_inter", "val_interval", "user_inter_num_interval", "item_inter_num_interval")
 # Settings that decide which users are tested on what, and so which results can stand in one table.
-PROTOCOL = (
-    *("eval_args", "repeatable", "benchmark_filename", "rm_dup_inter", "val_interval"),
-    *("user_inter_num_interval", "item_inter_num_interval", "filter_inter_by_user_or_item"),
-)
+PROTOCOL = ("eval_args", "repeatable", *FILTERS, "filter_inter_by_user_or_item", "TIME_FIELD")
+
+# What results of one table share beside the dataset: the hash of its files, which items are ranked, and the protocol.
+COMPARED = ("data_hash", "items", *PROTOCOL)
 
 OUT_OF_TIME = "T the limit of time (max_minutes) ended training"
 IMPROVING = "* the budget of epochs or minutes ended here, at the model's best epoch so far: it was still improving"
@@ -98,7 +100,8 @@ def _published_beside(result):
     found = {**wanted, **(result["settings"].get("eval_args") or {})}
     modes = found["mode"].values() if isinstance(found["mode"], dict) else [found["mode"]]
     same = set(modes) == {wanted["mode"]} and all(found[key] == wanted[key] for key in ("split", "order"))
-    return published_rows(result["dataset"]) if same else []
+    whole = all(result["settings"].get(key) in (None, "[0,inf)") for key in FILTERS)
+    return published_rows(result["dataset"]) if same and whole else []
 
 
 def rows_of(results, folder):
@@ -292,18 +295,20 @@ def _notes(own, rankings, sources, style):
 def leaderboard_csv(results, folder):
     """All datasets in one table for programs, with the interval of every metric."""
     stream = io.StringIO()
-    statistics = [f"{metric}{suffix}" for metric in METRICS for suffix in ("", " std", " low", " high", " p")]
-    names = ["dataset", "data_hash", *PROTOCOL, "model", "source", *statistics, "seeds", "epochs"]
+    tested = dict.fromkeys(name for result in results for name in result["test_result"])
+    metrics = [name for name in tested if name.startswith(("recall", "ndcg"))]
+    statistics = [f"{metric}{suffix}" for metric in metrics for suffix in ("", " std", " low", " high", " p")]
+    names = ["dataset", *COMPARED, "model", "source", *statistics, "seeds", "epochs"]
     names += ["out_of_time", "still_improving", "train_seconds", "eval_users_per_second", "parameters"]
     writer = csv.DictWriter(stream, names, lineterminator="\n")
     writer.writeheader()
     for group in comparable(results).values():
-        of_group = dict(zip(("dataset", "data_hash", *PROTOCOL), comparison(group[0]), strict=True))
+        of_group = dict(zip(("dataset", *COMPARED), comparison(group[0]), strict=True))
         rows = [*_published_beside(group[0]), *rows_of(group, folder)]
-        rankings = {metric: ranking(rows, metric) for metric in METRICS}
+        rankings = {metric: ranking(rows, metric) for metric in metrics}
         for i, row in enumerate(rows):
             line = {**of_group, "model": row.label, "source": row.source}
-            for metric in METRICS:
+            for metric in metrics:
                 low, high = row.interval(metric) or (None, None)
                 p = rankings[metric].p if i == rankings[metric].best else None
                 values = [row.mean(metric), row.deviation(metric), low, high, p]
@@ -321,9 +326,11 @@ def leaderboard_csv(results, folder):
 
 
 def comparison(result):
-    """What results have to share to be compared: the dataset, the hash of its files, and PROTOCOL's settings as text."""
+    """What results have to share to be compared: the dataset and what COMPARED names, as text."""
     settings = [json.dumps(result["settings"].get(key), sort_keys=True).replace('"', "") for key in PROTOCOL]
-    return result["dataset"], result["data_hash"], *settings
+    # By the item file's, items that nobody touched are ranked, too.
+    of_file = "item" in (result["settings"].get("load_col") or {})
+    return result["dataset"], result["data_hash"], "of the item file" if of_file else "of the interactions", *settings
 
 
 def comparable(results):
@@ -340,8 +347,8 @@ def comparable(results):
     for dataset, *values in sorted(groups):
         others = [other[1:] for other in groups if other[0] == dataset]
         told = [
-            f", {name} {value}"
-            for name, value, of_others in zip(("files", *PROTOCOL), values, zip(*others, strict=True), strict=True)
+            f", {name.replace('data_hash', 'files')} {value}"
+            for name, value, of_others in zip(COMPARED, values, zip(*others, strict=True), strict=True)
             if len(set(of_others)) > 1
         ]
         titles[dataset + "".join(told)] = groups[(dataset, *values)]

@@ -36,6 +36,8 @@ def plot(results, folder, output):
     files = []
     for title, group in comparable(results).items():
         name = re.sub(r"[^\w.-]+", "-", title).strip("-")
+        if any(file.name == f"{name}-training.png" for file in files):  # titles may differ in brackets alone
+            name += f"-{len(files)}"
         rows = rows_of(group, folder)
         for kind, draw in (("training", _draw_training), ("parameters", _draw_parameters)):
             figure = _figure(7, 4.5)

@@ -208,6 +208,17 @@ def plugin_layer(dataset):
     return {**protocol(), **property_file("model", "TIGER"), **property_file("dataset", dataset)}
 
 
+@cache
+def _of_tiger_alone(model):
+    """Settings of TIGER that ``model`` does not read: to it they make no other run."""
+    read = {"text_fields", "resume"} | set(protocol())
+    for file in ("overall.yaml", "dataset/sample.yaml", f"model/{model}.yaml"):
+        path = RECBOLE / "properties" / file
+        if path.is_file():
+            read |= set(parse_yaml(path.read_text(encoding="utf-8"), path) or {})
+    return set(property_file("model", "TIGER")) - read
+
+
 def make_config(name, dataset, user_settings):
     """RecBole's Config for one run.
 
@@ -226,7 +237,8 @@ def make_config(name, dataset, user_settings):
     layers.update(property_file("recipe", name))
     layers.update(user_settings)
     layers.setdefault("label", name)
-    layers = {key: value for key, value in layers.items() if key not in ("model", "dataset")}
+    left_out = {"model", "dataset"} | (set() if model == "TIGER" else _of_tiger_alone(model))
+    layers = {key: value for key, value in layers.items() if key not in left_out}
     if "train_neg_sample_args" not in layers and _is_cross_entropy(model, layers):
         layers["train_neg_sample_args"] = None
     with tempfile.TemporaryDirectory() as folder, plain_argv():

@@ -785,6 +785,18 @@ def test_checkpoint_that_refers_to_what_it_has_no_need_of(capsys, tmp_path, name
     has(refused(capsys, ["recommend", "--checkpoint=evil.pth", "--history=i1"]), "evil.pth", name, "refused")
 
 
+@pytest.mark.parametrize(
+    ("model", "setting", "parts"),
+    [
+        ("FDSA", [], ["selected_features of FDSA names class", "title", "--selected_features"]),
+        ("SASRec", ["--val_interval={rating: '[3,inf)'}"], ["val_interval of SASRec names rating", "--load_col"]),
+    ],
+)
+def test_columns_that_are_not_there(capsys, data_path, model, setting, parts):
+    command = ["run", f"--model={model}", "--dataset=tiny", f"--data_path={data_path}", "--epochs=1", *setting]
+    has(refused(capsys, command), *parts)
+
+
 class Built:
     """A pickle that calls what a checkpoint may name: RecBole's Config, or a model with settings of its own."""
 

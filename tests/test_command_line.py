@@ -14,7 +14,7 @@ import pytest
 from recbole_tiger import Recommender, SemanticIDs, __version__, experiment
 from recbole_tiger.cli import main
 from recbole_tiger.results import read_ranks, read_results
-from recbole_tiger.settings import parse_arguments
+from recbole_tiger.settings import parse_arguments, run_key
 from recbole_tiger.statistics import metric_of_users
 from tests.conftest import read_sequences, small_settings, write_dataset
 
@@ -454,3 +454,12 @@ def test_recommend_histories(trained, capsys, tmp_path):
     assert main([*call, "--histories=histories.txt", "--output=out/found.jsonl"]) == 0
     assert capsys.readouterr().out == ""
     assert Path("out/found.jsonl").read_text() == shown
+
+
+def test_settings_of_tiger_alone_make_no_other_run_of_a_baseline(data_path):
+    def key(model, **settings):
+        return run_key(experiment.prepare(model, "tiny", {"data_path": str(data_path), **settings}))
+
+    assert key("SASRec") == key("SASRec", codebook_size=16, beam_size=30, semantic_ids="mine.tsv")
+    assert key("SASRec") != key("SASRec", n_heads=1)  # SASRec reads it, too
+    assert key("TIGER") != key("TIGER", codebook_size=16)

@@ -15,6 +15,7 @@ from recbole.utils import init_seed
 from recbole_tiger import experiment
 from recbole_tiger.dataset import Rows, TIGERDataset, training_windows
 from recbole_tiger.item_text import read_item_text, text_of_items
+from tests.conftest import write_dataset
 
 LEAVE_ONE_OUT = {"split": {"LS": "valid_and_test"}, "order": "TO", "mode": "full"}
 RATIO = {"split": {"RS": [0.8, 0.1, 0.1]}, "order": "TO", "mode": "full"}
@@ -290,3 +291,16 @@ def test_a_batch_has_windows_of_about_one_length(rich):
     shuffled = torch.randperm(len(windows.items), generator=torch.Generator().manual_seed(0))
     unsorted = sum(len(b) * int(windows.lengths[b].max()) for b in shuffled.split(-(-len(shuffled) // len(batches))))
     assert int(windows.lengths.sum()) <= width < unsorted
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_times_that_float32_cannot_tell_apart(tmp_path, caplog, reverse):
+    """Seconds of today are exact to 128: what is nearer stands as in the file."""
+    folder = write_dataset(tmp_path / "own")
+    rows = [(f"u{user}", f"i{step}", 1_700_000_000 + 20 * step) for user in range(3) for step in range(5)]
+    if reverse:
+        rows.reverse()
+    lines = ["user_id:token\titem_id:token\ttimestamp:float", *("\t".join(map(str, row)) for row in rows)]
+    (folder / "tiny.inter").write_text("\n".join(lines) + "\n")
+    experiment.prepare("SASRec", "tiny", {"data_path": str(tmp_path / "own")})
+    assert ("of 3 users keep the order of the file" in caplog.text) == reverse

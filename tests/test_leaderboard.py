@@ -320,6 +320,43 @@ def test_other_filters_are_other_tables(key):
     assert re.findall("^## (.*)$", text, flags=re.MULTILINE) == [f"amazon-beauty, {key} {value}" for value in "ab"]
 
 
+def test_models_that_rank_other_items_are_in_other_tables():
+    """Items of the item file that nobody touched are ranked where that file is loaded."""
+    write_run("TIGER", dataset="tiny", settings={"load_col": {"inter": ["user_id"], "item": ["item_id"]}})
+    write_run("SASRec", dataset="tiny", settings={"load_col": {"inter": ["user_id"]}})
+    text = leaderboards(read_results("results"), "results", "markdown")
+    titles = re.findall("^## (.*)$", text, flags=re.MULTILINE)
+    assert titles == ["tiny, items of the interactions", "tiny, items of the item file"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "published"),
+    [
+        ({}, True),
+        ({"item_inter_num_interval": "[0,inf)"}, True),
+        ({"item_inter_num_interval": "[20,inf)"}, False),
+        ({"benchmark_filename": ["train", "valid", "test"]}, False),
+    ],
+)
+def test_published_numbers_stand_beside_whole_data_alone(settings, published):
+    write_run("TIGER", settings=settings)
+    rows = list(csv.DictReader(io.StringIO(leaderboards(read_results("results"), "results", "csv"))))
+    assert any(row["source"] for row in rows) == published
+
+
+def test_pictures_whose_titles_differ_in_brackets_alone():
+    for label, interval in (("TIGER", "[5,inf)"), ("SASRec", "(5,inf)")):
+        write_run(label, settings={"item_inter_num_interval": interval})
+    assert main(["leaderboard", "--plots=out"]) == 0
+    assert len(list(Path("out").glob("*.png"))) == 4
+
+
+def test_csv_has_metrics_of_other_lengths():
+    write_run("TIGER", dataset="tiny", test_result={"recall@3": 0.5, "ndcg@3": 0.25, "mrr@3": 0.2})
+    (row,) = csv.DictReader(io.StringIO(leaderboards(read_results("results"), "results", "csv")))
+    assert (row["recall@3"], row["ndcg@3"]) == ("0.5", "0.25")
+
+
 def test_latex_is_escaped():
     write_run("A_b&c", level=0.9)
     write_run("D", level=0.1)
