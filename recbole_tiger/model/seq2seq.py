@@ -540,8 +540,10 @@ class Seq2Seq(nn.Module):
     def _child_logits(self, hidden, level, child, codes, exists):
         logits = self.classifiers[level](hidden).gather(-1, codes)
         if self.prefix_embedding is not None and level:
-            own = self.prefix_embedding(child + self.prefix_offsets[level - 1])
-            logits = logits + torch.matmul(own, PREFIX_GAIN * hidden.unsqueeze(-1)).squeeze(-1)
+            # Of children that exist alone: one prefix may have thousands, as items of one text are, and most others few.
+            own = self.prefix_embedding(child[exists] + self.prefix_offsets[level - 1])
+            parent = (PREFIX_GAIN * hidden).flatten(0, -2).repeat_interleave(exists.sum(dim=-1).flatten(), dim=0)
+            logits = logits.masked_scatter(exists, logits[exists] + (own * parent).sum(dim=-1).to(logits.dtype))
         return logits.float().masked_fill(~exists, -torch.inf)
 
     def _of_history(self, history, level, child, exists):
