@@ -22,7 +22,7 @@ def dotted(cls):
 
 
 @functools.cache
-def named(name):
+def stand_in(name):
     """A class that stands for the one of that dotted name in a checkpoint, where a pickle could call it.
 
     It can be named, as RecBole's Config names its model's class, and not built.
@@ -35,15 +35,15 @@ def named(name):
     return type(attribute, (), {"__module__": module, "__new__": refuse})
 
 
-def _unnamed(value):
+def _original(value):
     """The class that a stand-in stands for; any other value as it is."""
-    if not isinstance(value, type) or value is not named(dotted(value)):
+    if not isinstance(value, type) or value is not stand_in(dotted(value)):
         return value
     return getattr(importlib.import_module(value.__module__), value.__name__, None)
 
 
 def _take_over(self, state):
-    self.__dict__.update({key: _unnamed(value) for key, value in state.items()})
+    self.__dict__.update({key: _original(value) for key, value in state.items()})
     self.__class__ = Config
 
 
@@ -62,7 +62,7 @@ SAFE_GLOBALS = [
     ModelType,
     EvaluatorType,
     InputType,
-    named(dotted(yaml.FullLoader)),
+    stand_in(dotted(yaml.FullLoader)),
     np.core.multiarray.scalar,
     np.dtype,
     *{type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int64, np.bool_)},
@@ -111,7 +111,7 @@ def safe_globals_of(file):
     Raises:
         TigerError: the file is absent, cut short, or refers to anything that a checkpoint of RecBole has no need of.
     """
-    allowed = {dotted(item): item for item in SAFE_GLOBALS}
+    allowed = {dotted(item) for item in SAFE_GLOBALS}
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(str(file))
     except FileNotFoundError as error:
@@ -127,7 +127,7 @@ def safe_globals_of(file):
             raise TigerError(
                 f"checkpoint {file} refers to {name}, which could run code: refused; give a checkpoint that you trained"
             )
-        result.append(named(name))
+        result.append(stand_in(name))
     return result
 
 

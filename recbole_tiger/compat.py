@@ -15,7 +15,7 @@ from recbole.evaluator.collector import Collector
 from recbole.quick_start import quick_start as quick_start_module
 from recbole.trainer import Trainer
 
-from recbole_tiger.checkpoint import SAFE_GLOBALS, allowing, dotted, named, safe_globals_of, save_checkpoint
+from recbole_tiger.checkpoint import SAFE_GLOBALS, allowing, dotted, safe_globals_of, save_checkpoint, stand_in
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import whole_folder
 
@@ -51,7 +51,7 @@ def checkpoints_without_code():
 
     @functools.wraps(load_internal)
     def _load_internal_config_dict(self, model, model_class, dataset):
-        torch.serialization.add_safe_globals([named(dotted(model_class))])
+        torch.serialization.add_safe_globals([stand_in(dotted(model_class))])
         return load_internal(self, model, model_class, dataset)
 
     Config._load_internal_config_dict = _load_internal_config_dict

@@ -45,9 +45,8 @@ def _check_columns(config):
     if "*" in config["load_col"].values():
         return
     loaded = {column for columns in config["load_col"].values() for column in columns}
-    named = {"val_interval": list(config["val_interval"] or []), "selected_features": config["selected_features"] or []}
-    for key, columns in named.items():
-        absent = [column for column in columns if column not in loaded]
+    for key in ("val_interval", "selected_features"):
+        absent = [column for column in config[key] or [] if column not in loaded]
         if absent:
             raise TigerError(
                 f"{key} of {config['label']} names {', '.join(absent)}, and loaded are {', '.join(sorted(loaded))}: "

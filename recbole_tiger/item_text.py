@@ -194,7 +194,10 @@ def _refuse_absent(path, tokens):
 def _tell_lost_times(path, table, user, time):
     """Say where RecBole loses the order of a user's interactions: it keeps times in float32, and ties as in the file."""
     times = pd.to_numeric(table[time], errors="coerce")
-    kept = pd.DataFrame({"user": table[user], "time": times, "seen": times.astype("float32")})
+    seen = times.astype("float32")
+    if (seen == times).all():
+        return
+    kept = pd.DataFrame({"user": table[user], "time": times, "seen": seen})
     kept = kept.sort_values(["user", "seen"], kind="stable")
     before = kept.shift()
     lost = (kept["user"] == before["user"]) & (kept["seen"] == before["seen"]) & (kept["time"] < before["time"])
@@ -214,7 +217,8 @@ def check_interactions(config):
     items, item_id = item_file(config), config["ITEM_ID_FIELD"]
     paths = [path for path in interaction_files(config) if path.is_file()]  # RecBole names those that are absent
     state = [(path, path.stat().st_mtime_ns, path.stat().st_size) for path in [items, *paths]]
-    state = (*state, item_id, config["TIME_FIELD"], config["field_separator"], config["encoding"])
+    user, time = config["USER_ID_FIELD"], config["TIME_FIELD"]
+    state = (*state, user, item_id, time, config["field_separator"], config["encoding"])
     if state in _checked:
         return
     known = read_columns(items, [item_id], config)[item_id]
@@ -223,9 +227,8 @@ def check_interactions(config):
         fields = header(path, config)
         if item_id not in fields:
             raise TigerError(f"{path} has no column {item_id}: it has {', '.join(fields)}; name it by --ITEM_ID_FIELD=...")
-        user, time = config["USER_ID_FIELD"], config["TIME_FIELD"]
         table = read_columns(path, [name for name in (user, item_id, time) if name in fields], config)
-        for name in {user, item_id} & set(table):
+        for name in table.columns.intersection([user, item_id]):
             _refuse_absent(path, table[name])
         if {user, time} <= set(table) and not config["benchmark_filename"]:
             _tell_lost_times(path, table, user, time)

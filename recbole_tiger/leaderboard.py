@@ -218,6 +218,12 @@ STYLES = {
 }
 
 
+def _tested(results):
+    """Names of the metrics of a table, those that any result has."""
+    names = dict.fromkeys(name for result in results for name in result["test_result"])
+    return [name for name in names if name.startswith(("recall", "ndcg"))]
+
+
 def leaderboard(results, folder, style="plain", published=False):
     """A table of one dataset.
 
@@ -232,8 +238,7 @@ def leaderboard(results, folder, style="plain", published=False):
     """
     own = rows_of(results, folder)
     rows = [*(_published_beside(results[0]) if published else []), *own]
-    tested = dict.fromkeys(name for result in results for name in result["test_result"])
-    metrics = [name for name in tested if name.startswith(("recall", "ndcg"))]
+    metrics = _tested(results)
     style = STYLES[style]
     rankings = {metric: ranking(rows, metric) for metric in metrics}
     with_interval = any(row.ranks is not None for row in own) and MAIN in metrics
@@ -295,8 +300,7 @@ def _notes(own, rankings, sources, style):
 def leaderboard_csv(results, folder):
     """All datasets in one table for programs, with the interval of every metric."""
     stream = io.StringIO()
-    tested = dict.fromkeys(name for result in results for name in result["test_result"])
-    metrics = [name for name in tested if name.startswith(("recall", "ndcg"))]
+    metrics = _tested(results)
     statistics = [f"{metric}{suffix}" for metric in metrics for suffix in ("", " std", " low", " high", " p")]
     names = ["dataset", *COMPARED, "model", "source", *statistics, "seeds", "epochs"]
     names += ["out_of_time", "still_improving", "train_seconds", "eval_users_per_second", "parameters"]
@@ -347,8 +351,8 @@ def comparable(results):
     for dataset, *values in sorted(groups):
         others = [other[1:] for other in groups if other[0] == dataset]
         told = [
-            f", {name.replace('data_hash', 'files')} {value}"
-            for name, value, of_others in zip(COMPARED, values, zip(*others, strict=True), strict=True)
+            f", {name} {value}"
+            for name, value, of_others in zip(("files", *COMPARED[1:]), values, zip(*others, strict=True), strict=True)
             if len(set(of_others)) > 1
         ]
         titles[dataset + "".join(told)] = groups[(dataset, *values)]

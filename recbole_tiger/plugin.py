@@ -11,7 +11,7 @@ import recbole.trainer
 import torch
 from recbole.config import Config
 
-from recbole_tiger.checkpoint import dotted, named
+from recbole_tiger.checkpoint import dotted, stand_in
 from recbole_tiger.dataset import TIGERDataset
 from recbole_tiger.model import tiger
 from recbole_tiger.settings import check_tiger, plugin_layer, refuse_pickles
@@ -36,7 +36,7 @@ def register():
     recbole.data.dataset.TIGERDataset = TIGERDataset
     recbole.trainer.TIGERTrainer = TIGERTrainer
     # So that a load_data_and_model which was imported before this package reads TIGER's checkpoints, too.
-    torch.serialization.add_safe_globals([named(dotted(tiger.TIGER))])
+    torch.serialization.add_safe_globals([stand_in(dotted(tiger.TIGER))])
 
     load_internal = Config._load_internal_config_dict
 

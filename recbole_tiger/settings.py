@@ -208,14 +208,18 @@ def plugin_layer(dataset):
     return {**protocol(), **property_file("model", "TIGER"), **property_file("dataset", dataset)}
 
 
+def _recbole_properties(file):
+    """Settings of a file of RecBole's properties, or {} where there is none."""
+    path = RECBOLE / "properties" / file
+    return parse_yaml(path.read_text(encoding="utf-8"), path) or {} if path.is_file() else {}
+
+
 @cache
 def _of_tiger_alone(model):
     """Settings of TIGER that ``model`` does not read: to it they make no other run."""
     read = {"text_fields", "resume"} | set(protocol())
     for file in ("overall.yaml", "dataset/sample.yaml", f"model/{model}.yaml"):
-        path = RECBOLE / "properties" / file
-        if path.is_file():
-            read |= set(parse_yaml(path.read_text(encoding="utf-8"), path) or {})
+        read |= set(_recbole_properties(file))
     return set(property_file("model", "TIGER")) - read
 
 
@@ -256,9 +260,7 @@ def make_config(name, dataset, user_settings):
 
 def _is_cross_entropy(model, layers):
     """Whether the model trains by cross-entropy, which wants no negatives."""
-    file = RECBOLE / "properties" / "model" / f"{model}.yaml"
-    own = parse_yaml(file.read_text(encoding="utf-8"), file) if file.is_file() else {}
-    return model == "TIGER" or {**(own or {}), **layers}.get("loss_type") == "CE"
+    return model == "TIGER" or {**_recbole_properties(f"model/{model}.yaml"), **layers}.get("loss_type") == "CE"
 
 
 @contextlib.contextmanager
@@ -411,8 +413,11 @@ def check_tiger(config):
 
 
 def refuse_pickles(config):
-    """Refuse RecBole's pickled caches in ``checkpoint_dir``: unpickling runs code, and they ignore TIGER's settings."""
-    _check_no_pickles(config.final_config_dict)  # of a loaded checkpoint, too
+    """Refuse settings that name a pickle, as those of a loaded checkpoint may, and RecBole's caches in ``checkpoint_dir``.
+
+    Unpickling runs code, and the caches ignore TIGER's settings.
+    """
+    _check_no_pickles(config.final_config_dict)
     folder, model = Path(config["checkpoint_dir"]), config["model"]
     # RecBole reads that of the model's own kind of dataset, where it has one, or else that of the kind of its type.
     kinds = [model] if model == "TIGER" else [model, "", "Sequential", "KnowledgeBased"]
