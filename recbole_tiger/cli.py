@@ -20,7 +20,7 @@ from recbole_tiger.leaderboard import leaderboard, leaderboards
 from recbole_tiger.plots import plot
 from recbole_tiger.recommend import Recommender, read_histories
 from recbole_tiger.results import read_results
-from recbole_tiger.settings import make_config, parse_arguments, read_config_files
+from recbole_tiger.settings import make_config, parse_arguments, read_config_files, unread
 from recbole_tiger.version import __version__
 
 SETTINGS_HELP = "Any setting of RecBole or of TIGER is given as --key=value; values are YAML."
@@ -154,7 +154,14 @@ def _parser():
     return parser
 
 
+def _tell_unread(args, settings):
+    names = unread(args.model, settings)
+    if names:
+        print(f"recbole-tiger: warning: of TIGER alone, without effect on {args.model}: {', '.join(names)}", file=sys.stderr)
+
+
 def _run(args, settings):
+    _tell_unread(args, settings)
     config = experiment.prepare(args.model, args.dataset, {**settings, **({"resume": True} if args.resume else {})})
     file = experiment.result_path(config, args.results_dir)  # some models write into their settings as they run
     run = experiment.run_or_read if config["resume"] else experiment.run
@@ -177,6 +184,7 @@ def _tune(args, settings):
     for key in ("num_samples", "max_concurrent"):
         if getattr(args, key) < 1:
             raise TigerError(f"{key} has to be a positive whole number, not {getattr(args, key)}")
+    _tell_unread(args, settings)
     if args.ray_address:
         tuning.check_address(args.ray_address)
     # RecBole lets a process see the GPUs of its gpu_id alone, and Ray gives out those.

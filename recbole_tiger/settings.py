@@ -223,6 +223,12 @@ def _of_tiger_alone(model):
     return set(property_file("model", "TIGER")) - read
 
 
+def unread(name, user_settings):
+    """Those of the user's settings that belong to TIGER and do nothing for ``name``, a RecBole model or a recipe."""
+    model = model_of(name)
+    return [] if model == "TIGER" else sorted(set(user_settings) & _of_tiger_alone(model) - NOT_OF_THE_RUN)
+
+
 def make_config(name, dataset, user_settings):
     """RecBole's Config for one run.
 

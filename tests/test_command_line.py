@@ -14,7 +14,7 @@ import pytest
 from recbole_tiger import Recommender, SemanticIDs, __version__, experiment
 from recbole_tiger.cli import main
 from recbole_tiger.results import read_ranks, read_results
-from recbole_tiger.settings import parse_arguments, run_key
+from recbole_tiger.settings import parse_arguments, run_key, unread
 from recbole_tiger.statistics import metric_of_users
 from tests.conftest import read_sequences, small_settings, write_dataset
 
@@ -463,3 +463,14 @@ def test_settings_of_tiger_alone_make_no_other_run_of_a_baseline(data_path):
     assert key("SASRec") == key("SASRec", codebook_size=16, beam_size=30, semantic_ids="mine.tsv")
     assert key("SASRec") != key("SASRec", n_heads=1)  # SASRec reads it, too
     assert key("TIGER") != key("TIGER", codebook_size=16)
+
+
+def test_settings_that_a_baseline_does_not_read_are_told(data_path, tmp_path, capsys):
+    settings = {"data_path": str(data_path), "cache_dir": str(tmp_path), "epochs": 1, "train_neg_sample_args": None}
+    own = {"codebook_size": 16, "beam_size": 30}
+    assert main(["run", "--model=Pop", "--dataset=tiny", *arguments({**settings, **own})]) == 0
+    told = "recbole-tiger: warning: of TIGER alone, without effect on Pop: beam_size, codebook_size"
+    assert capsys.readouterr().err.count(told + "\n") == 1
+    assert main(["run", "--model=Pop", "--dataset=tiny", *arguments(settings)]) == 0
+    assert "warning: of TIGER" not in capsys.readouterr().err
+    assert unread("TIGER-text", own) == []
