@@ -3,8 +3,8 @@
 python benchmarks/speed.py --data_path=... --output=benchmarks/results/speed.json --plot=benchmarks/results/speed.png
 
 The contenders take turns, a slice of some seconds each, round after round; a rate is the median over the rounds. Any setting
-of TIGER may be given as --key=value. Where the dataset does not lie under --data_path, one of the shape of amazon-beauty is
-generated.
+of TIGER may be given as --key=value; --enable_amp=True puts all contenders into bf16. Where the dataset does not lie under
+--data_path, one of the shape of amazon-beauty is generated.
 """
 
 import argparse
@@ -58,7 +58,7 @@ TEXTS = 128
 # Settings that the numbers hang on.
 SHOWN = (
     *("hidden_size", "n_heads", "head_size", "inner_size", "n_layers", "n_decoder_layers", "encoder_tokens"),
-    *("codebook_size", "codebook_depth", "train_batch_size", "MAX_ITEM_LIST_LENGTH"),
+    *("codebook_size", "codebook_depth", "train_batch_size", "MAX_ITEM_LIST_LENGTH", "enable_amp"),
 )
 
 # Operators of PyTorch by what they are for; an operator belongs to the first group that names a part of it.
@@ -167,6 +167,11 @@ def read_data(config):
 # --- contenders: functions that build a model and return its step ---
 
 
+def precision(config):
+    """bf16 where ``enable_amp`` asks for it, as in TIGERTrainer."""
+    return torch.autocast(config["device"].type, dtype=torch.bfloat16, enabled=config["enable_amp"])
+
+
 def tiger(config, data):
     """Our model."""
     dataset = SimpleNamespace(
@@ -247,7 +252,9 @@ def train_t5(config, data):
     def step():
         batch = next(batches)
         history = tokens[batch[item + config["LIST_SUFFIX"]]].flatten(1)
-        optimizer_step(optimizer, model(history, attention_mask=history != 0, labels=tokens[batch[item]]).loss)
+        with precision(config):
+            loss = model(history, attention_mask=history != 0, labels=tokens[batch[item]]).loss
+        optimizer_step(optimizer, loss)
         return len(batch)
 
     return step
@@ -262,7 +269,9 @@ def train_sasrec(config, data):
 
     def step():
         batch = next(batches)
-        optimizer_step(optimizer, model.calculate_loss(batch))
+        with precision(config):
+            loss = model.calculate_loss(batch)
+        optimizer_step(optimizer, loss)
         return len(batch)
 
     return step
@@ -275,7 +284,8 @@ def decode_tiger(config, data, width):
 
     @torch.no_grad()
     def step():
-        model.recommend(histories, None, width, width, "beam")
+        with precision(config):
+            model.recommend(histories, None, width, width, "beam")
         return len(histories)
 
     return step
@@ -307,16 +317,17 @@ def decode_t5(config, data, width, users, prefixes):
         batch = next(batches)
         batch = batch[:, -int((batch != 0).sum(dim=1).max()) :]
         history = tokens[batch].flatten(1)
-        model.generate(
-            history,
-            attention_mask=(history != 0).long(),
-            num_beams=width,
-            num_return_sequences=width,
-            max_new_tokens=levels,
-            do_sample=False,
-            use_cache=True,
-            prefix_allowed_tokens_fn=allowed if prefixes else None,
-        )
+        with precision(config):
+            model.generate(
+                history,
+                attention_mask=(history != 0).long(),
+                num_beams=width,
+                num_return_sequences=width,
+                max_new_tokens=levels,
+                do_sample=False,
+                use_cache=True,
+                prefix_allowed_tokens_fn=allowed if prefixes else None,
+            )
         return len(batch)
 
     return step
@@ -369,7 +380,8 @@ def multiply(config, data):
         shape: (torch.randn(shape[0], shape[1]), torch.randn(shape[2], shape[1]), torch.randn(shape[0], shape[2]))
         for shape in set(shapes)
     }
-    made = {shape: [tensor.to(config["device"]) for tensor in tensors] for shape, tensors in made.items()}
+    kind = torch.bfloat16 if config["enable_amp"] else torch.float32
+    made = {shape: [tensor.to(config["device"], kind) for tensor in tensors] for shape, tensors in made.items()}
 
     def step():
         for shape in shapes:
@@ -595,7 +607,7 @@ def main():
         cache = {"cache_dir": str(home / "cache")}
         found = dataset_settings(args, folder)
         settings = {**ON_CPU, **cache, "quantizer": "rq_kmeans", "encoder_text": False, **found, **parse_arguments(rest)}
-        shared = {**ON_CPU, **{key: settings[key] for key in ("data_path", "text_fields") if key in settings}}
+        shared = {**ON_CPU, **{key: settings[key] for key in ("data_path", "text_fields", "enable_amp") if key in settings}}
         settings["data_path"] = shared["data_path"] = str(Path(settings["data_path"]).resolve())
         config = experiment.prepare("TIGER", args.dataset, {**settings, "show_progress": False, "beam_size": max(WIDTHS)})
         sasrec_config = experiment.prepare("SASRec", args.dataset, shared)
