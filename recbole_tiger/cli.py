@@ -187,9 +187,11 @@ def _tune(args, settings):
     _tell_unread(args, settings)
     if args.ray_address:
         tuning.check_address(args.ray_address)
-    # RecBole lets a process see the GPUs of its gpu_id alone, and Ray gives out those.
-    seen = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
-    settings.setdefault("gpu_id", seen if torch.cuda.is_available() else "")
+    if "gpu_id" not in settings:
+        # RecBole lets a process see the GPUs of its gpu_id alone, and Ray gives out those. That they are counted starts none
+        # of them: a process that has started one sees all for good.
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+        settings["gpu_id"] = seen if torch.cuda.device_count() else ""
     config = experiment.prepare(args.model, args.dataset, settings)
     cpus, gpus = args.cpus_per_trial, args.gpus_per_trial
     planned = sweep.plan(

@@ -247,6 +247,8 @@ def make_config(name, dataset, user_settings):
     layers.update(property_file("recipe", name))
     layers.update(user_settings)
     layers.setdefault("label", name)
+    if "gpu_id" in layers and layers["gpu_id"] is None:
+        layers["gpu_id"] = ""  # --gpu_id= is nothing in YAML, which RecBole would read as a GPU called None
     left_out = {"model", "dataset"} | (set() if model == "TIGER" else _of_tiger_alone(model))
     layers = {key: value for key, value in layers.items() if key not in left_out}
     if "train_neg_sample_args" not in layers and _is_cross_entropy(model, layers):

@@ -149,7 +149,7 @@ class TIGERTrainer(Trainer):
             "schedule_step": self.schedule_step,
             "random_state": torch.get_rng_state(),
             "numpy_random_state": [kind, key.tolist(), *rest],  # RecBole draws the negatives of sampled evaluation with it
-            "cuda_random_states": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+            "cuda_random_states": [torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else [],
             "epoch_log": self.epoch_log,
             "saved_model_file": os.path.basename(self.saved_model_file),
             "stopped": self.stopped,
@@ -201,7 +201,7 @@ class TIGERTrainer(Trainer):
         torch.set_rng_state(state["random_state"].cpu())
         np.random.set_state(tuple(state["numpy_random_state"]))
         if state["cuda_random_states"] and self.device.type == "cuda":
-            torch.cuda.set_rng_state_all([random_state.cpu() for random_state in state["cuda_random_states"]])
+            torch.cuda.set_rng_state(state["cuda_random_states"][0].cpu(), self.device)
         self.saved_model_file = os.path.join(self.checkpoint_dir, state["saved_model_file"])
         self.logger.info(f"Resuming from {resume_file}: epochs 0 to {state['epoch']} are done")
 

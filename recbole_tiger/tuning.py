@@ -267,7 +267,9 @@ def run_trials(sweep, *, scheduler, grace_period, max_concurrent, cpus_per_trial
             f"a trial needs at least one CPU and no less than 0 GPUs, not {cpus_per_trial} and {gpus_per_trial}"
         )
     try:
-        ray.init(address=ray_address or "local", **quiet)
+        # Ray itself finds no GPU under WSL, nor those of AMD.
+        found = {"address": ray_address} if ray_address else {"address": "local", "num_gpus": torch.cuda.device_count()}
+        ray.init(**found, **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise TigerError(f"no Ray cluster at {ray_address}: {error}; start one by `ray start --head`") from error
     try:

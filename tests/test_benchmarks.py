@@ -89,7 +89,7 @@ def test_likelihood_runs(settings):
     # The likelihood of an item is what `predict` gives, computed by another path.
     _, model, _, _, _, test_data = load_data_and_model(result["checkpoint"])
     drawn = np.random.default_rng(0).permutation(len(test_data._dataset))[:50]
-    expected = -model.eval().predict(test_data._dataset[drawn]).mean().item()
+    expected = -model.eval().predict(test_data._dataset[drawn].to(model.device)).mean().item()
     assert rows["test"]["item"] == pytest.approx(expected, abs=1e-4)
     assert rows["test"]["item"] == pytest.approx(sum(v for k, v in rows["test"].items() if k.startswith("level")))
 
@@ -147,7 +147,7 @@ def test_without_history(settings):
         model.eval()
         hits, first, places, later = [], [], [], []
         for interaction, _, _, targets in test_data:
-            scores = model.full_sort_predict(interaction).detach().view(len(targets), -1).numpy()
+            scores = model.full_sort_predict(interaction.to(model.device)).detach().cpu().view(len(targets), -1).numpy()
             for own, history, target in zip(scores, interaction["item_id_list"].tolist(), targets.tolist(), strict=True):
                 items = [item for item in np.argsort(-own, kind="stable").tolist() if item]
                 first.append(items[0] in history)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from recbole_tiger import SemanticIDs  # registers TIGER, too
 from recbole_tiger.dataset import TIGERDataset
 from recbole_tiger.errors import TigerError
 from recbole_tiger.model.tiger import TIGER
+from recbole_tiger.settings import make_config, parse_arguments
 from recbole_tiger.trainer import TIGERTrainer
 
 
@@ -41,7 +43,7 @@ def scores_of(model, data):
     model.eval()
     scores, items = [], []
     for interaction, _, _, positive in data:
-        scores.append(model.full_sort_predict(interaction))
+        scores.append(model.full_sort_predict(interaction.to(model.device)).cpu())
         items.append(positive)
     return torch.cat(scores), torch.cat(items)
 
@@ -52,6 +54,13 @@ def scores_of(model, data):
 def test_several_processes_are_refused(settings):
     with pytest.raises(TigerError, match="in one process, on one device: leave out nproc"):
         Config(model="TIGER", dataset="tiny", config_dict={**settings, "local_rank": 0, "nproc": 2})
+
+
+def test_an_empty_gpu_id_is_the_cpu(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    config = make_config("Pop", "ml-100k", parse_arguments(["--gpu_id="]))
+    assert config["gpu_id"] == os.environ["CUDA_VISIBLE_DEVICES"] == ""
+    assert config["device"].type == "cpu"
 
 
 def test_settings_lie_in_layers(settings, tmp_path):
@@ -175,7 +184,7 @@ def test_sampled_evaluation_goes_by_predict(settings, mode):
     def collect_and_rank(scores, interaction, positive_u, positive_i):
         """Count the hits among the candidates by ``predict``, in the very batch that RecBole evaluates."""
         nonlocal hits, users
-        likelihood = model.predict(interaction).view(len(positive_u), 21).tolist()
+        likelihood = model.predict(interaction.to(model.device)).view(len(positive_u), 21).tolist()
         candidates = interaction["item_id"].view(len(positive_u), 21).tolist()
         for row, items, positive in zip(likelihood, candidates, positive_i.tolist(), strict=True):
             assert items[0] == positive

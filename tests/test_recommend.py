@@ -45,7 +45,7 @@ def trained(request, data_path, tmp_path_factory):
     model.scoring = "exact"
     return {
         "checkpoint": folder / result["checkpoint"],
-        "scores": model.full_sort_predict(rows),
+        "scores": model.full_sort_predict(rows.to(model.device)).cpu(),
         "histories": histories,
         "users": users if request.param.get("n_user_tokens") else None,
         "tokens": [str(token) for token in tokens["item_id"]],
