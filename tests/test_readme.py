@@ -120,6 +120,15 @@ def test_beauty_table_is_what_the_result_files_give(monkeypatch, capsys):
     assert beauty in README
 
 
+def test_committed_tables_are_what_the_result_files_give(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    file = "benchmarks/results/leaderboard/tables.md"
+    command = ["leaderboard", "--results_dir=benchmarks/results/leaderboard"]
+    assert " ".join(["recbole-tiger", *command, f"--output={file}"]) in (ROOT / "benchmarks/README.md").read_text()
+    assert main(command) == 0
+    assert Path(file).read_text(encoding="utf-8") == capsys.readouterr().out
+
+
 def test_dependencies_table_names_every_dependency_with_its_bound():
     declared = re.search(r"^dependencies = \[(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.MULTILINE | re.DOTALL)
     for requirement in re.findall(r'"([^"]+)"', declared.group(1)):
