@@ -40,7 +40,7 @@ from recbole_tiger.model.tiger import TIGER, left_padded
 from recbole_tiger.quantizers import QUANTIZERS, quantizer_settings
 from recbole_tiger.results import write_result
 from recbole_tiger.settings import parse_arguments
-from recbole_tiger.trainer import TIGERTrainer
+from recbole_tiger.trainer import TIGERTrainer, autocast
 
 BEAUTY = {"n_items": 12101, "n_users": 22363, "n_interactions": 198502}
 WIDTHS = (10, 20, 50)
@@ -167,11 +167,6 @@ def read_data(config):
 # --- contenders: functions that build a model and return its step ---
 
 
-def precision(config):
-    """bf16 where ``enable_amp`` asks for it, as in TIGERTrainer."""
-    return torch.autocast(config["device"].type, dtype=torch.bfloat16, enabled=config["enable_amp"])
-
-
 def tiger(config, data):
     """Our model."""
     dataset = SimpleNamespace(
@@ -252,7 +247,7 @@ def train_t5(config, data):
     def step():
         batch = next(batches)
         history = tokens[batch[item + config["LIST_SUFFIX"]]].flatten(1)
-        with precision(config):
+        with autocast(config):
             loss = model(history, attention_mask=history != 0, labels=tokens[batch[item]]).loss
         optimizer_step(optimizer, loss)
         return len(batch)
@@ -269,7 +264,7 @@ def train_sasrec(config, data):
 
     def step():
         batch = next(batches)
-        with precision(config):
+        with autocast(config):
             loss = model.calculate_loss(batch)
         optimizer_step(optimizer, loss)
         return len(batch)
@@ -284,7 +279,7 @@ def decode_tiger(config, data, width):
 
     @torch.no_grad()
     def step():
-        with precision(config):
+        with autocast(config):
             model.recommend(histories, None, width, width, "beam")
         return len(histories)
 
@@ -317,7 +312,7 @@ def decode_t5(config, data, width, users, prefixes):
         batch = next(batches)
         batch = batch[:, -int((batch != 0).sum(dim=1).max()) :]
         history = tokens[batch].flatten(1)
-        with precision(config):
+        with autocast(config):
             model.generate(
                 history,
                 attention_mask=(history != 0).long(),

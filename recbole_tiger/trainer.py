@@ -35,6 +35,11 @@ def warmup_cosine(step, total, warmup_ratio, constant=False):
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))
 
 
+def autocast(config):
+    """bf16 where ``enable_amp`` asks for it."""
+    return torch.autocast(config["device"].type, dtype=torch.bfloat16, enabled=config["enable_amp"])
+
+
 class TIGERTrainer(Trainer):
     """RecBole's trainer for TIGER.
 
@@ -91,10 +96,6 @@ class TIGERTrainer(Trainer):
             )
         return mean.item()
 
-    def autocast(self):
-        """bf16 where ``enable_amp`` asks for it."""
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.enable_amp)
-
     def train_step(self, windows, batch, total_steps):
         """One step of the optimizer.
 
@@ -113,7 +114,7 @@ class TIGERTrainer(Trainer):
         n_targets = windows.n_targets[batch].to(self.device, non_blocking=True)
         users = windows.users[batch].to(self.device, non_blocking=True)
         self.optimizer.zero_grad()
-        with self.autocast():
+        with autocast(self.config):
             loss = self.model.window_loss(items, n_targets, users)
         loss.backward()
         if self.clip_grad_norm:
@@ -268,7 +269,7 @@ class TIGERTrainer(Trainer):
             state = load_checkpoint(model_file or self.saved_model_file, self.device)
             self._load_model(state, model_file or self.saved_model_file)
             self.logger.info(f"Loading model structure and parameters from {model_file or self.saved_model_file}")
-        with self.autocast():
+        with autocast(self.config):
             return super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
 
     def _full_sort_batch_eval(self, batched_data):
