@@ -7,6 +7,10 @@ import sys
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
 
+# Of the environment of a process that trains in another thread than its main one. glibc gives a thread a heap of its own,
+# which takes no more than 64 MB; larger tensors it returns to the system whatever else is set. One heap for all keeps them.
+ONE_HEAP = {"MALLOC_ARENA_MAX": "1"}
+
 
 def keep_freed_memory():
     """Let the C library keep what a step of training frees for the next one.

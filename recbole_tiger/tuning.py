@@ -23,6 +23,7 @@ from recbole_tiger.catalogue import check_sizes, item_embeddings, needs_embeddin
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import make_folder
 from recbole_tiger.item_text import text_of_items
+from recbole_tiger.memory import ONE_HEAP
 from recbole_tiger.plots import codebook_heat_map, collision_scatter
 from recbole_tiger.results import read_result
 from recbole_tiger.settings import make_config
@@ -259,19 +260,11 @@ def run_trials(sweep, *, scheduler, grace_period, max_concurrent, cpus_per_trial
         TigerError: the cluster is not there or no node of it has the room.
     """
     os.environ.update(TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1", TUNE_DISABLE_SIGINT_HANDLER="1", RAY_AIR_NEW_OUTPUT="0")
-    for name, value in PATIENCE.items():
-        os.environ.setdefault(name, value)
-    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.CRITICAL}
     if cpus_per_trial < 1 or gpus_per_trial < 0:
         raise TigerError(
             f"a trial needs at least one CPU and no less than 0 GPUs, not {cpus_per_trial} and {gpus_per_trial}"
         )
-    try:
-        # Ray itself finds no GPU under WSL, nor those of AMD.
-        found = {"address": ray_address} if ray_address else {"address": "local", "num_gpus": torch.cuda.device_count()}
-        ray.init(**found, **quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise TigerError(f"no Ray cluster at {ray_address}: {error}; start one by `ray start --head`") from error
+    start_ray(ray_address)
     try:
         _check_room(cpus_per_trial, gpus_per_trial)
         with (
@@ -304,6 +297,26 @@ def run_trials(sweep, *, scheduler, grace_period, max_concurrent, cpus_per_trial
         ray.shutdown()
     if left := sweep.left():
         raise TigerError(f"{left} of {sweep.size} trials have not ended; go on by --resume")
+
+
+def start_ray(ray_address):
+    """Connect to a cluster, or start one on this machine; its workers, who train in a thread, have one heap.
+
+    Raises:
+        TigerError: the cluster is not there.
+    """
+    for name, value in PATIENCE.items():
+        os.environ.setdefault(name, value)
+    if ray_address:
+        found = {"address": ray_address, "runtime_env": {"env_vars": ONE_HEAP}}
+    else:
+        os.environ.update(ONE_HEAP)
+        # Ray itself finds no GPU under WSL, nor those of AMD.
+        found = {"address": "local", "num_gpus": torch.cuda.device_count()}
+    try:
+        ray.init(**found, include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise TigerError(f"no Ray cluster at {ray_address}: {error}; start one by `ray start --head`") from error
 
 
 def _check_room(cpus, gpus):

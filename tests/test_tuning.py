@@ -4,12 +4,16 @@ import contextlib
 import csv
 import io
 import json
+import mmap
 import os
 import re
+import resource
 import signal
 import socket
+import statistics
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +21,8 @@ from types import SimpleNamespace
 import numpy as np
 import psutil
 import pytest
+import ray
+import torch
 from PIL import Image
 
 from recbole_tiger import experiment, sweep, tuning
@@ -197,6 +203,7 @@ def cluster(tmp_path):
             start = [sys.executable, "-W", "ignore", "-m", "ray.scripts.scripts", "start", "--num-cpus=1", "--block"]
             how = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": folder}
             how["env"] = {**os.environ, **tuning.PATIENCE}
+            how["env"].pop("MALLOC_ARENA_MAX", None)
             nodes.append(subprocess.Popen([*start, *options, "--disable-usage-stats"], **how))
             assert any("Ray runtime started" in line for line in nodes[-1].stdout)
         yield address
@@ -233,6 +240,44 @@ def test_a_cluster_of_two_nodes_runs_a_trial_on_each(cluster, data_path, tmp_pat
     assert won["settings"]["valid_users"] == 50
     assert not any("test_result" in record["result"] for record in found)
     assert len(list(Path("saved").glob("*/*/SASRec-*.pth"))) == len(by_status["completed"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's heaps")
+@pytest.mark.parametrize("where", ["here", "cluster"])
+def test_threads_of_a_worker_keep_the_memory_that_they_free(where, request):
+    tensors, size, threads = 8, 100 * 2**20, 8
+
+    @ray.remote(num_cpus=1)
+    def cleared():
+        """Pages that the system clears in each thread for tensors as large as some that it freed before."""
+        import recbole_tiger  # noqa: F401 - it sets what the main heap keeps
+
+        pages, all_there, one_at_a_time = [], threading.Barrier(threads), threading.Lock()
+
+        def train():
+            all_there.wait()  # a thread that has ended would leave the next one its heap
+            with one_at_a_time:
+                for count in (2, tensors):
+                    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+                    for _ in range(count):
+                        torch.ones(size // 4)
+                pages.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+        running = [threading.Thread(target=train) for _ in range(threads)]
+        for thread in running:
+            thread.start()
+        for thread in running:
+            thread.join()
+        return pages
+
+    try:
+        tuning.start_ray(None if where == "here" else request.getfixturevalue("cluster"))
+        pages = ray.get(cleared.remote())
+    finally:
+        ray.shutdown()
+    assert len(pages) == threads
+    # Now and then one of Ray's own threads takes a piece of what was freed.
+    assert statistics.median(pages) < tensors * size / mmap.PAGESIZE / 2
 
 
 # --- the search space ---
