@@ -308,6 +308,7 @@ def start_ray(ray_address):
     for name, value in PATIENCE.items():
         os.environ.setdefault(name, value)
     if ray_address:
+        # Its nodes have the environment in which they were started.
         found = {"address": ray_address, "runtime_env": {"env_vars": ONE_HEAP}}
     else:
         os.environ.update(ONE_HEAP)

@@ -7,7 +7,6 @@ import json
 import mmap
 import os
 import re
-import resource
 import signal
 import socket
 import statistics
@@ -250,6 +249,8 @@ def test_threads_of_a_worker_keep_the_memory_that_they_free(where, request):
     @ray.remote(num_cpus=1)
     def cleared():
         """Pages that the system clears in each thread for tensors as large as some that it freed before."""
+        import resource  # Windows has none
+
         import recbole_tiger  # noqa: F401 - it sets what the main heap keeps
 
         pages, all_there, one_at_a_time = [], threading.Barrier(threads), threading.Lock()
