@@ -27,7 +27,7 @@ def plot(results, folder, output):
     Args:
         results: dicts, as in result files. folder: where they are.
         output: folder for ``<title>-training.png`` (validation against seconds of training, a line a run) and
-            ``<title>-parameters.png`` (test against parameters, with the interval over users).
+            ``<title>-parameters.png`` (test against parameters, with the interval over users; a line where it has none).
 
     Returns:
         list of paths.
@@ -81,7 +81,10 @@ def _draw_parameters(axes, rows):
         bounds = row.interval(MAIN)
         # RecBole's values are rounded, and may lie outside of an interval without width.
         error = [[max(0, value - bounds[0])], [max(0, bounds[1] - value)]] if bounds else None
-        axes.errorbar(size, value, yerr=error, marker="o", color=f"C{i}", capsize=3, linestyle="", label=row.label)
+        if size > 1:
+            axes.errorbar(size, value, yerr=error, marker="o", color=f"C{i}", capsize=3, linestyle="", label=row.label)
+        else:  # RecBole gives models that learn nothing (Pop, ItemKNN) one parameter, for there to be an optimizer.
+            axes.axhline(value, color=f"C{i}", linestyle="--", label=f"{row.label} (none)")
     axes.set_xscale("log")
     axes.set_xlabel("parameters")
     axes.set_ylabel(f"{MAIN} on test")
