@@ -56,7 +56,11 @@ def _parser():
 
     run = command("run", "Train and test one model", "recbole-tiger run --model=TIGER --dataset=ml-100k --epochs=3")
     run.add_argument("--model", required=True, help="a model of RecBole, TIGER, or a recipe of it")
-    run.add_argument("--resume", action="store_true", help="go on from the last epoch of the same run, if it was killed")
+    run.add_argument(
+        "--resume",
+        action="store_true",
+        help="read the result of the same run, or where TIGER was killed go on from its last epoch",
+    )
     run.add_argument("--results_dir", default="results", help="folder of the result files (default: results)")
 
     compare = command(
@@ -123,7 +127,9 @@ def _parser():
     recommend.add_argument("--checkpoint", required=True, help="a TIGER-*.pth that a run saved")
     which = recommend.add_mutually_exclusive_group(required=True)
     which.add_argument("--history", type=_list, help="item tokens, oldest first, separated by commas")
-    which.add_argument("--histories", help="file with a history a line; the answer is a line of JSON each")
+    which.add_argument(
+        "--histories", help="file with a history a line, written as for --history; the answer is a line of JSON each"
+    )
     recommend.add_argument("--k", type=int, default=10, help="length of the list (default: 10)")
     recommend.add_argument("--beam_size", type=int, help="width of the beam")
     recommend.add_argument("--scoring", default="beam", help="beam, or exact to score the whole catalogue")
