@@ -270,6 +270,8 @@ def _examples(catalogue, groups=3, members=4):
 
 
 def _recommend(args):
+    if args.output and args.histories is None:
+        raise TigerError("--output is for --histories; one --history is answered by a table")
     recommender = Recommender.load(args.checkpoint)
     options = {
         "k": args.k,

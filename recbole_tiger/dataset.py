@@ -10,6 +10,7 @@ import torch
 from recbole.data.dataset import SequentialDataset
 from recbole.data.dataset import dataset as recbole_dataset
 from recbole.data.interaction import Interaction
+from recbole.utils import ModelType
 
 from recbole_tiger.catalogue import make_catalogue
 from recbole_tiger.download import ensure_dataset
@@ -42,9 +43,26 @@ def text_load_col(config):
         needed = ["user", "item", "history" if split else "time"]
         absent = [names[need] for need in needed if names[need] not in fields]
         if absent:
-            raise TigerError(f"{file} has no column {', '.join(absent)}: it has {', '.join(fields)}")
+            raise TigerError(
+                f"{file} has no column {', '.join(absent)}: it has {', '.join(fields)}; name yours by --USER_ID_FIELD=..., "
+                f"--ITEM_ID_FIELD=... and --TIME_FIELD=..."
+            )
     inter = [names["user"], names["item"], names["history" if split else "time"]]
     return {"inter": inter, "item": [names["item"], *text_columns(config)]}
+
+
+def check_aliases(config):
+    """Refuse pre-split files whose histories would have other ids than the items, for any model of sequences.
+
+    Raises:
+        TigerError: ``alias_of_item_id`` lacks their column.
+    """
+    histories, sequential = config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"], config["MODEL_TYPE"] == ModelType.SEQUENTIAL
+    if sequential and config["benchmark_filename"] and histories not in (config["alias_of_item_id"] or []):
+        raise TigerError(
+            f"pre-split files hold histories in {histories}, which has to share the ids of {config['ITEM_ID_FIELD']}: "
+            f"set --alias_of_item_id=[{histories}]"
+        )
 
 
 @contextmanager
@@ -86,19 +104,14 @@ class TIGERDataset(SequentialDataset):
         ensure_dataset(self.config)
         if self.config["load_col"] is None:
             self.config["load_col"] = text_load_col(self.config)
-        histories = self.iid_field + self.config["LIST_SUFFIX"]
-        split = self.benchmark_filename_list is not None
-        if split and histories not in (self.config["alias_of_item_id"] or []):
-            raise TigerError(
-                f"pre-split files hold histories in {histories}, which has to share the ids of {self.iid_field}: "
-                f"set --alias_of_item_id=[{histories}]"
-            )
+        check_aliases(self.config)
         check_interactions(self.config)
         try:
             super()._load_data(token, dataset_path)
         except ValueError as error:  # of pandas, for a value that is not of its column's type
             raise TigerError(f"{dataset_path}: {error}; mend the value or the type in the header") from error
-        if split:
+        if self.benchmark_filename_list is not None:
+            histories = self.iid_field + self.config["LIST_SUFFIX"]
             empty = int((self.inter_feat[histories].str.len() == 0).sum())
             if empty:
                 raise TigerError(f"{empty} rows of the pre-split files have an empty history ({histories}): leave them out")
@@ -188,6 +201,8 @@ def training_windows(dataset, one_target):
     """
     rows, config = dataset.inter_feat, dataset.config
     longest = config["MAX_ITEM_LIST_LENGTH"]
+    # A split by time over all users leaves the rows of one user apart.
+    rows = rows[torch.from_numpy(rows[dataset.uid_field].numpy().argsort(kind="stable"))]
     targets = rows[dataset.iid_field].numpy()
     users = rows[dataset.uid_field].numpy()
     lengths = rows[config["ITEM_LIST_LENGTH_FIELD"]].numpy()

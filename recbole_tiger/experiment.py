@@ -16,7 +16,7 @@ from recbole.data import create_dataset, data_preparation
 from recbole.data.utils import get_dataloader
 from recbole.utils import get_model, get_trainer, init_logger, init_seed
 
-from recbole_tiger.dataset import text_load_col
+from recbole_tiger.dataset import check_aliases, text_load_col
 from recbole_tiger.download import ensure_dataset
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import make_folder
@@ -34,10 +34,28 @@ def prepare(name, dataset, user_settings):
     ensure_dataset(config)
     if config["load_col"] is None:
         config["load_col"] = text_load_col(config)
+    if "load_col" not in user_settings:
+        config["load_col"] = {**_of_knowledge(config), **config["load_col"]}
+    check_aliases(config)
     _check_columns(config)
     if "item" in config["load_col"]:
         check_interactions(config)
     return config
+
+
+def _of_knowledge(config):
+    """Columns of the files beside users, items and interactions that RecBole gives models of a knowledge graph.
+
+    Raises:
+        TigerError: the dataset has no such file.
+    """
+    columns = config.internal_config_dict.get("load_col") or {}
+    found = {kind: names for kind, names in columns.items() if kind not in ("inter", "item", "user")}
+    for kind in found:
+        file = Path(config["data_path"]) / f"{config['dataset']}.{kind}"
+        if not file.is_file():
+            raise TigerError(f"{config['model']} needs {file}, which does not exist: add it, or choose another model")
+    return found
 
 
 def _check_columns(config):

@@ -36,6 +36,8 @@ def header(path, config):
             line = file.readline().rstrip("\n")
         except UnicodeDecodeError as error:
             raise _of_another_encoding(path, error) from error
+    if line.startswith("\ufeff"):
+        raise TigerError(f"{path} begins with a byte-order mark, which would be part of a name: give --encoding=utf-8-sig")
     fields = {}
     for column in line.split(config["field_separator"]):
         name, colon, kind = column.partition(":")

@@ -136,6 +136,8 @@ class Recommender:
     def _slots(self, users, n):
         size = self.model.n_user_tokens
         if not size:
+            if any(user is not None for user in users):
+                raise TigerError("this model was trained without user tokens (n_user_tokens): leave out the user")
             return None
         if len(users) != n or any(user is None for user in users):
             raise TigerError("this model was trained with user tokens: give a user with every history")

@@ -16,7 +16,7 @@ import recbole
 import yaml
 from recbole.config import Config
 from recbole.evaluator.register import metric_information
-from recbole.utils import argument_list, get_model
+from recbole.utils import ModelType, argument_list, get_model
 
 from recbole_tiger.encoder import encoder_hash
 from recbole_tiger.errors import TigerError, check_number
@@ -118,6 +118,8 @@ def model_of(name):
     models = [*recbole_models(), "TIGER"]
     if name not in models:
         raise TigerError(f"unknown model {name!r}{nearest(name, [*models, *recipes()])}")
+    if name in ("XGBoost", "LightGBM"):
+        raise TigerError(f"{name} is not trained in epochs, which all runs here are: choose another model")
     try:
         get_model(name)
     except ModuleNotFoundError as error:
@@ -246,6 +248,8 @@ def make_config(name, dataset, user_settings):
         layers["text_fields"] = layers.get("text_fields", property_file("model", "TIGER")["text_fields"])
     layers.update(property_file("recipe", name))
     layers.update(user_settings)
+    if isinstance(layers["eval_args"], dict):
+        layers["eval_args"] = {**protocol()["eval_args"], **layers["eval_args"]}
     layers.setdefault("label", name)
     if "gpu_id" in layers and layers["gpu_id"] is None:
         layers["gpu_id"] = ""  # --gpu_id= is nothing in YAML, which RecBole would read as a GPU called None
@@ -333,11 +337,14 @@ def check_run(config):
     if config["seed"] >= SEEDS:
         raise TigerError(f"seed {config['seed']} is too large: it may be 0 to {SEEDS - 1}")
     _check_whole("stopping_step", config["stopping_step"])
-    if "train_stage" in config and config["train_stage"] == "pretrain":
+    if "train_stage" in config and config["train_stage"] != "finetune":
         raise TigerError(
-            f"{config['model']} with train_stage pretrain is neither validated nor tested; give --train_stage=finetune "
-            f"and what pre_model_path it asks for"
+            f"{config['model']} with train_stage {config['train_stage']} is neither validated nor tested; "
+            f"give --train_stage=finetune and what pre_model_path it asks for"
         )
+    for key in ("field_separator", "seq_separator"):
+        if not isinstance(config[key], str) or not config[key]:
+            raise TigerError(f"{key} has to be text, not {config[key]!r}: quote it for YAML, as in --{key}='\"|\"'")
     check_number("learning_rate", config["learning_rate"], positive=True)
     if config["valid_users"] is not None:
         _check_counts(config, ["valid_users"])
@@ -355,6 +362,9 @@ def check_run(config):
             f"valid_metric {config['valid_metric']} is not among metrics {config['metrics']} at topk {config['topk']}: "
             f"add it to them or choose another; it is written as NDCG@10, or as GAUC where a metric is not of lists"
         )
+    order = config["eval_args"]["order"]
+    if config["MODEL_TYPE"] == ModelType.SEQUENTIAL and order != "TO":
+        raise TigerError(f"eval_args: {config['model']} is a model of sequences, whose order has to be TO, not {order}")
     split = config["eval_args"]["split"]
     ratios = split.get("RS", [1, 1, 1])
     if not config["benchmark_filename"] and (

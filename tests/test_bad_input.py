@@ -217,6 +217,16 @@ def test_header_without_types(capsys, own):
     has(run(capsys, settings), folder / "tiny.item", "'title'", "name:type")
 
 
+@pytest.mark.parametrize("kind", ["item", "inter"])
+def test_byte_order_mark(capsys, own, kind):
+    folder, settings = own
+    file = folder / f"tiny.{kind}"
+    file.write_text(file.read_text(), encoding="utf-8-sig")
+    has(run(capsys, settings), file, "byte-order mark", "--encoding=utf-8-sig")
+    config = experiment.prepare("TIGER", "tiny", {**settings, "encoding": "utf-8-sig"})
+    assert config["load_col"]["item"] == ["item_id", "title", "brand", "price"]
+
+
 def test_ragged_item_file(capsys, own):
     folder, settings = own
     with open(folder / "tiny.item", "a") as stream:
@@ -303,6 +313,9 @@ def test_price_that_is_no_number(capsys, own):
         ({"seed": -1}, ["seed", "-1"]),
         ({"seed": 2**32}, ["seed 4294967296 is too large", "4294967295"]),
         ({"stopping_step": None}, ["stopping_step", "whole number", "None"]),
+        ({"field_separator": ""}, ["field_separator", "text", "''", "--field_separator='\"|\"'"]),
+        ({"seq_separator": None}, ["seq_separator", "text", "None"]),
+        ({"eval_args": {"order": "RO"}}, ["TIGER is a model of sequences", "TO, not RO"]),
         ({"weight_decay": True}, ["weight_decay", "number from 0 up", "True"]),
         ({"learner": "adafactor"}, ["unknown learner 'adafactor'", "adam or adamw"]),
         ({"betas": 0.9}, ["betas", "two numbers", "0.9"]),
@@ -345,8 +358,18 @@ def test_setting_that_is_not_finite(capsys, data_path, key, value):
     has(refused(capsys, call), f"{key} has to be a positive number, not {value[1:]}")
 
 
-def test_a_model_that_is_to_be_pretrained(capsys, data_path):
-    has(run(capsys, {"data_path": str(data_path)}, model="S3Rec"), "S3Rec", "train_stage", "finetune")
+@pytest.mark.parametrize(("model", "stage"), [("S3Rec", "pretrain"), ("RaCT", "actor_pretrain")])
+def test_a_model_that_is_to_be_pretrained(capsys, data_path, model, stage):
+    has(run(capsys, {"data_path": str(data_path)}, model=model), model, f"train_stage {stage}", "--train_stage=finetune")
+
+
+@pytest.mark.parametrize("model", ["XGBoost", "LightGBM"])
+def test_a_model_without_epochs(capsys, data_path, model):
+    has(run(capsys, {"data_path": str(data_path)}, model=model), model, "not trained in epochs", "another model")
+
+
+def test_a_model_of_knowledge_without_its_files(capsys, data_path):
+    has(run(capsys, {"data_path": str(data_path)}, model="CKE"), "CKE needs", "tiny.kg", "does not exist")
 
 
 @pytest.mark.parametrize("model", ["SASRec", "TIGER"])
@@ -933,6 +956,8 @@ def test_value_that_is_code_stays_a_string(settings, stock):
         (["--history=i1", "--beam_size=61"], ["beam_size 61", "60"]),
         (["--history=i1", "--scoring=greedy"], ["unknown scoring 'greedy'", "beam or exact"]),
         (["--histories=absent.txt"], ["absent.txt does not exist"]),
+        (["--history=i1", "--output=some.jsonl"], ["--output is for --histories"]),
+        (["--history=i1", "--user=u1"], ["without user tokens", "leave out the user"]),
         (["--histories=none.txt"], ["none.txt has no histories", "one a line"]),
         (["--histories=gap.txt"], ["history 2 is empty"]),
         (["--histories=unknown.txt"], ["history 2 has 1 items", "x9"]),
@@ -1111,10 +1136,13 @@ def test_split_data_with_an_empty_history(capsys, split):
     has(run(capsys, {**settings, **NO_ENCODER}), "1 rows", "empty history", "item_id_list")
 
 
-def test_split_data_without_the_alias(capsys, split):
+@pytest.mark.parametrize("model", ["TIGER", "SASRec"])
+def test_split_data_without_the_alias(capsys, split, model):
     _, settings = split
     del settings["alias_of_item_id"]
-    has(run(capsys, {**settings, **NO_ENCODER}), "item_id_list", "--alias_of_item_id=[item_id_list]")
+    settings = {**of_model(settings, model), "benchmark_filename": settings["benchmark_filename"]}
+    message = run(capsys, {**settings, **(NO_ENCODER if model == "TIGER" else {})}, model=model)
+    has(message, "item_id_list", "--alias_of_item_id=[item_id_list]")
 
 
 def test_split_data_without_histories(capsys, split):

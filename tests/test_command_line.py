@@ -344,6 +344,23 @@ def test_values_are_yaml():
     }
 
 
+def test_what_eval_args_do_not_name_is_the_protocols(data_path):
+    for model in ("TIGER", "SASRec", "Pop"):
+        config = experiment.prepare(model, "tiny", {"data_path": str(data_path), "eval_args": {"mode": "uni100"}})
+        found = config["eval_args"]
+        assert found["split"] == {"LS": "valid_and_test"}
+        assert found["order"] == "TO"
+        assert found["mode"] == {"valid": "uni100", "test": "uni100"}
+
+
+def test_a_model_of_knowledge_gets_its_files():
+    call = ["run", "--model=CKE", "--dataset=ml-100k", "--epochs=1", "--show_progress=False"]
+    assert main([*call, "--user_inter_num_interval=[0,30)"]) == 0
+    (result,) = read_results("results")
+    assert set(result["settings"]["load_col"]) == {"inter", "item", "kg", "link"}
+    assert result["epochs"] == 1
+
+
 def test_values_reach_the_run(settings):
     more = ["--topk=[2,3]", "--valid_metric=NDCG@3", "--label=a=b", "--learning_rate=1e-3", "--metrics=[NDCG]"]
     data = [f"--{key}={settings[key]}" for key in ("data_path", "checkpoint_dir", "show_progress")]

@@ -100,6 +100,13 @@ def test_semantic_ids_come_along(recommender):
     assert ids.item_of(ids.codes[3]) == recommender.items[3]
 
 
+def test_a_user_that_the_model_does_not_read_is_refused(trained, recommender):
+    if trained["users"]:
+        pytest.skip("this model has user tokens")
+    with pytest.raises(TigerError, match="without user tokens"):
+        recommender.recommend(trained["histories"][0], user="u1")
+
+
 def test_users_are_asked_for_where_the_model_reads_them(trained, recommender):
     if trained["users"] is None:
         pytest.skip("this model has no user token")
