@@ -19,6 +19,6 @@ def keep_freed_memory():
     step. Where the C library is not glibc there is nothing to set.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    # Before 2.33 or so glibc takes no more than 32 MB, and a trim threshold alone would freeze the other at 128 KB.
+    # An older glibc takes no more than 32 MB, and a trim threshold alone would freeze the other at 128 KB.
     if mallopt is not None and (mallopt(M_MMAP_THRESHOLD, 2**30) or mallopt(M_MMAP_THRESHOLD, 2**25)):
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

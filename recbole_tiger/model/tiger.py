@@ -73,7 +73,7 @@ def check_revision(parameters, source):
     if parameters.get("revision") != REVISION:
         raise TigerError(
             f"{source} was made by revision {parameters.get('revision', 1)} of the model, in which weights mean something "
-            f"else than in this, revision {REVISION}: train it anew"
+            f"else than in this, revision {REVISION}: remove it, and train it anew"
         )
 
 
