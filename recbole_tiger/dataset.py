@@ -202,11 +202,11 @@ def training_windows(dataset, one_target):
     rows, config = dataset.inter_feat, dataset.config
     longest = config["MAX_ITEM_LIST_LENGTH"]
     # A split by time over all users leaves the rows of one user apart.
-    rows = rows[torch.from_numpy(rows[dataset.uid_field].numpy().argsort(kind="stable"))]
-    targets = rows[dataset.iid_field].numpy()
-    users = rows[dataset.uid_field].numpy()
-    lengths = rows[config["ITEM_LIST_LENGTH_FIELD"]].numpy()
-    histories = rows[dataset.iid_field + config["LIST_SUFFIX"]].numpy()
+    order = rows[dataset.uid_field].numpy().argsort(kind="stable")
+    targets = rows[dataset.iid_field].numpy()[order]
+    users = rows[dataset.uid_field].numpy()[order]
+    lengths = rows[config["ITEM_LIST_LENGTH_FIELD"]].numpy()[order]
+    histories = rows[dataset.iid_field + config["LIST_SUFFIX"]].numpy()[order]
     lengths = np.minimum(lengths, histories.shape[1])
     # Align on the right: [..., history, target].
     place = lengths[:, None] - longest + np.arange(longest)
