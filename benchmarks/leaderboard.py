@@ -41,6 +41,7 @@ class Cell:
         model, dataset, seed: what is run.
         settings: those that lie over the protocol.
         file: where its result is written.
+        failure: why it cannot run, as without its dataset; None where it can.
     """
 
     model: str
@@ -48,6 +49,7 @@ class Cell:
     seed: int
     settings: dict
     file: Path
+    failure: str | None = None
 
     @property
     def name(self):
@@ -72,7 +74,7 @@ def read_grid(file, only, over, results_dir):
         over: settings that lie over those of the file.
 
     Raises:
-        TigerError: a model or a setting is unknown, or a dataset is not there.
+        TigerError: a model or a setting is unknown.
     """
     grid = read_yaml(file)
     unknown = set(grid) - {"datasets", "seeds", "settings", "models"}
@@ -91,18 +93,24 @@ def read_grid(file, only, over, results_dir):
             continue
         layers = [grid.get("settings"), datasets[dataset], grid["models"][model], over]
         settings = {key: value for layer in layers for key, value in (layer or {}).items()}
-        config = experiment.prepare(model, dataset, settings)
+        config, failure = experiment.configure(model, dataset, settings), None
+        try:
+            experiment.fit_to_data(config, settings)
+        except TigerError as error:
+            failure = str(error)
         for seed in seeds:
             config["seed"] = seed
-            cells.append(Cell(model, dataset, seed, settings, experiment.result_path(config, results_dir)))
+            cells.append(Cell(model, dataset, seed, settings, experiment.result_path(config, results_dir), failure))
     if not cells:
         raise TigerError(f"--only={','.join(only)} matches no dataset/model/seed of {file}")
     return sorted(cells, key=lambda cell: grid["seeds"].index(cell.seed))
 
 
-def seconds_of(result):
-    """Wall time of a finished run."""
+def seconds_of(result, limit):
+    """Wall time of a finished run, had its training and validation been under a limit of seconds (None: none)."""
     epochs = sum(epoch["train_seconds"] + epoch.get("eval_seconds", 0) for epoch in result["epoch_log"])
+    if limit is not None and (result["out_of_time"] or epochs > limit):
+        epochs = limit
     return result["prepare_seconds"] + epochs + result["eval_seconds"]
 
 
@@ -110,16 +118,17 @@ def estimate(cell, results):
     """Seconds that a cell will take.
 
     Returns:
-        seconds, and where they are from: the median of earlier runs of its model, on its dataset or else on others, or else
-        the limit of its training; None where there is none.
+        seconds, and where they are from: the median of earlier runs of its model, on its dataset or else on others, under
+        its limit of training; or else that limit; None where there is none.
     """
+    limit = cell.settings.get("max_minutes")
+    limit = None if limit is None else 60 * limit
     of_model = [result for result in results if result["label"] == cell.model]
     of_dataset = [result for result in of_model if result["dataset"] == cell.dataset]
     if of_model:
         source = "earlier runs" if of_dataset else "earlier runs on another dataset"
-        return statistics.median(map(seconds_of, of_dataset or of_model)), source
-    limit = cell.settings.get("max_minutes")
-    return (None, "no earlier run") if limit is None else (60 * limit, "max_minutes")
+        return statistics.median(seconds_of(result, limit) for result in of_dataset or of_model), source
+    return limit, "no earlier run" if limit is None else "max_minutes"
 
 
 def show_plan(cells, results):
@@ -129,17 +138,22 @@ def show_plan(cells, results):
         if cell.file.is_file():
             rows.append([cell.name, "finished", "", ""])
             continue
+        if cell.failure:
+            rows.append([cell.name, "cannot run", "", cell.failure])
+            continue
         seconds, source = estimate(cell, results)
         total += seconds or 0
         unknown += seconds is None
         rows.append([cell.name, "to run", "?" if seconds is None else f"{seconds / 60:.1f}", source])
-    print(tabulate(rows, ["cell", "", "minutes", "estimated from"], tablefmt="github", disable_numparse=True))
+    print(tabulate(rows, ["cell", "", "minutes", "estimated from, or why not"], tablefmt="github", disable_numparse=True))
     more = f", and {unknown} of unknown length" if unknown else ""
     print(f"\n{sum(row[1] == 'to run' for row in rows)} of {len(rows)} cells to run: about {total / 60:.0f} minutes{more}")
 
 
 def run_cell(cell, bar):
     """Run a cell in a process of its own; returns None, or why it failed."""
+    if cell.failure:
+        return cell.failure
     LOGS.mkdir(parents=True, exist_ok=True)
     log = LOGS / f"{cell.file.stem}.log"
     with open(log, "w", encoding="utf-8") as stream:

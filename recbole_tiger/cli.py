@@ -145,6 +145,7 @@ def _parser():
     )
     board.add_argument("--results_dir", default="results", help="folder of the result files (default: results)")
     board.add_argument("--format", default="markdown", choices=["markdown", "latex", "csv"], help="(default: markdown)")
+    board.add_argument("--against", help="label of a row: tell the differences to it, with p-values (paired bootstrap)")
     board.add_argument("--plots", help="folder for pictures")
     board.add_argument("--output", help="file for the tables (default: standard output)")
 
@@ -308,7 +309,7 @@ def _leaderboard(args):
     results = read_results(args.results_dir)
     if not results:
         raise TigerError(f"{args.results_dir} holds no result files: make some by recbole-tiger run or compare")
-    _write(leaderboards(results, args.results_dir, args.format), args.output)
+    _write(leaderboards(results, args.results_dir, args.format, args.against), args.output)
     if args.plots:
         for file in plot(results, args.results_dir, args.plots):
             print(f"plot: {file}", file=sys.stderr)

@@ -119,6 +119,8 @@ def _transfer(url, part, said, show_progress):
     """Bring ``part`` up to the whole file; returns the size that the server announced, or None."""
     before = _noted(said)
     have = part.stat().st_size if part.is_file() and before else 0
+    if have and have == before["size"]:
+        return have  # all of it came, and was not checked yet
     headers = {"Accept-Encoding": "identity"}
     if have:
         headers["Range"] = f"bytes={have}-"
@@ -270,6 +272,29 @@ def count(file):
     return Counts(frame[names[0]].nunique(), frame[names[1]].nunique(), len(frame))
 
 
+def read_originals(category, folder, show_progress=False):
+    """The original files of a category, which have to be of the published size.
+
+    Args:
+        category: an Amazon. folder: where they are.
+
+    Returns:
+        DataFrames of :func:`read_reviews` and :func:`read_metadata`.
+
+    Raises:
+        TigerError: a file cannot be read, or its counts are not the published ones.
+    """
+    reviews_file, metadata_file = (folder / name for name in category.originals)
+    reviews = read_reviews(reviews_file, show_progress)
+    items = reviews["item"].unique()
+    counts = Counts(reviews["user"].nunique(), len(items), len(reviews))
+    if counts != category.published:
+        raise TigerError(
+            f"{reviews_file} has {counts}, but the published dataset has {category.published}: it is another file"
+        )
+    return reviews, read_metadata(metadata_file, items, category.department, show_progress)
+
+
 def download_amazon(dataset, data_path, source=OFFICIAL, show_progress=False, amazon=AMAZON):
     """Make the folder of an Amazon dataset from the official files.
 
@@ -287,6 +312,8 @@ def download_amazon(dataset, data_path, source=OFFICIAL, show_progress=False, am
     category, folder = amazon[dataset], Path(data_path) / dataset
     if folder.exists():
         check_published(dataset, data_path, amazon)
+        if not (folder / f"{dataset}.item").is_file():
+            raise TigerError(f"{folder} has no {dataset}.item: move the folder away, and run the same command again")
         return category.published
     if "://" in source:
         originals = Path(data_path) / "originals"
@@ -294,23 +321,20 @@ def download_amazon(dataset, data_path, source=OFFICIAL, show_progress=False, am
         for name in category.originals:
             if not (originals / name).is_file():
                 fetch(f"{source.rstrip('/')}/{name}", originals / name, show_progress)
+        remedy = f"remove it to have it fetched again, or name another --source than {source}"
     else:
         originals = Path(source)
         for name in category.originals:
             if not (originals / name).is_file():
                 raise TigerError(f"{originals / name} does not exist: --source is a URL or a folder with {name}")
-    reviews_file, metadata_file = (originals / name for name in category.originals)
-    reviews = read_reviews(reviews_file, show_progress)
-    items = reviews["item"].unique()
-    counts = Counts(reviews["user"].nunique(), len(items), len(reviews))
-    if counts != category.published:
-        raise TigerError(
-            f"{reviews_file} has {counts}, but the published dataset has {category.published}: it is another file"
-        )
-    metadata = read_metadata(metadata_file, items, category.department, show_progress)
+        remedy = "name another --source"
+    try:
+        reviews, metadata = read_originals(category, originals, show_progress)
+    except TigerError as error:
+        raise TigerError(f"{error}; {remedy}") from error
     with whole_folder(folder) as temporary:
         write_atomic(temporary, dataset, reviews, metadata)
-    return counts
+    return category.published
 
 
 # --- datasets that a run needs ---

@@ -23,14 +23,26 @@ from recbole_tiger.files import make_folder
 from recbole_tiger.item_text import check_interactions
 from recbole_tiger.results import SCHEMA, read_result, write_result
 from recbole_tiger.settings import check_keys, data_hash, make_config, own_inputs, property_file, run_key, run_settings
+from recbole_tiger.statistics import GAINS, interval, metric_of_users
 
 PACKAGES = ("recbole-tiger", "recbole", "torch", "numpy", "pandas", "sentence-transformers", "ray")
 
 
 def prepare(name, dataset, user_settings):
     """Config of a run, checked against the data: the columns to load are filled in, the same for every model."""
+    config = configure(name, dataset, user_settings)
+    fit_to_data(config, user_settings)
+    return config
+
+
+def configure(name, dataset, user_settings):
+    """Config of a run whose settings are known and fit together."""
     check_keys(user_settings, "the settings")
-    config = make_config(name, dataset, user_settings)
+    return make_config(name, dataset, user_settings)
+
+
+def fit_to_data(config, user_settings):
+    """Check a config against its dataset, which is fetched where RecBole's list has it, and fill in the columns to load."""
     ensure_dataset(config)
     if config["load_col"] is None:
         config["load_col"] = text_load_col(config)
@@ -40,7 +52,6 @@ def prepare(name, dataset, user_settings):
     _check_columns(config)
     if "item" in config["load_col"]:
         check_interactions(config)
-    return config
 
 
 def _of_knowledge(config):
@@ -301,6 +312,9 @@ def finish(result, trainer, test_data, file):
     users = evaluated_users(test_data)
     # With several targets a user, as a split by ratio has them, rows are no sample of users.
     ranks = trainer.ranks if len(np.unique(users)) == len(users) else None
+    if ranks is not None:
+        of_ranks = [name for name in found if name.partition("@")[0] in GAINS]
+        result["intervals"] = {name: interval(metric_of_users(ranks, name)) for name in of_ranks}
     result["ranks"] = None if ranks is None else file.with_suffix(".ranks.npz").name
     write_result(result, file, users, ranks)
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 from tabulate import tabulate
 
+from recbole_tiger.errors import TigerError
 from recbole_tiger.results import read_ranks
-from recbole_tiger.settings import PROPERTIES, parse_yaml, protocol
+from recbole_tiger.settings import PROPERTIES, nearest, parse_yaml, protocol
 from recbole_tiger.statistics import LEVEL, interval, metric_of_users, paired_p
 
 METRICS = [f"{metric}@{k}" for metric in ("recall", "ndcg") for k in (5, 10, 20)]
@@ -28,6 +29,7 @@ PROTOCOL = ("eval_args", "repeatable", *FILTERS, "filter_inter_by_user_or_item",
 COMPARED = ("data_hash", "items", *PROTOCOL)
 
 OUT_OF_TIME = "T the limit of time (max_minutes) ended training"
+HALF = "H in half precision (enable_amp), where the same minutes hold more epochs"
 IMPROVING = "* the budget of epochs or minutes ended here, at the model's best epoch so far: it was still improving"
 
 
@@ -38,7 +40,7 @@ class Row:
     Attributes:
         label: its name.
         results: dicts of result files.
-        users, ranks: tokens [users] and int array [seeds, users], or None where a run has kept none.
+        users, ranks: tokens [users] and int array [seeds, users], or None where the ranks of a run are not here.
         published: metric -> value, where there are no runs.
         source: who published it.
     """
@@ -72,8 +74,19 @@ class Row:
         return metric_of_users(self.ranks, metric).mean(axis=0)
 
     def interval(self, metric):
-        """Bootstrap interval over users of the mean over seeds, or None where no ranks were kept."""
-        return None if self.ranks is None or not self.values(metric) else interval(self.of_users(metric))
+        """Bootstrap interval over users of the mean over seeds.
+
+        Without ranks that of the result file, where there is one run; or else None.
+        """
+        if not self.values(metric):
+            return None
+        if self.ranks is None:
+            return self.results[0].get("intervals", {}).get(metric) if len(self.results) == 1 else None
+        return interval(self.of_users(metric))
+
+    def any(self, mark):
+        """Whether any run has a field, or a setting, of this name that is true."""
+        return any(result.get(mark) or result["settings"].get(mark) for result in self.results)
 
     def average(self, name):
         """Mean over seeds of a field of the result files."""
@@ -146,7 +159,8 @@ def _name(label, result, groups):
 
 
 def _row(label, runs, folder):
-    kept = [read_ranks(Path(folder) / run["ranks"]) for run in runs if run.get("ranks")]
+    files = [Path(folder) / run["ranks"] for run in runs if run["ranks"]]
+    kept = [read_ranks(file) for file in files if file.is_file()]
     if len(kept) < len(runs) or any(not np.array_equal(users, kept[0][0]) for users, _ in kept):
         return Row(label, tuple(runs))
     return Row(label, tuple(runs), kept[0][0], np.stack([ranks for _, ranks in kept]))
@@ -179,16 +193,32 @@ def ranking(rows, metric):
     p = None
     if second is not None:
         first, other = rows[best], rows[second]
-        paired = first.ranks is not None and other.ranks is not None and np.array_equal(first.users, other.users)
         # RecBole's rounding can put a row first that is not.
-        if paired and first.exact(metric) > other.exact(metric):
+        if _paired(first, other) and first.exact(metric) > other.exact(metric):
             p = paired_p(first.of_users(metric), other.of_users(metric))
     return Ranking(best, second, p)
 
 
+def _paired(first, second):
+    """Whether two rows have ranks of the same users."""
+    return first.ranks is not None and second.ranks is not None and np.array_equal(first.users, second.users)
+
+
+def difference(row, against, metric):
+    """How much better a row is than another, the means over their seeds, and the p of a paired bootstrap over users.
+
+    Returns:
+        difference, p: floats; None, None where their users cannot be paired, or the metric is unknown.
+    """
+    if not _paired(row, against) or not row.values(metric) or not against.values(metric):
+        return None, None
+    first, second = row.of_users(metric), against.of_users(metric)
+    return float((first - second).mean()), paired_p(first, second)
+
+
 @dataclass(frozen=True)
 class Style:
-    """How a kind of table writes things."""
+    """How a kind of table writes things: tabulate's name of it, and formats of a title and of cells."""
 
     tablefmt: str
     title: str
@@ -202,10 +232,20 @@ class Style:
         """Text with the characters escaped that mean something here."""
         return text.translate(str.maketrans(self.plain))
 
+    def table(self, cells, headers):
+        """A table of cells that are written already; that of LaTeX has the rules of booktabs."""
+        headers = [self.text(header) for header in headers]
+        table = tabulate(cells, headers, tablefmt=self.tablefmt, disable_numparse=True, stralign="right")
+        # tabulate's own latex_booktabs would escape the cells once more.
+        for rule in ("\\toprule", "\\midrule", "\\bottomrule"):
+            table = table.replace("\\hline", rule, 1)
+        return table
 
+
+LATEX_NAMES = {"\\": "backslash", "^": "asciicircum", "~": "asciitilde", "<": "less", ">": "greater"}
 STYLES = {
     "plain": Style("github", "{}\n", "{}", "{}", "†", " ± "),
-    "markdown": Style("github", "## {}\n", "**{}**", "<u>{}</u>", "†", " ± ", {"|": "\\|", "*": "\\*", "<": "&lt;"}),
+    "markdown": Style("github", "## {}\n", "**{}**", "<ins>{}</ins>", "†", " ± ", {"|": "\\|", "*": "\\*", "<": "&lt;"}),
     "latex": Style(
         "latex_raw",
         "% {}",
@@ -213,7 +253,10 @@ STYLES = {
         "\\underline{{{}}}",
         "$^\\dagger$",
         " $\\pm$ ",
-        {character: f"\\{character}" for character in "%&_#${}"},
+        {
+            **{character: f"\\{character}" for character in "%&_#${}"},
+            **{character: f"\\text{name}{{}}" for character, name in LATEX_NAMES.items()},
+        },
     ),
 }
 
@@ -241,18 +284,16 @@ def leaderboard(results, folder, style="plain", published=False):
     metrics = _tested(results)
     style = STYLES[style]
     rankings = {metric: ranking(rows, metric) for metric in metrics}
-    with_interval = any(row.ranks is not None for row in own) and MAIN in metrics
+    intervals = [row.interval(MAIN) for row in rows] if MAIN in metrics else []
+    with_interval = any(intervals)
     sources = list(dict.fromkeys(row.source for row in rows if row.source))
-    cells = [_cells(row, i, rankings, style, with_interval, sources) for i, row in enumerate(rows)]
+    cells = [_cells(row, i, rankings, style, [intervals[i]] if with_interval else [], sources) for i, row in enumerate(rows)]
     headers = ["model", *metrics, *([f"{LEVEL:.0%} of {MAIN}"] if with_interval else [])]
     headers += ["seeds", "epochs", "train s", "users/s", "parameters"]
-    table = tabulate(
-        cells, [style.text(header) for header in headers], tablefmt=style.tablefmt, disable_numparse=True, stralign="right"
-    )
-    return "\n\n".join([table, *_notes(own, rankings, sources, style)])
+    return "\n\n".join([style.table(cells, headers), *_notes(own, rankings, sources, style)])
 
 
-def _cells(row, i, rankings, style, with_interval, sources):
+def _cells(row, i, rankings, style, intervals, sources):
     cells = [style.text(row.label)]
     if row.source:
         cells[0] += f" [{sources.index(row.source) + 1}]"
@@ -264,19 +305,16 @@ def _cells(row, i, rankings, style, with_interval, sources):
         elif i == found.second:
             cell = style.second.format(cell)
         cells.append(cell)
-    if with_interval:
-        bounds = row.interval(MAIN)
-        cells.append(f"{bounds[0]:.4f} to {bounds[1]:.4f}" if bounds else "")
+    cells += [f"{bounds[0]:.4f} to {bounds[1]:.4f}" if bounds else "" for bounds in intervals]
     if not row.results:
         return [*cells, "", "", "", "", ""]
     epochs = sorted({result["epochs"] for result in row.results})
-    marks = "T" * any(result["out_of_time"] for result in row.results)
-    marks += style.text("*") * any(result["still_improving"] for result in row.results)
+    marks = "T" * row.any("out_of_time") + style.text("*") * row.any("still_improving")
     return [
         *cells,
         str(len(row.results)),
         f"{epochs[0]}{f'-{epochs[-1]}' if len(epochs) > 1 else ''}{marks}",
-        f"{row.average('train_seconds'):.0f}",
+        f"{row.average('train_seconds'):.0f}{'H' * row.any('enable_amp')}",
         f"{row.average('eval_users_per_second'):.0f}",
         f"{row.average('parameters'):,.0f}",
     ]
@@ -284,11 +322,11 @@ def _cells(row, i, rankings, style, with_interval, sources):
 
 def _notes(own, rankings, sources, style):
     notes = [f"[{number}] published, not run here: {source}" for number, source in enumerate(sources, start=1)]
-    results = [result for row in own for result in row.results]
-    if any(result["out_of_time"] for result in results):
-        notes.append(OUT_OF_TIME)
-    if any(result["still_improving"] for result in results):
-        notes.append(IMPROVING)
+    marks = {"out_of_time": OUT_OF_TIME, "still_improving": IMPROVING, "enable_amp": HALF}
+    notes += [note for mark, note in marks.items() if any(row.any(mark) for row in own)]
+    bare = [row.label for row in own if row.ranks is None and any(result["ranks"] for result in row.results)]
+    if bare:
+        notes.append(f"the files of the ranks of {', '.join(bare)} are not here: compared with no other model user by user")
     notes = [style.text(note) for note in notes]
     if any(found.significant for found in rankings.values()):
         notes.append(
@@ -297,32 +335,64 @@ def _notes(own, rankings, sources, style):
     return notes
 
 
-def leaderboard_csv(results, folder):
-    """All datasets in one table for programs, with the interval of every metric."""
+def differences(results, folder, style, against):
+    """A table of how much better each model of one dataset is than one of them, with p-values of a paired bootstrap.
+
+    Args:
+        results, folder, style: as :func:`leaderboard` takes them. against: the label of a row.
+
+    Returns:
+        str; nothing where the dataset has no such row.
+    """
+    rows, metrics, style = rows_of(results, folder), _tested(results), STYLES[style]
+    reference = next((row for row in rows if row.label == against), None)
+    if reference is None:
+        return ""
+    cells = []
+    for row in rows:
+        if row is not reference:
+            found = [difference(row, reference, metric) for metric in metrics]
+            cells.append([style.text(row.label), *("" if p is None else f"{by:+.4f} (p {p:.4f})" for by, p in found)])
+    return style.table(cells, [f"minus {against}", *metrics])
+
+
+def leaderboard_csv(results, folder, against=None):
+    """All datasets in one table for programs, with the interval of every metric.
+
+    With ``against``, the label of a row, also the difference to it, and the p-value of that.
+    """
     stream = io.StringIO()
     metrics = _tested(results)
-    statistics = [f"{metric}{suffix}" for metric in metrics for suffix in ("", " std", " low", " high", " p")]
-    names = ["dataset", *COMPARED, "model", "source", *statistics, "seeds", "epochs"]
-    names += ["out_of_time", "still_improving", "train_seconds", "eval_users_per_second", "parameters"]
+    suffixes = ["", " std", " low", " high", " p"]
+    if against is not None:
+        suffixes += [f" minus {against}", f" minus {against} p"]
+    statistics = [f"{metric}{suffix}" for metric in metrics for suffix in suffixes]
+    marks = ["out_of_time", "still_improving", "enable_amp"]
+    names = ["dataset", *COMPARED, "model", "source", *statistics, "seeds", "epochs", *marks]
+    names += ["threads", "train_seconds", "eval_users_per_second", "parameters"]
     writer = csv.DictWriter(stream, names, lineterminator="\n")
     writer.writeheader()
     for group in comparable(results).values():
         of_group = dict(zip(("dataset", *COMPARED), comparison(group[0]), strict=True))
         rows = [*_published_beside(group[0]), *rows_of(group, folder)]
         rankings = {metric: ranking(rows, metric) for metric in metrics}
+        reference = next((row for row in rows if row.results and row.label == against), None)
         for i, row in enumerate(rows):
             line = {**of_group, "model": row.label, "source": row.source}
             for metric in metrics:
                 low, high = row.interval(metric) or (None, None)
                 p = rankings[metric].p if i == rankings[metric].best else None
                 values = [row.mean(metric), row.deviation(metric), low, high, p]
-                for suffix, value in zip(("", " std", " low", " high", " p"), values, strict=True):
+                if against is not None:
+                    values += difference(row, reference, metric) if reference else (None, None)
+                for suffix, value in zip(suffixes, values, strict=True):
                     line[metric + suffix] = None if value is None else f"{value:.6g}"
             if row.results:
                 line["seeds"] = len(row.results)
                 line["epochs"] = f"{row.average('epochs'):g}"
-                for name in ("out_of_time", "still_improving"):
-                    line[name] = any(result[name] for result in row.results)
+                line |= {mark: row.any(mark) for mark in marks}
+                threads = sorted({result["hardware"]["threads"] for result in row.results if "hardware" in result})
+                line["threads"] = "/".join(map(str, threads))
                 for name in ("train_seconds", "eval_users_per_second", "parameters"):
                     line[name] = f"{row.average(name):.10g}"
             writer.writerow(line)
@@ -359,16 +429,27 @@ def comparable(results):
     return titles
 
 
-def leaderboards(results, folder, style):
+def leaderboards(results, folder, style, against=None):
     """Tables of all datasets, each under its name; or one CSV.
 
     Args:
         results: dicts, as in result files. folder: where they are.
         style: markdown, latex or csv.
+        against: the label of a row, to which the differences of the others are told, too; None for none.
+
+    Raises:
+        TigerError: no table has a row ``against``.
     """
+    groups = comparable(results)
+    if against is not None:
+        labels = {row.label for group in groups.values() for row in rows_of(group, folder)}
+        if against not in labels:
+            raise TigerError(f"no table has a row {against!r}{nearest(against, sorted(labels))}")
     if style == "csv":
-        return leaderboard_csv(results, folder)
+        return leaderboard_csv(results, folder, against)
     parts = []
-    for title, group in comparable(results).items():
+    for title, group in groups.items():
         parts += [STYLES[style].title.format(title), leaderboard(group, folder, style, published=True) + "\n"]
+        if against is not None and (table := differences(group, folder, style, against)):
+            parts.append(table + "\n")
     return "\n".join(parts)

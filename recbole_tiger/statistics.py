@@ -4,6 +4,8 @@ import numpy as np
 
 RESAMPLES = 10_000
 LEVEL = 0.95
+# Counts that are drawn at once: 32 MB.
+DRAWN = 2**22
 # What a target at a rank is worth to a metric.
 GAINS = {
     "recall": np.ones_like,
@@ -40,8 +42,11 @@ def bootstrap_means(values, seed=0):
         float array [RESAMPLES].
     """
     distinct, counts = np.unique(values, return_counts=True)
-    drawn = np.random.default_rng(seed).multinomial(len(values), counts / len(values), size=RESAMPLES)
-    return drawn @ distinct / len(values)
+    rng = np.random.default_rng(seed)
+    block = max(1, DRAWN // len(distinct))
+    sizes = [min(block, RESAMPLES - begin) for begin in range(0, RESAMPLES, block)]
+    drawn = (rng.multinomial(len(values), counts / len(values), size=size) for size in sizes)
+    return np.concatenate([part @ distinct for part in drawn]) / len(values)
 
 
 def interval(values):

@@ -305,6 +305,32 @@ def test_a_failed_cell_does_not_end_the_grid(grid):
     assert "Traceback" in log.read_text()
 
 
+def test_a_dataset_that_is_not_there_does_not_end_the_grid(grid):
+    Path("grid.yaml").write_text(GRID.replace("[tiny]", "[amazon-beauty, tiny]").replace("seeds: [1, 2]", "seeds: [1]"))
+    plan, _ = grid("--dry-run", "--only=*/Pop/*")
+    assert states(plan) == {"amazon-beauty/Pop/1": "cannot run", "tiny/Pop/1": "to run"}
+    assert "recbole-tiger download --dataset=amazon-beauty" in plan
+    shown, errors = grid("--only=*/Pop/*", status=1)
+    assert states(shown) == {"amazon-beauty/Pop/1": "failed", "tiny/Pop/1": "finished"}
+    assert "amazon-beauty/Pop/1 failed: dataset amazon-beauty is not at" in errors
+
+
+def test_estimates_are_under_the_limit_of_the_cell():
+    board = script("leaderboard")
+    log = [{"train_seconds": 500.0, "eval_seconds": 100.0}, {"train_seconds": 500.0}]
+    result = {"label": "A", "dataset": "tiny", "prepare_seconds": 7.0, "eval_seconds": 3.0, "epoch_log": log}
+
+    def minutes(limit, dataset="tiny", out_of_time=False):
+        settings = {} if limit is None else {"max_minutes": limit}
+        cell = board.Cell("A", dataset, 1, settings, Path("x"))
+        return board.estimate(cell, [{**result, "out_of_time": out_of_time}])
+
+    assert minutes(None) == (1110, "earlier runs")
+    assert minutes(30, "other") == (1110, "earlier runs on another dataset")
+    assert minutes(10) == (610, "earlier runs")
+    assert minutes(30, out_of_time=True) == (1810, "earlier runs")  # it will use up the longer limit, too
+
+
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_killed_cell_goes_on(sent, status, grid, settings):
     settings = {**settings, "epochs": 40, "stopping_step": 40}

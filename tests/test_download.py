@@ -233,6 +233,26 @@ def test_bad_review(originals):
         download_amazon("amazon-beauty", "data", str(originals), amazon=SMALL)
 
 
+def test_wrong_originals_from_a_server(originals):
+    """The message tells how to go on: without the file it is fetched anew."""
+    reviews = originals / "reviews_Beauty_5.json.gz"
+    right = reviews.read_bytes()
+    reviews.write_bytes(gzip.compress(gzip.decompress(right).splitlines(keepends=True)[0]))
+    with served(originals) as (_, url):
+        with pytest.raises(TigerError, match=r"data/originals/reviews_Beauty_5.json.gz has 1 users.* remove it to have it"):
+            download_amazon("amazon-beauty", "data", url, amazon=SMALL)
+        reviews.write_bytes(right)
+        Path("data/originals/reviews_Beauty_5.json.gz").unlink()
+        assert download_amazon("amazon-beauty", "data", url, amazon=SMALL) == (2, 4, 6)
+
+
+def test_half_of_a_dataset_is_not_there_already(originals):
+    download_amazon("amazon-beauty", "data", str(originals), amazon=SMALL)
+    Path("data/amazon-beauty/amazon-beauty.item").unlink()
+    with pytest.raises(TigerError, match=r"data/amazon-beauty has no amazon-beauty.item: move the folder away"):
+        download_amazon("amazon-beauty", "data", str(originals), amazon=SMALL)
+
+
 # --- transfers ---
 
 
@@ -266,6 +286,19 @@ def test_fetch_goes_on_in_the_next_call(big, tmp_path):
         server.asked.clear()
         fetch(f"{url}/big.gz", tmp_path / "got.gz")
     assert server.asked == [f"bytes={have}-"]
+    assert (tmp_path / "got.gz").read_bytes() == content
+    assert {file.name for file in tmp_path.iterdir()} == {"official", "got.gz"}
+
+
+def test_fetch_of_which_all_has_come(big, tmp_path):
+    """As a kill leaves it while the file is checked."""
+    folder, content = big
+    with served(folder) as (server, url):
+        broken_off(server, url, tmp_path)
+        with open(tmp_path / "got.gz.part", "r+b") as part:
+            part.write(content)
+        fetch(f"{url}/big.gz", tmp_path / "got.gz")
+        assert server.asked == []
     assert (tmp_path / "got.gz").read_bytes() == content
     assert {file.name for file in tmp_path.iterdir()} == {"official", "got.gz"}
 

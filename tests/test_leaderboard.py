@@ -183,13 +183,27 @@ def test_no_interval_without_ranks():
     assert "95%" not in table()
 
 
+def test_ranks_that_are_not_here(tmp_path):
+    """As where they were too large to be kept with the result: its own interval stands, and nothing is compared."""
+    write_run("A", level=0.9, intervals={"ndcg@10": [0.3, 0.5]})
+    write_run("B", level=0.1)
+    assert "†" in table(style="markdown")
+    whole = cells(table(), "95% of ndcg@10")
+    (file,) = (tmp_path / "results").glob("*-A-*.npz")
+    file.unlink()
+    text = table(style="markdown")
+    assert cells(text, "95% of ndcg@10") == {**whole, "A": "0.3000 to 0.5000"}
+    assert "†" not in text
+    assert "the files of the ranks of A are not here" in text
+
+
 def test_best_second_and_dagger():
     write_run("A", level=0.9)
     write_run("B", level=0.3)
     write_run("C", level=0.1)
     found = cells(table(style="markdown"), "recall@20")
     assert re.fullmatch(r"\*\*0\.\d{4}\*\*†", found["A"])
-    assert re.fullmatch(r"<u>0\.\d{4}</u>", found["B"])
+    assert re.fullmatch(r"<ins>0\.\d{4}</ins>", found["B"])
     assert re.fullmatch(r"0\.\d{4}", found["C"])
     assert "† better than the second: p &lt; 0.05" in table(style="markdown")
 
@@ -205,10 +219,10 @@ def test_rounding_makes_no_difference_significant():
     for label, level, rounded in (("A", 0.34, 0.5), ("B", 0.44, 0.4)):
         write_run(label, level=level, test_result=dict.fromkeys(METRICS, rounded))
     text = table(style="markdown")
-    assert cells(text, "recall@20") == {"A": "**0.5000**", "B": "<u>0.4000</u>"}
+    assert cells(text, "recall@20") == {"A": "**0.5000**", "B": "<ins>0.4000</ins>"}
     for label, level in (("A", 0.34), ("B", 0.44)):  # and equal, the better is
         write_run(label, level=level, test_result=dict.fromkeys(METRICS, 0.4))
-    assert cells(table(style="markdown"), "recall@20") == {"A": "<u>0.4000</u>", "B": "**0.4000**†"}
+    assert cells(table(style="markdown"), "recall@20") == {"A": "<ins>0.4000</ins>", "B": "**0.4000**†"}
 
 
 @pytest.mark.parametrize(
@@ -218,6 +232,15 @@ def test_no_dagger_where_users_cannot_be_paired(other):
     write_run("A", level=0.9)
     write_run("B", level=0.1, **other)
     assert "†" not in table(style="markdown")
+
+
+def test_half_precision_is_marked():
+    write_run("A", settings=[("enable_amp", True)])
+    write_run("B", settings=[("enable_amp", False)])
+    assert cells(table(), "train s") == {"A": "4H", "B": "4"}
+    assert "H in half precision" in table()
+    rows = list(csv.DictReader(io.StringIO(leaderboards(read_results("results"), "results", "csv"))))
+    assert {row["model"]: row["enable_amp"] for row in rows if not row["source"]} == {"A": "True", "B": "False"}
 
 
 def test_marks():
@@ -364,8 +387,47 @@ def test_latex_is_escaped():
     assert "A\\_b\\&c" in text
     assert re.search(r"\\textbf\{0\.\d{4}\}\$\^\\dagger\$ &", text)
     assert "95\\% of ndcg@10" in text
+    assert re.findall(r"\\(?:hline|\w+rule)", text) == ["\\toprule", "\\midrule", "\\bottomrule"]
+    assert "p \\textless{} 0.05" in text
     body = text.split("\\end{tabular}")[0].split("\\begin{tabular}")[1]
     assert {line.count(" & ") for line in body.splitlines() if line.endswith("\\\\")} == {12}
+
+
+def test_every_character_is_escaped_in_latex():
+    write_run("A", settings=[("encoder", "C:\\x")])
+    write_run("A", 2, settings=[("encoder", "~a^2>1")])
+    text = leaderboards(read_results("results"), "results", "latex")
+    assert "encoder=C:\\textbackslash{}x" in text
+    assert "encoder=\\textasciitilde{}a\\textasciicircum{}2\\textgreater{}1" in text
+
+
+def test_against(capsys):
+    """Against SciPy's bootstrap of the differences of the same users."""
+    for label, level in (("A", 0.5), ("B", 0.42)):
+        for seed in (1, 2):
+            write_run(label, seed, level=level)
+    write_run("C", users=[f"v{i}" for i in range(400)])
+    write_run("C", dataset="tiny")
+    assert main(["leaderboard", "--against=B"]) == 0
+    shown = re.search(r"\| +minus B .*?\n\n", capsys.readouterr().out, flags=re.DOTALL).group()
+    assert rows_of(shown)["C"] == [""] * 6  # of other users
+    ranks = {
+        label: np.stack([read_ranks(f"results/amazon-beauty-{label}-{seed}-0.ranks.npz")[1] for seed in (1, 2)])
+        for label in "AB"
+    }
+    for metric, cell in zip(METRICS, rows_of(shown)["A"], strict=True):
+        apart = np.subtract(*(metric_of_users(ranks[label], metric).mean(axis=0) for label in "AB"))
+        by, p = re.fullmatch(r"([+-]0\.\d{4}) \(p (\d\.\d{4})\)", cell).groups()
+        assert float(by) == pytest.approx(apart.mean(), abs=6e-5)
+        drawn = scipy.stats.bootstrap((apart,), np.mean, rng=np.random.default_rng(1)).bootstrap_distribution
+        expected = np.mean(np.abs(drawn - apart.mean()) >= abs(apart.mean()))
+        assert float(p) == pytest.approx(expected, abs=0.02)
+    rows = list(csv.DictReader(io.StringIO(leaderboards(read_results("results"), "results", "csv", "B"))))
+    (row,) = [row for row in rows if row["model"] == "A"]
+    assert float(row["ndcg@20 minus B"]) == pytest.approx(apart.mean(), rel=1e-5)  # six digits
+    assert float(row["ndcg@20 minus B p"]) == pytest.approx(float(p), abs=6e-5)
+    assert main(["leaderboard", "--against=a"]) == 2
+    assert "no table has a row 'a'; did you mean A?" in capsys.readouterr().err
 
 
 def test_csv_has_every_interval():

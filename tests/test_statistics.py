@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from recbole_tiger import statistics
 from recbole_tiger.statistics import RESAMPLES, bootstrap_means, interval, metric_of_users, paired_p
 
 
@@ -73,3 +74,10 @@ def test_chance_is_significant_as_often_as_it_should_be():
     rng = np.random.default_rng(6)
     found = [paired_p(*(rng.random((2, 400)) < 0.1).astype(float)) for _ in range(300)]
     assert 0.02 <= np.mean(np.array(found) < 0.05) <= 0.08
+
+
+def test_blocks_of_the_bootstrap_change_nothing(monkeypatch):
+    values = np.random.default_rng(4).random(500)
+    whole = bootstrap_means(values)
+    monkeypatch.setattr(statistics, "DRAWN", 500 * 700)
+    np.testing.assert_allclose(bootstrap_means(values), whole, rtol=1e-12)
