@@ -33,8 +33,8 @@ def main(argv=None):
     model.eval()
     rows = np.random.default_rng(args.seed).permutation(len(test_data._dataset))[: args.users]
     interaction = test_data._dataset[rows].to(config["device"])
-    history = model._history(interaction)
-    slots = model._slots(interaction[model.USER_ID])
+    history = model.histories_of(interaction)
+    slots = model.slots_of(interaction[model.USER_ID])
     target = interaction[model.ITEM_ID].unsqueeze(1)
 
     found, seconds = {}, {}

@@ -21,7 +21,7 @@ from recbole_tiger.results import write_result
 @torch.no_grad()
 def of_rows(model, rows):
     """Negative log-likelihood of the target of each of RecBole's rows: float tensor [rows, levels]."""
-    memory = model.network.encode(model._history(rows), model._slots(rows[model.USER_ID]))
+    memory = model.network.encode(model.histories_of(rows), model.slots_of(rows[model.USER_ID]))
     return -log_probs_of_levels(model.network, memory, rows[model.ITEM_ID].unsqueeze(1))[:, 0]
 
 

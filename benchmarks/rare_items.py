@@ -16,7 +16,7 @@ from recbole_tiger.download import DAY
 from recbole_tiger.errors import TigerError
 from recbole_tiger.leaderboard import comparison, rows_of
 from recbole_tiger.results import read_results, write_result
-from recbole_tiger.settings import data_hash, run_settings
+from recbole_tiger.settings import run_inputs
 from recbole_tiger.statistics import GAINS
 
 EDGES = [-1, 2, 5, 10, 20, 50, np.inf]
@@ -109,7 +109,7 @@ def main(argv=None):
         if kind not in GAINS or not k.isdigit() or not 1 <= int(k) <= max(config["topk"]):
             kinds = " or ".join(GAINS)
             raise TigerError(f"--metric={args.metric} has to be {kinds} at 1 to {max(config['topk'])}, as recall@10")
-        here = {"dataset": args.dataset, "data_hash": data_hash(config), "settings": run_settings(config)}
+        here = {"dataset": args.dataset, **run_inputs(config)}
         results = [result for result in read_results(args.results_dir) if comparison(result) == comparison(here)]
         rows = [row for row in rows_of(results, args.results_dir) if row.ranks is not None]
         if not rows:

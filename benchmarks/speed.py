@@ -364,11 +364,10 @@ def multiply(config, data):
     read = round(share * (windows["lengths"] - 1).sum() * tokens)
     targets = config["train_batch_size"]
     written = targets * levels
-    # rows, width of the input, width of the output: how often in a forward pass
-    attention = {(hidden, width): 1, (hidden, 2 * width): 1, (width, hidden): 1}
-    feed_forward = {(hidden, inner): 1, (inner, hidden): 1}
-    shapes = [(read, *shape) for shape in [*attention, *feed_forward]] * config["n_layers"]
-    shapes += [(written, *shape) for shape in [*attention, *feed_forward]] * config["n_decoder_layers"]
+    # Width of the input, width of the output of every product in a layer.
+    layer = [(hidden, width), (hidden, 2 * width), (width, hidden), (hidden, inner), (inner, hidden)]
+    shapes = [(read, *shape) for shape in layer] * config["n_layers"]
+    shapes += [(written, *shape) for shape in layer] * config["n_decoder_layers"]
     shapes += [(written, hidden, width), (read, hidden, 2 * width), (written, width, hidden)] * config["n_decoder_layers"]
     shapes += [(targets, hidden, int(codes[:, level].max()) + 1) for level in range(levels)]
     made = {

@@ -55,7 +55,7 @@ def check_codebooks(statistics, codebook_size, quantizer):
 
 
 def item_embeddings(config, items, texts):
-    """Embeddings of the items, the user's own (``item_embeddings``) or encoded from their text."""
+    """Embeddings of the items, the user's own (``item_embeddings``) or encoded from their text: float32 [n_items, dim]."""
     if config["item_embeddings"]:
         return load_embeddings(config["item_embeddings"], items)
     return encode(texts, config["text_encoder"], config["device"], config["cache_dir"], config["show_progress"])
@@ -63,6 +63,9 @@ def item_embeddings(config, items, texts):
 
 def quantize(config, items, embeddings):
     """Semantic IDs of the items, cached by the hash of the embeddings, the quantizer's settings and its REVISION.
+
+    Args:
+        items: their tokens. embeddings: float32 array [n_items, dim].
 
     Raises:
         TigerError: a codebook has collapsed, or the cached IDs are damaged.
@@ -110,6 +113,10 @@ def make_catalogue(config, items):
 
     Args:
         items: item tokens in RecBole's order.
+
+    Raises:
+        TigerError: a setting does not fit the catalogue, or what :func:`quantize` and the readers of texts, embeddings and
+            IDs say.
     """
     check_sizes(config, len(items))
     texts, titles = text_of_items(config, items)

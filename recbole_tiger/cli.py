@@ -61,7 +61,7 @@ def _parser():
         action="store_true",
         help="read the result of the same run, or where TIGER was killed go on from its last epoch",
     )
-    run.add_argument("--results_dir", default="results", help="folder of the result files (default: results)")
+    run.add_argument("--results_dir", default="results", help="folder of the result files (default: %(default)s)")
 
     compare = command(
         "compare",
@@ -69,14 +69,14 @@ def _parser():
         "recbole-tiger compare --models=GRU4Rec,SASRec,BERT4Rec,TIGER --dataset=ml-100k",
     )
     compare.add_argument("--models", required=True, type=_list, help="models and recipes, separated by commas")
-    compare.add_argument("--results_dir", default="results", help="folder of the result files (default: results)")
+    compare.add_argument("--results_dir", default="results", help="folder of the result files (default: %(default)s)")
 
     tokenize = command(
         "tokenize",
         "Make the semantic IDs of a dataset and show how well they tell items apart",
         "recbole-tiger tokenize --dataset=ml-100k --quantizer=rq_kmeans --output=ids.tsv",
     )
-    tokenize.add_argument("--model", default="TIGER", help="TIGER or a recipe of it (default: TIGER)")
+    tokenize.add_argument("--model", default="TIGER", help="TIGER or a recipe of it (default: %(default)s)")
     tokenize.add_argument("--output", help="write the semantic IDs to this file")
 
     tune = command(
@@ -84,28 +84,34 @@ def _parser():
         "Search settings by Ray Tune; the winner on validation is tested",
         "recbole-tiger tune --dataset=ml-100k --sweep=codebook --max_concurrent=2 --epochs=8 --valid_users=500",
     )
-    tune.add_argument("--model", default="TIGER", help="a model of RecBole, TIGER, or a recipe of it (default: TIGER)")
+    tune.add_argument("--model", default="TIGER", help="a model of RecBole, TIGER, or a recipe of it (default: %(default)s)")
     tune.add_argument(
         "--sweep",
         default="codebook",
-        help=f"search space: a .yaml file, or one of {', '.join(sweep.shipped())} (default: codebook)",
+        help=f"search space: a .yaml file, or one of {', '.join(sweep.shipped())} (default: %(default)s)",
     )
     tune.add_argument(
-        "--num_samples", type=int, default=10, help="draws from the distributions, for each point of the grid (default: 10)"
+        "--num_samples",
+        type=int,
+        default=10,
+        help="draws from the distributions, for each point of the grid (default: %(default)s)",
     )
     tune.add_argument(
         "--search",
         choices=["random", "hyperopt"],
         default="random",
-        help="how trials are drawn from distributions; hyperopt chooses by the scores of earlier trials (default: random)",
+        help="how trials are drawn; hyperopt chooses by the scores of earlier trials (default: %(default)s)",
     )
     tune.add_argument(
-        "--scheduler", choices=["asha", "none"], default="asha", help="asha stops trials that fall behind (default: asha)"
+        "--scheduler",
+        choices=["asha", "none"],
+        default="asha",
+        help="asha stops trials that fall behind (default: %(default)s)",
     )
     tune.add_argument(
         "--grace_period", type=int, help="epochs before asha stops a trial (default: a quarter of the epochs, at least 1)"
     )
-    tune.add_argument("--max_concurrent", type=int, default=1, help="trials at a time (default: 1)")
+    tune.add_argument("--max_concurrent", type=int, default=1, help="trials at a time (default: %(default)s)")
     tune.add_argument(
         "--cpus_per_trial", type=int, help="cores of a trial, and its threads (default: this machine's among max_concurrent)"
     )
@@ -116,7 +122,9 @@ def _parser():
     )
     tune.add_argument("--ray_address", help="a Ray cluster to run on, or auto (default: this machine alone)")
     tune.add_argument("--resume", action="store_true", help="go on with a sweep that was killed; ended trials are kept")
-    tune.add_argument("--results_dir", default="results", help="folder of the sweep and its result file (default: results)")
+    tune.add_argument(
+        "--results_dir", default="results", help="folder of the sweep and its result file (default: %(default)s)"
+    )
 
     recommend = command(
         "recommend",
@@ -130,7 +138,7 @@ def _parser():
     which.add_argument(
         "--histories", help="file with a history a line, written as for --history; the answer is a line of JSON each"
     )
-    recommend.add_argument("--k", type=int, default=10, help="length of the list (default: 10)")
+    recommend.add_argument("--k", type=int, default=10, help="length of the list (default: %(default)s)")
     recommend.add_argument("--beam_size", type=int, help="width of the beam")
     recommend.add_argument("--scoring", default="beam", help="beam, or exact to score the whole catalogue")
     recommend.add_argument("--exclude_history", action="store_true", help="leave out the items of the history")
@@ -143,8 +151,8 @@ def _parser():
         "recbole-tiger leaderboard --results_dir=results --format=markdown --plots=plots",
         settings=False,
     )
-    board.add_argument("--results_dir", default="results", help="folder of the result files (default: results)")
-    board.add_argument("--format", default="markdown", choices=["markdown", "latex", "csv"], help="(default: markdown)")
+    board.add_argument("--results_dir", default="results", help="folder of the result files (default: %(default)s)")
+    board.add_argument("--format", default="markdown", choices=["markdown", "latex", "csv"], help="(default: %(default)s)")
     board.add_argument("--against", help="label of a row: tell the differences to it, with p-values (paired bootstrap)")
     board.add_argument("--plots", help="folder for pictures")
     board.add_argument("--output", help="file for the tables (default: standard output)")
@@ -156,7 +164,7 @@ def _parser():
         settings=False,
     )
     download.add_argument("--dataset", required=True, help=f"{', '.join(AMAZON)}, or a name of RecBole's list")
-    download.add_argument("--data_path", default="dataset", help="the folder of datasets (default: dataset)")
+    download.add_argument("--data_path", default="dataset", help="the folder of datasets (default: %(default)s)")
     download.add_argument("--source", help="URL or folder that holds the original files of an Amazon dataset")
     return parser
 

@@ -24,31 +24,29 @@ SCORE_MATRIX = 2**24
 MOST_USERS = 512
 
 
+def history_field(config):
+    """The column of histories, in RecBole's rows and in pre-split files."""
+    return config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"]
+
+
 def text_load_col(config):
     """The columns that every model loads where ``load_col`` is not set: ids, time and item text.
 
     Items without interactions join the catalogue by it, so models that are compared have to load the same.
     """
-    names = {
-        "user": config["USER_ID_FIELD"],
-        "item": config["ITEM_ID_FIELD"],
-        "time": config["TIME_FIELD"],
-        "history": config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"],
-    }
-    split = config["benchmark_filename"]
+    last = history_field(config) if config["benchmark_filename"] else config["TIME_FIELD"]
+    needed = [config["USER_ID_FIELD"], config["ITEM_ID_FIELD"], last]
     for file in interaction_files(config):
         if not file.is_file():
             raise TigerError(f"dataset {config['dataset']} has no interaction file: {file} does not exist")
         fields = header(file, config)
-        needed = ["user", "item", "history" if split else "time"]
-        absent = [names[need] for need in needed if names[need] not in fields]
+        absent = [name for name in needed if name not in fields]
         if absent:
             raise TigerError(
                 f"{file} has no column {', '.join(absent)}: it has {', '.join(fields)}; name yours by --USER_ID_FIELD=..., "
                 f"--ITEM_ID_FIELD=... and --TIME_FIELD=..."
             )
-    inter = [names["user"], names["item"], names["history" if split else "time"]]
-    return {"inter": inter, "item": [names["item"], *text_columns(config)]}
+    return {"inter": needed, "item": [config["ITEM_ID_FIELD"], *text_columns(config)]}
 
 
 def check_aliases(config):
@@ -57,7 +55,7 @@ def check_aliases(config):
     Raises:
         TigerError: ``alias_of_item_id`` lacks their column.
     """
-    histories, sequential = config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"], config["MODEL_TYPE"] == ModelType.SEQUENTIAL
+    histories, sequential = history_field(config), config["MODEL_TYPE"] == ModelType.SEQUENTIAL
     if sequential and config["benchmark_filename"] and histories not in (config["alias_of_item_id"] or []):
         raise TigerError(
             f"pre-split files hold histories in {histories}, which has to share the ids of {config['ITEM_ID_FIELD']}: "
@@ -111,7 +109,7 @@ class TIGERDataset(SequentialDataset):
         except ValueError as error:  # of pandas, for a value that is not of its column's type
             raise TigerError(f"{dataset_path}: {error}; mend the value or the type in the header") from error
         if self.benchmark_filename_list is not None:
-            histories = self.iid_field + self.config["LIST_SUFFIX"]
+            histories = history_field(self.config)
             empty = int((self.inter_feat[histories].str.len() == 0).sum())
             if empty:
                 raise TigerError(f"{empty} rows of the pre-split files have an empty history ({histories}): leave them out")
@@ -206,7 +204,7 @@ def training_windows(dataset, one_target):
     targets = rows[dataset.iid_field].numpy()[order]
     users = rows[dataset.uid_field].numpy()[order]
     lengths = rows[config["ITEM_LIST_LENGTH_FIELD"]].numpy()[order]
-    histories = rows[dataset.iid_field + config["LIST_SUFFIX"]].numpy()[order]
+    histories = rows[history_field(config)].numpy()[order]
     lengths = np.minimum(lengths, histories.shape[1])
     # Align on the right: [..., history, target].
     place = lengths[:, None] - longest + np.arange(longest)

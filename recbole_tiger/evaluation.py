@@ -2,20 +2,14 @@
 
 import torch
 from recbole.evaluator.collector import Collector
-from recbole.evaluator.register import Register
 
 
 def needs_scores(config):
     """Whether an evaluation batch has to be a matrix of scores [users, items].
 
-    The exact scorer makes one anyway, sampled evaluation is RecBole's own, and some metrics (GAUC) rank the whole catalogue.
+    The exact scorer makes one anyway, and sampled evaluation is RecBole's own.
     """
-    register = Register(config)
-    return (
-        config["scoring"] == "exact"
-        or set(config["eval_args"]["mode"].values()) != {"full"}
-        or any(register.need(need) for need in ("rec.meanrank", "rec.score", "data.label"))
-    )
+    return config["scoring"] == "exact" or set(config["eval_args"]["mode"].values()) != {"full"}
 
 
 class RankedCollector(Collector):

@@ -22,7 +22,7 @@ from recbole_tiger.errors import TigerError
 from recbole_tiger.files import make_folder
 from recbole_tiger.item_text import check_interactions
 from recbole_tiger.results import SCHEMA, read_result, write_result
-from recbole_tiger.settings import check_keys, data_hash, make_config, own_inputs, property_file, run_key, run_settings
+from recbole_tiger.settings import check_keys, make_config, property_file, run_inputs, run_key
 from recbole_tiger.statistics import GAINS, interval, metric_of_users
 
 PACKAGES = ("recbole-tiger", "recbole", "torch", "numpy", "pandas", "sentence-transformers", "ray")
@@ -92,38 +92,37 @@ class OutOfTime(Exception):
     """Training has passed ``max_minutes``."""
 
 
-class Stopwatch:
-    """Times the epochs of any RecBole trainer, in its ``epoch_log``: one dict an epoch.
+def time_epochs(trainer, max_minutes):
+    """Let any RecBole trainer keep in ``epoch_log`` what each epoch took and reached, one dict an epoch.
 
-    Keys: ``train_seconds``, ``train_loss``, and where it was evaluated ``eval_seconds`` and ``valid_result``. An epoch that
-    would begin after ``max_minutes`` of training and validation (None: no limit) raises OutOfTime.
+    Keys: ``train_seconds``, ``train_loss``, and where it was evaluated ``eval_seconds``, ``valid_score`` and
+    ``valid_result``. An epoch that would begin after ``max_minutes`` of training and validation (None: no limit) raises
+    OutOfTime.
     """
+    if not hasattr(trainer, "epoch_log"):
+        trainer.epoch_log = []
+    train, valid = trainer._train_epoch, trainer._valid_epoch
 
-    def __init__(self, trainer, max_minutes):
-        if not hasattr(trainer, "epoch_log"):
-            trainer.epoch_log = []
-        train, valid = trainer._train_epoch, trainer._valid_epoch
+    def timed_train(*args, **kwargs):
+        spent = sum(epoch["train_seconds"] + epoch.get("eval_seconds", 0) for epoch in trainer.epoch_log)
+        # By now the epoch before is validated and saved.
+        if max_minutes is not None and spent > 60 * max_minutes and trainer.best_valid_result is not None:
+            raise OutOfTime
+        begin = time.perf_counter()
+        loss = train(*args, **kwargs)
+        total = float(sum(loss)) if isinstance(loss, tuple) else float(loss)
+        trainer.epoch_log.append({"train_seconds": time.perf_counter() - begin, "train_loss": total})
+        return loss
 
-        def timed_train(*args, **kwargs):
-            spent = sum(epoch["train_seconds"] + epoch.get("eval_seconds", 0) for epoch in trainer.epoch_log)
-            # By now the epoch before is validated and saved.
-            if max_minutes is not None and spent > 60 * max_minutes and trainer.best_valid_result is not None:
-                raise OutOfTime
-            begin = time.perf_counter()
-            loss = train(*args, **kwargs)
-            total = float(sum(loss)) if isinstance(loss, tuple) else float(loss)
-            trainer.epoch_log.append({"train_seconds": time.perf_counter() - begin, "train_loss": total})
-            return loss
+    def timed_valid(*args, **kwargs):
+        begin = time.perf_counter()
+        score, result = valid(*args, **kwargs)
+        entry = {"eval_seconds": time.perf_counter() - begin, "valid_score": float(score), "valid_result": plain(result)}
+        if trainer.epoch_log:
+            trainer.epoch_log[-1].update(entry)
+        return score, result
 
-        def timed_valid(*args, **kwargs):
-            begin = time.perf_counter()
-            score, result = valid(*args, **kwargs)
-            entry = {"eval_seconds": time.perf_counter() - begin, "valid_score": float(score), "valid_result": plain(result)}
-            if trainer.epoch_log:
-                trainer.epoch_log[-1].update(entry)
-            return score, result
-
-        trainer._train_epoch, trainer._valid_epoch = timed_train, timed_valid
+    trainer._train_epoch, trainer._valid_epoch = timed_train, timed_valid
 
 
 def keep_ranks(trainer):
@@ -240,12 +239,12 @@ def train(config, after_epoch=None):
     Returns:
         dict: the result without the fields of :func:`finish`; the trainer; the test data.
     """
-    settings, files_hash, inputs = run_settings(config), data_hash(config), own_inputs(config)
+    inputs = run_inputs(config)
     begin = time.perf_counter()
     train_data, valid_data, test_data = load(config)
     prepare_seconds = time.perf_counter() - begin
     trainer = make_trainer(config, train_data)
-    Stopwatch(trainer, config["max_minutes"])
+    time_epochs(trainer, config["max_minutes"])
     out_of_time = False
 
     def result():
@@ -269,9 +268,7 @@ def train(config, after_epoch=None):
             "train_seconds": round(sum(epoch["train_seconds"] for epoch in log), 2),
             "parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
             "epoch_log": log,
-            "settings": settings,
-            "data_hash": files_hash,
-            "inputs": inputs,
+            **inputs,
             "versions": versions(),
             "hardware": hardware(),
             "checkpoint": str(trainer.saved_model_file),
@@ -298,7 +295,8 @@ def finish(result, trainer, test_data, file):
     """Evaluate the best epoch on the test set, once, and write the ranks it gave every user's target and the result file.
 
     Args:
-        result: of :func:`train`; gains the fields that tell the test.
+        result, trainer, test_data: of :func:`train`; the first gains the fields that tell the test.
+        file: the result file to write.
     """
     keep_ranks(trainer)
     begin = time.perf_counter()
@@ -312,9 +310,8 @@ def finish(result, trainer, test_data, file):
     users = evaluated_users(test_data)
     # With several targets a user, as a split by ratio has them, rows are no sample of users.
     ranks = trainer.ranks if len(np.unique(users)) == len(users) else None
-    if ranks is not None:
-        of_ranks = [name for name in found if name.partition("@")[0] in GAINS]
-        result["intervals"] = {name: interval(metric_of_users(ranks, name)) for name in of_ranks}
+    of_ranks = [name for name in found if ranks is not None and name.partition("@")[0] in GAINS]
+    result["intervals"] = {name: interval(metric_of_users(ranks, name)) for name in of_ranks}
     result["ranks"] = None if ranks is None else file.with_suffix(".ranks.npz").name
     write_result(result, file, users, ranks)
 

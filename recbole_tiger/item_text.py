@@ -8,21 +8,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from recbole_tiger.errors import TigerError
+from recbole_tiger.errors import TigerError, named
 
-# How many offenders a message names.
-NAMED = 3
 # A value in double quotes, those within it doubled.
 QUOTED = re.compile(r'"(?:[^"]|"")*"')
 # Files that check_interactions has found in order, as they were then.
 _checked = set()
-
-
-def named(values):
-    """The first few of ``values``, for a message."""
-    values = list(values)
-    shown = ", ".join(map(str, values[:NAMED]))
-    return shown + (", ..." if len(values) > NAMED else "")
 
 
 def header(path, config):
@@ -215,6 +206,9 @@ def check_interactions(config):
     """Refuse interactions that RecBole would drop without a word: with items that the item file lacks, or absent tokens.
 
     Warns where it would lose their order. Files that this process has checked are not read again until they change.
+
+    Raises:
+        TigerError: with the first of them.
     """
     items, item_id = item_file(config), config["ITEM_ID_FIELD"]
     paths = [path for path in interaction_files(config) if path.is_file()]  # RecBole names those that are absent

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from tabulate import tabulate
 
 from recbole_tiger.errors import TigerError
 from recbole_tiger.results import read_ranks
-from recbole_tiger.settings import PROPERTIES, nearest, parse_yaml, protocol
+from recbole_tiger.settings import nearest, property_file, protocol
 from recbole_tiger.statistics import LEVEL, interval, metric_of_users, paired_p
 
 METRICS = [f"{metric}@{k}" for metric in ("recall", "ndcg") for k in (5, 10, 20)]
@@ -95,15 +94,13 @@ class Row:
 
 def published_rows(dataset):
     """What others published on a dataset (``properties/published.yaml``)."""
-    file = resources.files(PROPERTIES) / "published.yaml"
-    entries = parse_yaml(file.read_text(encoding="utf-8"), file).get(dataset, [])
     return [
         Row(
             entry["label"],
             source=entry["source"],
             published={metric: entry[metric] for metric in METRICS if metric in entry},
         )
-        for entry in entries
+        for entry in property_file("published").get(dataset, [])
     ]
 
 

@@ -8,9 +8,8 @@ import torch
 
 from recbole_tiger.catalogue import Catalogue
 from recbole_tiger.checkpoint import load_checkpoint
-from recbole_tiger.errors import TigerError
+from recbole_tiger.errors import TigerError, named
 from recbole_tiger.files import read_lines
-from recbole_tiger.item_text import named
 from recbole_tiger.model.tiger import TIGER, check_revision, user_slot
 from recbole_tiger.semantic_ids import SemanticIDs
 
@@ -145,7 +144,11 @@ class Recommender:
 
 
 def read_histories(file):
-    """Histories of a file: one a line, item tokens separated by commas, oldest first."""
+    """Histories of a file: one a line, item tokens separated by commas, oldest first.
+
+    Raises:
+        TigerError: it does not exist or is no UTF-8 text.
+    """
     path = Path(file)
     if not path.is_file():
         raise TigerError(f"file of histories {path} does not exist")

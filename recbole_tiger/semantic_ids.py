@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from recbole_tiger.errors import TigerError
+from recbole_tiger.errors import TigerError, named
 from recbole_tiger.files import read_lines, whole_file
-from recbole_tiger.item_text import named
 
 # A level's embeddings and classifier have a row for every code up to the largest.
 MOST_DIGITS = 7

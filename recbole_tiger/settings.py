@@ -1,4 +1,4 @@
-"""Settings: property files, what the command line says, and the checks before any long work."""
+"""Settings: property files, what the command line says, the checks before any long work, and what tells runs apart."""
 
 import ast
 import contextlib
@@ -53,6 +53,8 @@ NOT_OF_THE_RUN = {
 SEEDS = 2**32
 # What RecBole's metrics of lists look at: their names carry the length.
 LISTS = {"rec.topk", "rec.items"}
+# What those look at that need a score of every item.
+WHOLE = {"rec.meanrank", "rec.score", "data.label"}
 
 # Keys that RecBole reads and no file of its properties lists.
 UNLISTED = {"benchmark_filename", "encoding", "token_num_threshold", "selected_features", "label"}
@@ -81,20 +83,29 @@ def parse_yaml(text, source):
         raise TigerError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
 
 
-def property_file(kind, name):
-    """Settings of ``properties/<kind>/<name>.yaml``, or {} where there is none."""
-    file = resources.files(PROPERTIES) / kind / f"{name}.yaml"
+def _read(file):
+    """What a property file holds, or {} where there is none."""
     return parse_yaml(file.read_text(encoding="utf-8"), file) or {} if file.is_file() else {}
+
+
+def property_file(*place):
+    """What a file of ``properties/`` holds, named by its place: ("model", "TIGER"); {} where there is none."""
+    return _read(resources.files(PROPERTIES).joinpath(*place[:-1], f"{place[-1]}.yaml"))
+
+
+def property_files(kind):
+    """Names of the files in a folder of ``properties/``."""
+    return sorted(file.name.removesuffix(".yaml") for file in (resources.files(PROPERTIES) / kind).iterdir())
 
 
 def protocol():
     """The field's protocol, which every model of a comparison follows."""
-    return parse_yaml((resources.files(PROPERTIES) / "protocol.yaml").read_text(encoding="utf-8"), "protocol.yaml")
+    return property_file("protocol")
 
 
 def recipes():
     """Names of the recipes: a model with settings of its own and a row of its own in every table."""
-    return sorted(file.name.removesuffix(".yaml") for file in (resources.files(PROPERTIES) / "recipe").iterdir())
+    return property_files("recipe")
 
 
 @cache
@@ -141,8 +152,7 @@ def known_settings():
         known |= set(getattr(argument_list, f"{name}_arguments"))
     for file in RECBOLE.joinpath("properties").rglob("*.yaml"):
         if not file.name.endswith("url.yaml"):
-            content = yaml.load(file.read_text(encoding="utf-8"), Loader=Loader)  # noqa: S506 - a SafeLoader
-            known |= set(content or {})
+            known |= set(_read(file))
     known |= set(property_file("model", "TIGER")) | set(protocol())
     return known
 
@@ -161,7 +171,11 @@ def check_keys(settings, source):
 
 
 def parse_arguments(arguments):
-    """``--key=value`` arguments -> settings; values are safe YAML, never evaluated."""
+    """``--key=value`` arguments -> settings; values are safe YAML, never evaluated.
+
+    Raises:
+        TigerError: an argument is of another form, is given twice, or nothing reads it.
+    """
     settings = {}
     for argument in arguments:
         key, equals, value = argument.removeprefix("--").partition("=")
@@ -210,18 +224,12 @@ def plugin_layer(dataset):
     return {**protocol(), **property_file("model", "TIGER"), **property_file("dataset", dataset)}
 
 
-def _recbole_properties(file):
-    """Settings of a file of RecBole's properties, or {} where there is none."""
-    path = RECBOLE / "properties" / file
-    return parse_yaml(path.read_text(encoding="utf-8"), path) or {} if path.is_file() else {}
-
-
 @cache
 def _of_tiger_alone(model):
     """Settings of TIGER that ``model`` does not read: to it they make no other run."""
     read = {"text_fields", "resume"} | set(protocol())
     for file in ("overall.yaml", "dataset/sample.yaml", f"model/{model}.yaml"):
-        read |= set(_recbole_properties(file))
+        read |= set(_read(RECBOLE / "properties" / file))
     return set(property_file("model", "TIGER")) - read
 
 
@@ -255,8 +263,9 @@ def make_config(name, dataset, user_settings):
         layers["gpu_id"] = ""  # --gpu_id= is nothing in YAML, which RecBole would read as a GPU called None
     left_out = {"model", "dataset"} | (set() if model == "TIGER" else _of_tiger_alone(model))
     layers = {key: value for key, value in layers.items() if key not in left_out}
-    if "train_neg_sample_args" not in layers and _is_cross_entropy(model, layers):
-        layers["train_neg_sample_args"] = None
+    loss = {**_read(RECBOLE / f"properties/model/{model}.yaml"), **layers}.get("loss_type")
+    if "train_neg_sample_args" not in layers and loss == "CE":
+        layers["train_neg_sample_args"] = None  # cross-entropy wants no negatives
     with tempfile.TemporaryDirectory() as folder, plain_argv():
         file = Path(folder) / "settings.yaml"
         file.write_text(yaml.safe_dump(layers), encoding="utf-8")
@@ -268,11 +277,6 @@ def make_config(name, dataset, user_settings):
             raise TigerError(f"{model}: {error}") from error
     check_run(config)
     return config
-
-
-def _is_cross_entropy(model, layers):
-    """Whether the model trains by cross-entropy, which wants no negatives."""
-    return model == "TIGER" or {**_recbole_properties(f"model/{model}.yaml"), **layers}.get("loss_type") == "CE"
 
 
 @contextlib.contextmanager
@@ -308,12 +312,6 @@ def _check_optimizer(config):
         raise TigerError(f"clip_grad_norm has to be of the form {{'max_norm': 1.0}} or nothing, not {clip!r}")
     for key in ("weight_decay", "initializer_range"):
         check_number(key, config[key])
-
-
-def _check_no_pickles(config):
-    for key in ("dataset_save_path", "dataloaders_save_path", "save_dataset", "save_dataloaders"):
-        if config.get(key):
-            raise TigerError(f"{key} is about a pickle, which can run code: none is used here; remove the setting")
 
 
 def _check_text_fields(config):
@@ -425,7 +423,12 @@ def check_tiger(config):
             f"beam_size {config['beam_size']} is less than the largest topk {max(config['topk'])}: "
             f"a shorter list would be filled with arbitrary items; raise beam_size"
         )
-    _check_no_pickles(config)
+    whole = [metric for metric in config["metrics"] if WHOLE.intersection(metric_information.get(metric.lower(), ()))]
+    if whole and config["scoring"] == "beam" and "full" in config["eval_args"]["mode"].values():
+        raise TigerError(
+            f"metrics: {', '.join(whole)} ranks the whole catalogue, and a beam finds {config['beam_size']} items of it: "
+            f"give --scoring=exact, or leave the metric out"
+        )
     if "local_rank" in config:
         raise TigerError("TIGER trains in one process, on one device: leave out nproc; a sweep runs a trial a GPU")
 
@@ -435,7 +438,9 @@ def refuse_pickles(config):
 
     Unpickling runs code, and the caches ignore TIGER's settings.
     """
-    _check_no_pickles(config.final_config_dict)
+    for key in ("dataset_save_path", "dataloaders_save_path", "save_dataset", "save_dataloaders"):
+        if config[key]:
+            raise TigerError(f"{key} is about a pickle, which can run code: none is used here; remove the setting")
     folder, model = Path(config["checkpoint_dir"]), config["model"]
     # RecBole reads that of the model's own kind of dataset, where it has one, or else that of the kind of its type.
     kinds = [model] if model == "TIGER" else [model, "", "Sequential", "KnowledgeBased"]
@@ -478,7 +483,13 @@ def own_inputs(config):
     return [*(content_hash(file).hex() for file in files if file.is_file()), *encoder]
 
 
+def run_inputs(config):
+    """What decides what a run computes, as result files have it: settings and hashes of files."""
+    return {"settings": run_settings(config), "data_hash": data_hash(config), "inputs": own_inputs(config)}
+
+
 def run_key(config):
     """Hash of the settings and the data of a run."""
-    text = json.dumps([run_settings(config), data_hash(config), *own_inputs(config)], sort_keys=True)
+    of = run_inputs(config)
+    text = json.dumps([of["settings"], of["data_hash"], *of["inputs"]], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]

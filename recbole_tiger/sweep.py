@@ -5,7 +5,6 @@ import hashlib
 import importlib.util
 import json
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +19,10 @@ from recbole_tiger.quantizers import quantizer_settings
 from recbole_tiger.results import write_result
 from recbole_tiger.settings import (
     NOT_OF_THE_RUN,
-    PROPERTIES,
     make_config,
     nearest,
     property_file,
+    property_files,
     protocol,
     read_config_files,
     run_key,
@@ -40,7 +39,7 @@ ENDED = ("completed", "stopped", "failed")
 
 def shipped():
     """Names of the sweeps that come with the package."""
-    return sorted(file.name.removesuffix(".yaml") for file in (resources.files(PROPERTIES) / "sweep").iterdir())
+    return property_files("sweep")
 
 
 def read_space(sweep, config):
@@ -230,7 +229,7 @@ class Sweep:
 
     def add_noted(self):
         """The trials that an earlier sitting chose, in their order."""
-        noted = [_read_record(file) for file in self._folder.glob("*.json")]
+        noted = [_read_record(file) for file in self._records.glob("*.json")]
         for record in sorted(noted, key=lambda record: record["number"]):
             if record["number"] <= self.size:
                 self.add(record["params"])
@@ -255,11 +254,11 @@ class Sweep:
         write_result({**noted, **fields}, self._file(trial))
 
     @property
-    def _folder(self):
+    def _records(self):
         return self.folder / "trials"
 
     def _file(self, trial):
-        return self._folder / f"{trial.key}.json"
+        return self._records / f"{trial.key}.json"
 
     def left(self):
         """How many trials have not ended."""
@@ -374,8 +373,7 @@ def _row(trial, record):
 def write_tables(sweep):
     """Write ``trials.csv`` and ``trials.json`` beside the trials; lists are joined by / in the former."""
     rows = sweep.rows()
-    with whole_file(sweep.folder / "trials.json") as temporary:
-        temporary.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    write_result(rows, sweep.folder / "trials.json")
     flat = [
         {key: "/".join(map(str, value)) if isinstance(value, list) else value for key, value in row.items()} for row in rows
     ]

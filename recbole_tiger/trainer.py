@@ -269,6 +269,10 @@ class TIGERTrainer(Trainer):
             state = load_checkpoint(model_file or self.saved_model_file, self.device)
             self._load_model(state, model_file or self.saved_model_file)
             self.logger.info(f"Loading model structure and parameters from {model_file or self.saved_model_file}")
+        # RecBole's collector keeps the rows of an evaluation that was interrupted, and would count them once more.
+        collected = self.eval_collector.data_struct._data_dict
+        for name in [name for name in collected if name.startswith("rec.") or name == "data.label"]:
+            del collected[name]
         with autocast(self.config):
             return super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
 

@@ -23,6 +23,7 @@ FIELDS = {
     *("schema", "model", "label", "dataset", "seed", "best_valid_score", "valid_score_bigger", "best_valid_result"),
     *(
         "test_result",
+        "intervals",
         "epochs",
         "best_epoch",
         "still_improving",
@@ -132,6 +133,9 @@ def test_run_writes_the_documented_result(trained):
     assert set(result["test_result"]) == {f"{metric}@{k}" for metric in ("recall", "ndcg", "mrr") for k in (5, 10, 20)}
     assert 0 < result["test_result"]["recall@20"] <= 1
     assert result["best_valid_score"] == result["best_valid_result"]["ndcg@10"] == result["epoch_log"][0]["valid_score"]
+    assert set(result["intervals"]) == set(result["test_result"])
+    low, high = result["intervals"]["recall@20"]
+    assert low < result["test_result"]["recall@20"] < high
     assert result["best_epoch"] == 0
     assert result["still_improving"] is True
     assert result["semantic_ids"]["items"] == 60

@@ -5,6 +5,7 @@ import torch
 from recbole.trainer import Trainer
 
 from recbole_tiger.evaluation import RankedCollector
+from recbole_tiger.experiment import keep_ranks
 from tests.conftest import N_USERS
 from tests.test_recbole import built
 
@@ -55,7 +56,7 @@ def test_ranked_items_are_evaluated_as_scores(settings, batch):
 
 @pytest.mark.parametrize(
     "more",
-    [{"scoring": "exact"}, {"metrics": ["Recall", "GAUC"], "valid_metric": "Recall@10"}],
+    [{"scoring": "exact"}, {"scoring": "exact", "metrics": ["Recall", "GAUC"], "valid_metric": "Recall@10"}],
     ids=["exact", "a metric of the whole ranking"],
 )
 def test_what_needs_scores_has_them(settings, more):
@@ -63,6 +64,27 @@ def test_what_needs_scores_has_them(settings, more):
     assert matrix
     assert not isinstance(trainer.eval_collector, RankedCollector)
     assert ours == theirs
+    assert 0 < ours.get("gauc", 0.5) < 1
+
+
+def test_an_interrupted_evaluation_is_forgotten(settings, monkeypatch):
+    _, (train_data, _, test_data), model, trainer = built({**settings, "eval_batch_size": 7})
+    trainer.fit(train_data, None, saved=False)
+    expected = trainer.evaluate(test_data, load_best_model=False)
+    beam, calls = model.beam, []
+
+    def failing(interaction):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return beam(interaction)
+
+    monkeypatch.setattr(model, "beam", failing)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.evaluate(test_data, load_best_model=False)
+    keep_ranks(trainer)
+    assert trainer.evaluate(test_data, load_best_model=False) == expected
+    assert len(trainer.ranks) == N_USERS
 
 
 def test_sampled_evaluation_is_recboles(settings):

@@ -9,7 +9,7 @@ from recbole_tiger.catalogue import check_codebooks
 from recbole_tiger.errors import TigerError
 from recbole_tiger.quantizers import QUANTIZERS, make_quantizer, quantizer_settings
 from recbole_tiger.quantizers.kmeans import assign, kmeans, means, seed_centroids
-from recbole_tiger.quantizers.rq_vae import Network
+from recbole_tiger.quantizers.rq_vae import Network, standardised
 from recbole_tiger.semantic_ids import SemanticIDs, add_collision_level
 from recbole_tiger.settings import property_file
 
@@ -217,3 +217,16 @@ def test_rq_vae_gradients_go_where_the_paper_sends_them():
     quantization.backward()
     assert network.codebooks.grad.abs().sum() > 0
     assert network.encoder[0].weight.grad is None or network.encoder[0].weight.grad.abs().sum() == 0
+
+
+@pytest.mark.parametrize("constant", [0.1, 33.3, 2014.7])
+def test_standardised(constant):
+    """Against NumPy in double precision; a column that is the same for all tells nothing, however large it is."""
+    x = np.random.default_rng(0).normal(3, 2, (5000, 3)).astype(np.float32)
+    x[:, 1] = constant
+    found = standardised(torch.from_numpy(x)).numpy()
+    wide = x.astype(float)
+    for column in (0, 2):
+        expected = (wide[:, column] - wide[:, column].mean()) / wide[:, column].std(ddof=1)
+        np.testing.assert_allclose(found[:, column], expected, atol=1e-5)
+    assert (found[:, 1] == 0).all()

@@ -33,7 +33,7 @@ def beam_search(net, memory, beam_size):
         items (RecBole's ids) and scores, each [batch, beam_size].
     """
     trie = net.trie
-    batch = memory.layers[0][0].shape[0]
+    batch = len(memory.items)
     device = trie.item_of.device
     scores = torch.zeros(batch, 1, device=device)
     nodes = torch.zeros(batch, 1, dtype=torch.long, device=device)
@@ -74,7 +74,7 @@ def exact_scores(net, memory_of, n_histories):
 
 def _walk(net, memory):
     trie = net.trie
-    batch = memory.layers[0][0].shape[0]
+    batch = len(memory.items)
     scores = torch.zeros(batch, 1, device=trie.item_of.device)
     parents, codes, caches = None, torch.zeros(1, dtype=torch.long, device=scores.device), None
     for level in range(trie.levels):

@@ -1,6 +1,7 @@
 """The Transformer encoder-decoder over semantic IDs (Rajput et al. 2023, section 3.2)."""
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -226,14 +227,18 @@ class HistoryBias(nn.Module):
         return added.new_zeros(child.shape).scatter_add(-1, place.clamp(0, child.shape[-1] - 1), added)
 
 
-class Memory:
-    """What the decoder reads of a batch of histories: per layer keys and values, and which items are padding."""
+class Memory(NamedTuple):
+    """What the decoder reads of a batch of histories.
 
-    def __init__(self, layers, items, padding, has_user):
-        self.layers = layers  # per decoder layer: keys, values [batch, n_heads, tokens, head_size]
-        self.items = items  # int tensor [batch, n], padded with zeros on the left
-        self.padding = padding  # [batch, 1, 1, tokens] of 0 and MASKED, or None where no history is padded
-        self.has_user = has_user
+    Attributes:
+        layers: per decoder layer keys and values, float tensors [batch, n_heads, tokens, head_size].
+        items: int tensor [batch, n], padded with zeros on the left.
+        padding: [batch, 1, 1, tokens] of 0 and MASKED, or None where no history is padded.
+    """
+
+    layers: list
+    items: torch.Tensor
+    padding: torch.Tensor | None
 
 
 class Seq2Seq(nn.Module):
@@ -284,7 +289,6 @@ class Seq2Seq(nn.Module):
         super().__init__()
         self.levels = codes.shape[1]
         self.widths = (codes[1:].max(dim=0).values + 1).tolist()
-        self.max_items = max_items
         self.bidirectional = bidirectional_encoder
         self.token_per_item = encoder_tokens == "item"
         self.code_dropout_prob = code_dropout_prob
@@ -429,14 +433,14 @@ class Seq2Seq(nn.Module):
             x = layer(x, bias)
         x = self.encoder_norm(x)
         layers = [layer.cross_attention.keys_values(x) for layer in self.decoder]
-        return Memory(layers, items, padding, self.user_embedding is not None)
+        return Memory(layers, items, padding)
 
     def _cross_bias(self, memory, targets, level=None):
         """Bias of the last ``targets`` targets (of every level, or of one) against the tokens of the memory."""
         place = torch.arange(memory.items.shape[1], device=self.start.device)
         distances = place[-targets:, None] + 1 - place
         bias = self.cross_bias(distances, causal=True)
-        if memory.has_user:
+        if self.user_embedding is not None:
             bias = F.pad(bias, (1, 0))
             bias[:, :, 0] = self.cross_user_bias[:, None]
         if level is not None:
@@ -483,7 +487,7 @@ class Seq2Seq(nn.Module):
             what the level is predicted from, [batch, prefixes, hidden_size], for :meth:`continuations`; caches for the next
             level.
         """
-        batch = memory.layers[0][0].shape[0]
+        batch = len(memory.items)
         before = self.offsets[level - 1]
         x = self.code_embedding(codes + before) if level else self.start.expand(batch, 1, -1)
         place = torch.zeros(1, 1, dtype=torch.long, device=x.device)

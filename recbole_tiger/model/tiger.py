@@ -1,5 +1,6 @@
 """TIGER as a RecBole sequential recommender."""
 
+import inspect
 import zlib
 
 import torch
@@ -10,6 +11,7 @@ from recbole.utils import InputType
 from recbole_tiger.errors import TigerError
 from recbole_tiger.model.decoding import beam_search, exact_scores, log_likelihood
 from recbole_tiger.model.seq2seq import Seq2Seq
+from recbole_tiger.quantizers.rq_vae import standardised
 
 # Histories decoded at once: larger slices gain no speed and cost memory.
 DECODE_BATCH = 128
@@ -39,10 +41,8 @@ def left_padded(item_seq, lengths, max_items):
 
 
 def standardised_text(embeddings):
-    """Item embeddings with mean 0 and standard deviation 1 per dimension, and a row of zeros for padding before them."""
-    x = torch.from_numpy(embeddings)
-    x = (x - x.mean(dim=0)) / x.std(dim=0).clamp(min=1e-6)
-    return F.pad(x, (0, 0, 1, 0))
+    """Item embeddings [n_items, dim], standardised as RQ-VAE's, and a row of zeros for padding before them."""
+    return F.pad(standardised(torch.from_numpy(embeddings)), (0, 0, 1, 0))
 
 
 def cross_entropy(logits, wanted, label_smoothing):
@@ -97,30 +97,8 @@ class TIGER(SequentialRecommender):
         self.beam_size, self.scoring = config["beam_size"], config["scoring"]
         self.label_smoothing = config["label_smoothing"]
         self.n_user_tokens = config["n_user_tokens"]
-        self.network_settings = {
-            "max_items": config["MAX_ITEM_LIST_LENGTH"],
-            "bidirectional_encoder": config["bidirectional_encoder"],
-            **{
-                name: config[name]
-                for name in [
-                    "hidden_size",
-                    "n_heads",
-                    "head_size",
-                    "inner_size",
-                    "n_layers",
-                    "n_decoder_layers",
-                    "hidden_dropout_prob",
-                    "attn_dropout_prob",
-                    "code_dropout_prob",
-                    "encoder_tokens",
-                    "n_user_tokens",
-                    "initializer_range",
-                    "trie_softmax",
-                    "prefix_embedding",
-                    "history_bias",
-                ]
-            },
-        }
+        read = inspect.signature(Seq2Seq).parameters.keys() - {"codes", "text", "max_items"}
+        self.network_settings = {"max_items": config["MAX_ITEM_LIST_LENGTH"], **{name: config[name] for name in read}}
         codes = F.pad(torch.tensor(catalogue.semantic_ids.codes), (0, 0, 1, 0))
         # IDs from a file come without embeddings, where the encoder reads none.
         text = None if catalogue.embeddings is None else standardised_text(catalogue.embeddings)
@@ -184,7 +162,7 @@ class TIGER(SequentialRecommender):
             n_targets: int tensor [batch]: the last so many items of a window are targets.
             users: int tensor [batch] of RecBole's user ids; read where the model has a user token.
         """
-        memory = self.network.encode(items[:, :-1], self._slots(users))
+        memory = self.network.encode(items[:, :-1], self.slots_of(users))
         targets = int(n_targets.max())
         wanted = items[:, -targets:]
         counted = torch.arange(targets, 0, -1, device=items.device) <= n_targets.unsqueeze(1)
@@ -202,10 +180,11 @@ class TIGER(SequentialRecommender):
 
     def calculate_loss(self, interaction):
         """Loss of RecBole's rows, one target a row."""
-        items = torch.cat([self._history(interaction), interaction[self.ITEM_ID].unsqueeze(1)], dim=1)
+        items = torch.cat([self.histories_of(interaction), interaction[self.ITEM_ID].unsqueeze(1)], dim=1)
         return self.window_loss(items, torch.ones_like(items[:, 0]), interaction[self.USER_ID])
 
-    def _slots(self, users):
+    def slots_of(self, users):
+        """Rows of RecBole's user ids in the table of hashed users; None where there is none."""
         return self.user_slots[users] if self.n_user_tokens else None
 
     # --- inference ---
@@ -228,33 +207,35 @@ class TIGER(SequentialRecommender):
         items = histories.new_empty(len(histories), k)
         scores = torch.empty(len(histories), k, device=histories.device)
         for rows in order.split(DECODE_BATCH):
-            memory = self.network.encode(_trimmed(histories[rows]), None if slots is None else slots[rows])
-            found, score = beam_search(self.network, memory, beam_size)
+            found, score = beam_search(self.network, self._memory(histories, slots, rows), beam_size)
             items[rows], scores[rows] = found[:, :k], score[:, :k]
         return items, scores
 
     def exact(self, histories, slots):
         """Log-likelihood of every item, [batch, n_items + 1]."""
+        return exact_scores(self.network, lambda rows: self._memory(histories, slots, rows), len(histories))
 
-        def memory_of(rows):
-            return self.network.encode(_trimmed(histories[rows]), None if slots is None else slots[rows])
+    def _memory(self, histories, slots, rows):
+        """What the decoder reads of some of the histories, without the columns that are padding in all of them."""
+        histories = histories[rows]
+        longest = max(1, int((histories != 0).sum(dim=1).max()))
+        return self.network.encode(histories[:, -longest:], None if slots is None else slots[rows])
 
-        return exact_scores(self.network, memory_of, len(histories))
-
-    def _history(self, interaction):
+    def histories_of(self, interaction):
+        """Histories of RecBole's rows, padded with zeros on the left."""
         return left_padded(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN], self.max_seq_length)
 
     @torch.no_grad()
     def beam(self, interaction):
         """Items and scores of the beam after each history, each [batch, beam_size], best first."""
-        slots = self._slots(interaction[self.USER_ID])
-        return self.recommend(self._history(interaction), slots, self.beam_size, self.beam_size, "beam")
+        slots = self.slots_of(interaction[self.USER_ID])
+        return self.recommend(self.histories_of(interaction), slots, self.beam_size, self.beam_size, "beam")
 
     @torch.no_grad()
     def full_sort_predict(self, interaction):
         """Scores of all items [batch, n_items]: log-probabilities of the beam's items, -inf for those it did not reach."""
         if self.scoring == "exact":
-            return self.exact(self._history(interaction), self._slots(interaction[self.USER_ID]))
+            return self.exact(self.histories_of(interaction), self.slots_of(interaction[self.USER_ID]))
         items, found = self.beam(interaction)
         scores = found.new_full((len(items), self.n_items), -torch.inf)
         return scores.scatter_(1, items, found)
@@ -262,8 +243,8 @@ class TIGER(SequentialRecommender):
     @torch.no_grad()
     def predict(self, interaction):
         """Log-likelihood of the given item after each history, [batch]; a history that repeats is encoded once."""
-        history = self._history(interaction)
-        slots = self._slots(interaction[self.USER_ID])
+        history = self.histories_of(interaction)
+        slots = self.slots_of(interaction[self.USER_ID])
         keyed = history if slots is None else torch.cat([history, slots.unsqueeze(1)], dim=1)
         distinct, which = torch.unique(keyed, dim=0, return_inverse=True)
         # Candidates of each history side by side: [histories, most candidates].
@@ -273,25 +254,10 @@ class TIGER(SequentialRecommender):
         candidates = history.new_ones(len(distinct), int(counts.max()))
         candidates[which[order], column] = interaction[self.ITEM_ID][order]
         scores = torch.empty(len(history), device=history.device)
+        histories, slots = distinct[:, : history.shape[1]], None if slots is None else distinct[:, -1]
+        slices = torch.arange(len(distinct), device=history.device).split(max(1, DECODE_BATCH * 20 // candidates.shape[1]))
         likelihood = torch.cat(
-            [
-                log_likelihood(
-                    self.network,
-                    self.network.encode(
-                        _trimmed(distinct[rows, : history.shape[1]]), None if slots is None else distinct[rows, -1]
-                    ),
-                    candidates[rows],
-                )
-                for rows in torch.arange(len(distinct), device=history.device).split(
-                    max(1, DECODE_BATCH * 20 // candidates.shape[1])
-                )
-            ]
+            [log_likelihood(self.network, self._memory(histories, slots, rows), candidates[rows]) for rows in slices]
         )
         scores[order] = likelihood[which[order], column]
         return scores
-
-
-def _trimmed(histories):
-    """Without the columns that are padding in every row."""
-    longest = max(1, int((histories != 0).sum(dim=1).max()))
-    return histories[:, -longest:]

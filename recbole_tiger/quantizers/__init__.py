@@ -8,7 +8,6 @@ on a GPU up to the order in which it adds.
 
 import inspect
 
-from recbole_tiger.errors import TigerError
 from recbole_tiger.quantizers.lsh import LSH
 from recbole_tiger.quantizers.random_codes import RandomCodes
 from recbole_tiger.quantizers.rq_kmeans import RQKMeans
@@ -22,10 +21,7 @@ QUANTIZERS = {"rq_vae": RQVAE, "rq_kmeans": RQKMeans, "lsh": LSH, "random": Rand
 
 def quantizer_settings(config):
     """The settings that the configured quantizer reads, by name."""
-    name = config["quantizer"]
-    if name not in QUANTIZERS:
-        raise TigerError(f"unknown quantizer {name!r}: there are {', '.join(QUANTIZERS)}")
-    return {key: config[key] for key in inspect.signature(QUANTIZERS[name]).parameters}
+    return {key: config[key] for key in inspect.signature(QUANTIZERS[config["quantizer"]]).parameters}
 
 
 def make_quantizer(config):

@@ -11,6 +11,14 @@ from recbole_tiger.errors import TigerError, check_number
 from recbole_tiger.quantizers.kmeans import assign, kmeans
 
 
+def standardised(x):
+    """Embeddings [n, dim] with mean 0 and standard deviation 1 per dimension; 0 in one that is the same for all."""
+    spread = x.std(dim=0)
+    # Of a large constant the mean is off by a rounding error, which divided by next to nothing would outweigh all else.
+    constant = spread <= 1e-6 * x.abs().amax(dim=0)
+    return ((x - x.mean(dim=0)) / spread.clamp(min=1e-6)).masked_fill(constant, 0)
+
+
 def mlp(sizes):
     """Linear maps of the given sizes with ReLU between them."""
     layers = []
@@ -30,7 +38,7 @@ class Network(nn.Module):
         self.beta = beta
 
     def quantize(self, z):
-        """Codes [n, depth], sum of the chosen vectors [n, latent], and the residual that each level saw."""
+        """Codes [n, depth], and the residuals [n, latent] that each level saw."""
         residual, codes, residuals = z, [], []
         for codebook in self.codebooks:
             with torch.no_grad():
@@ -38,7 +46,7 @@ class Network(nn.Module):
             codes.append(labels)
             residuals.append(residual)
             residual = residual - codebook[labels]
-        return torch.stack(codes, dim=1), z - residual, residuals
+        return torch.stack(codes, dim=1), residuals
 
     def losses(self, x):
         """Reconstruction and quantization loss per item (paper section 3.1), and the codes.
@@ -113,7 +121,7 @@ class RQVAE:
     def fit(self, x, *, seed, show_progress=False):
         """Codes of ``x`` [n_items, dim], an int64 tensor [n_items, codebook_depth]."""
         generator = torch.Generator().manual_seed(seed)
-        x = (x - x.mean(dim=0)) / x.std(dim=0).clamp(min=1e-6)
+        x = standardised(x)
         with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
             torch.manual_seed(seed)
             network = Network(
@@ -169,7 +177,7 @@ class RQVAE:
         if used.all():
             return
         rows = torch.randperm(len(x), generator=generator)[: self.codebook_size].to(x.device)
-        _, _, residuals = network.quantize(network.encoder(x[rows]))
+        _, residuals = network.quantize(network.encoder(x[rows]))
         for level, residual in enumerate(residuals):
             dead = (~used[level]).nonzero().flatten()
             network.codebooks[level, dead] = residual[: len(dead)]
