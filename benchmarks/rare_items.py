@@ -111,7 +111,8 @@ def main(argv=None):
             raise TigerError(f"--metric={args.metric} has to be {kinds} at 1 to {max(config['topk'])}, as recall@10")
         here = {"dataset": args.dataset, **run_inputs(config)}
         results = [result for result in read_results(args.results_dir) if comparison(result) == comparison(here)]
-        rows = [row for row in rows_of(results, args.results_dir) if row.ranks is not None]
+        all_rows = rows_of(results, args.results_dir)
+        rows = [row for row in all_rows if row.ranks is not None]
         if not rows:
             raise TigerError(
                 f"{args.results_dir} holds no results of {args.dataset} with ranks, made of the files of {args.data_path}"
@@ -119,6 +120,8 @@ def main(argv=None):
     except TigerError as error:
         print(f"rare_items.py: error: {error}", file=sys.stderr)
         return 2
+    if bare := [row.label for row in all_rows if row.ranks is None]:
+        print(f"rare_items.py: left out, for their ranks are not here: {', '.join(bare)}", file=sys.stderr)
     item, user, time = config["ITEM_ID_FIELD"], config["USER_ID_FIELD"], config["TIME_FIELD"]
 
     def column(data, field):

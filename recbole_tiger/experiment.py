@@ -239,7 +239,7 @@ def train(config, after_epoch=None):
     Returns:
         dict: the result without the fields of :func:`finish`; the trainer; the test data.
     """
-    inputs = run_inputs(config)
+    of_run = run_inputs(config)
     begin = time.perf_counter()
     train_data, valid_data, test_data = load(config)
     prepare_seconds = time.perf_counter() - begin
@@ -268,7 +268,7 @@ def train(config, after_epoch=None):
             "train_seconds": round(sum(epoch["train_seconds"] for epoch in log), 2),
             "parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
             "epoch_log": log,
-            **inputs,
+            **of_run,
             "versions": versions(),
             "hardware": hardware(),
             "checkpoint": str(trainer.saved_model_file),

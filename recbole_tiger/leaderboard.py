@@ -323,7 +323,7 @@ def _notes(own, rankings, sources, style):
     notes += [note for mark, note in marks.items() if any(row.any(mark) for row in own)]
     bare = [row.label for row in own if row.ranks is None and any(result["ranks"] for result in row.results)]
     if bare:
-        notes.append(f"the files of the ranks of {', '.join(bare)} are not here: compared with no other model user by user")
+        notes.append(f"not all runs of {', '.join(bare)} have ranks of the same users here: not compared user by user")
     notes = [style.text(note) for note in notes]
     if any(found.significant for found in rankings.values()):
         notes.append(
@@ -339,7 +339,7 @@ def differences(results, folder, style, against):
         results, folder, style: as :func:`leaderboard` takes them. against: the label of a row.
 
     Returns:
-        str; nothing where the dataset has no such row.
+        str; nothing where the dataset has no such row, or no other.
     """
     rows, metrics, style = rows_of(results, folder), _tested(results), STYLES[style]
     reference = next((row for row in rows if row.label == against), None)
@@ -350,7 +350,7 @@ def differences(results, folder, style, against):
         if row is not reference:
             found = [difference(row, reference, metric) for metric in metrics]
             cells.append([style.text(row.label), *("" if p is None else f"{by:+.4f} (p {p:.4f})" for by, p in found)])
-    return style.table(cells, [f"minus {against}", *metrics])
+    return style.table(cells, [f"minus {against}", *metrics]) if cells else ""
 
 
 def leaderboard_csv(results, folder, against=None):

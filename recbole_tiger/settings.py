@@ -53,7 +53,7 @@ NOT_OF_THE_RUN = {
 SEEDS = 2**32
 # What RecBole's metrics of lists look at: their names carry the length.
 LISTS = {"rec.topk", "rec.items"}
-# What those look at that need a score of every item.
+# What metrics look at that need a score of every item, as GAUC does.
 WHOLE = {"rec.meanrank", "rec.score", "data.label"}
 
 # Keys that RecBole reads and no file of its properties lists.
@@ -490,6 +490,6 @@ def run_inputs(config):
 
 def run_key(config):
     """Hash of the settings and the data of a run."""
-    of = run_inputs(config)
-    text = json.dumps([of["settings"], of["data_hash"], *of["inputs"]], sort_keys=True)
+    of_run = run_inputs(config)
+    text = json.dumps([of_run["settings"], of_run["data_hash"], *of_run["inputs"]], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]

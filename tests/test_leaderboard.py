@@ -194,7 +194,7 @@ def test_ranks_that_are_not_here(tmp_path):
     text = table(style="markdown")
     assert cells(text, "95% of ndcg@10") == {**whole, "A": "0.3000 to 0.5000"}
     assert "†" not in text
-    assert "the files of the ranks of A are not here" in text
+    assert "not all runs of A have ranks of the same users here" in text
 
 
 def test_best_second_and_dagger():
@@ -426,6 +426,9 @@ def test_against(capsys):
     (row,) = [row for row in rows if row["model"] == "A"]
     assert float(row["ndcg@20 minus B"]) == pytest.approx(apart.mean(), rel=1e-5)  # six digits
     assert float(row["ndcg@20 minus B p"]) == pytest.approx(float(p), abs=6e-5)
+    write_run("B", dataset="alone")
+    assert main(["leaderboard", "--against=B", "--format=latex"]) == 0
+    assert "minus B" not in capsys.readouterr().out.partition("% alone")[2].partition("% amazon-beauty")[0]
     assert main(["leaderboard", "--against=a"]) == 2
     assert "no table has a row 'a'; did you mean A?" in capsys.readouterr().err
 

@@ -78,6 +78,7 @@ def test_chance_is_significant_as_often_as_it_should_be():
 
 def test_blocks_of_the_bootstrap_change_nothing(monkeypatch):
     values = np.random.default_rng(4).random(500)
+    monkeypatch.setattr(statistics, "DRAWN", 500 * RESAMPLES)
     whole = bootstrap_means(values)
     monkeypatch.setattr(statistics, "DRAWN", 500 * 700)
     np.testing.assert_allclose(bootstrap_means(values), whole, rtol=1e-12)

@@ -14,7 +14,7 @@ from recbole_tiger.quantizers.rq_kmeans import RQKMeans
 from recbole_tiger.quantizers.rq_vae import RQVAE
 
 # To be raised with every change by which the same settings make other codes: cached semantic IDs count no longer then.
-REVISION = 2
+REVISION = 3
 
 QUANTIZERS = {"rq_vae": RQVAE, "rq_kmeans": RQKMeans, "lsh": LSH, "random": RandomCodes}
 
