@@ -16,7 +16,7 @@ from recbole_tiger.dataset import TIGERDataset
 from recbole_tiger.download import AMAZON, OFFICIAL, download_amazon, ensure_dataset
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import whole_file
-from recbole_tiger.leaderboard import leaderboard, leaderboards
+from recbole_tiger.leaderboard import leaderboard, leaderboards, rows_of
 from recbole_tiger.plots import plot
 from recbole_tiger.recommend import Recommender, read_histories
 from recbole_tiger.results import read_results
@@ -182,7 +182,7 @@ def _run(args, settings):
     run = experiment.run_or_read if config["resume"] else experiment.run
     result = run(config, args.results_dir)
     print()
-    print(leaderboard([result], args.results_dir))
+    print(leaderboard(rows_of([result], args.results_dir)))
     print(f"\nresult: {file}\ncheckpoint: {result['checkpoint']}")
 
 
@@ -190,7 +190,7 @@ def _compare(args, settings):
     results = experiment.compare(args.models, args.dataset, settings, args.results_dir)
     modes = sorted({result["settings"]["eval_args"]["mode"]["test"] for result in results})
     print(f"\n{args.dataset}, test set, {'/'.join(modes)} ranking, best validation epoch\n")
-    print(leaderboard(results, args.results_dir), end="\n\n")
+    print(leaderboard(rows_of(results, args.results_dir)), end="\n\n")
     for result in results:
         print(f"checkpoint of {result['label']}: {result['checkpoint']}")
 
@@ -237,7 +237,7 @@ def _tune(args, settings):
     if result is None:
         raise TigerError(f"no trial of the sweep completed; the reasons are above and in {planned.folder}/trials.csv")
     print("\nthe winner, test set:\n")
-    print(leaderboard([result], args.results_dir))
+    print(leaderboard(rows_of([result], args.results_dir)))
     print(f"\ntables and pictures: {planned.folder}\ncheckpoint: {result['checkpoint']}")
 
 
@@ -271,8 +271,8 @@ def _examples(catalogue, groups=3, members=4):
     for i, codes in enumerate(catalogue.semantic_ids.codes.tolist()):
         by_prefix.setdefault(tuple(codes[:shared]), []).append(i)
     rows = []
-    for rows_of in sorted(by_prefix.values(), key=len, reverse=True)[:groups]:
-        for i in rows_of[:members]:
+    for group in sorted(by_prefix.values(), key=len, reverse=True)[:groups]:
+        for i in group[:members]:
             codes = tuple(catalogue.semantic_ids.codes[i].tolist())
             rows.append([codes, catalogue.items[i], textwrap.shorten(catalogue.titles[i], 60, placeholder="...")])
     return rows

@@ -258,28 +258,24 @@ STYLES = {
 }
 
 
-def _tested(results):
-    """Names of the metrics of a table, those that any result has."""
-    names = dict.fromkeys(name for result in results for name in result["test_result"])
+def _tested(rows):
+    """Names of the metrics of a table, those that any run has."""
+    names = dict.fromkeys(name for row in rows for result in row.results for name in result["test_result"])
     return [name for name in names if name.startswith(("recall", "ndcg"))]
 
 
-def leaderboard(results, folder, style="plain", published=False):
+def leaderboard(rows, style="plain"):
     """A table of one dataset.
 
     Args:
-        results: dicts, as in result files. folder: where they are.
+        rows: as of :func:`rows_of`, and any published ones before them.
         style: a key of STYLES.
-        published: whether the rows that others published come first.
 
     Returns:
         str: a row a model: test metrics (the mean over seeds ± their standard deviation), the interval of MAIN over users,
         seeds, epochs, seconds of training, users per second of evaluation, parameters. Notes say what the marks mean.
     """
-    own = rows_of(results, folder)
-    rows = [*(_published_beside(results[0]) if published else []), *own]
-    metrics = _tested(results)
-    style = STYLES[style]
+    metrics, style = _tested(rows), STYLES[style]
     rankings = {metric: ranking(rows, metric) for metric in metrics}
     intervals = [row.interval(MAIN) for row in rows] if MAIN in metrics else []
     with_interval = any(intervals)
@@ -287,7 +283,7 @@ def leaderboard(results, folder, style="plain", published=False):
     cells = [_cells(row, i, rankings, style, [intervals[i]] if with_interval else [], sources) for i, row in enumerate(rows)]
     headers = ["model", *metrics, *([f"{LEVEL:.0%} of {MAIN}"] if with_interval else [])]
     headers += ["seeds", "epochs", "train s", "users/s", "parameters"]
-    return "\n\n".join([style.table(cells, headers), *_notes(own, rankings, sources, style)])
+    return "\n\n".join([style.table(cells, headers), *_notes(rows, rankings, sources, style)])
 
 
 def _cells(row, i, rankings, style, intervals, sources):
@@ -317,11 +313,11 @@ def _cells(row, i, rankings, style, intervals, sources):
     ]
 
 
-def _notes(own, rankings, sources, style):
+def _notes(rows, rankings, sources, style):
     notes = [f"[{number}] published, not run here: {source}" for number, source in enumerate(sources, start=1)]
     marks = {"out_of_time": OUT_OF_TIME, "still_improving": IMPROVING, "enable_amp": HALF}
-    notes += [note for mark, note in marks.items() if any(row.any(mark) for row in own)]
-    bare = [row.label for row in own if row.ranks is None and any(result["ranks"] for result in row.results)]
+    notes += [note for mark, note in marks.items() if any(row.any(mark) for row in rows)]
+    bare = [row.label for row in rows if row.ranks is None and any(result["ranks"] for result in row.results)]
     if bare:
         notes.append(f"not all runs of {', '.join(bare)} have ranks of the same users here: not compared user by user")
     notes = [style.text(note) for note in notes]
@@ -332,34 +328,40 @@ def _notes(own, rankings, sources, style):
     return notes
 
 
-def differences(results, folder, style, against):
+def differences(rows, style, against):
     """A table of how much better each model of one dataset is than one of them, with p-values of a paired bootstrap.
 
     Args:
-        results, folder, style: as :func:`leaderboard` takes them. against: the label of a row.
+        rows, style: as :func:`leaderboard` takes them. against: the label of a row that has runs.
 
     Returns:
         str; nothing where the dataset has no such row, or no other.
     """
-    rows, metrics, style = rows_of(results, folder), _tested(results), STYLES[style]
-    reference = next((row for row in rows if row.label == against), None)
+    metrics, style, reference = _tested(rows), STYLES[style], _reference(rows, against)
     if reference is None:
         return ""
     cells = []
     for row in rows:
-        if row is not reference:
+        if row.results and row is not reference:
             found = [difference(row, reference, metric) for metric in metrics]
             cells.append([style.text(row.label), *("" if p is None else f"{by:+.4f} (p {p:.4f})" for by, p in found)])
     return style.table(cells, [f"minus {against}", *metrics]) if cells else ""
 
 
-def leaderboard_csv(results, folder, against=None):
+def _reference(rows, against):
+    """The row of this label that has runs, or None."""
+    return next((row for row in rows if row.results and row.label == against), None)
+
+
+def leaderboard_csv(tables, against=None):
     """All datasets in one table for programs, with the interval of every metric.
 
-    With ``against``, the label of a row, also the difference to it, and the p-value of that.
+    Args:
+        tables: lists of rows, one a dataset, as :func:`leaderboard` takes them.
+        against: the label of a row; with it also the difference to that row, and the p-value of the difference.
     """
     stream = io.StringIO()
-    metrics = _tested(results)
+    metrics = _tested([row for rows in tables for row in rows])
     suffixes = ["", " std", " low", " high", " p"]
     if against is not None:
         suffixes += [f" minus {against}", f" minus {against} p"]
@@ -369,13 +371,12 @@ def leaderboard_csv(results, folder, against=None):
     names += ["threads", "train_seconds", "eval_users_per_second", "parameters"]
     writer = csv.DictWriter(stream, names, lineterminator="\n")
     writer.writeheader()
-    for group in comparable(results).values():
-        of_group = dict(zip(("dataset", *COMPARED), comparison(group[0]), strict=True))
-        rows = [*_published_beside(group[0]), *rows_of(group, folder)]
+    for rows in tables:
+        of_table = dict(zip(("dataset", *COMPARED), comparison(rows[-1].results[0]), strict=True))
         rankings = {metric: ranking(rows, metric) for metric in metrics}
-        reference = next((row for row in rows if row.results and row.label == against), None)
+        reference = _reference(rows, against)
         for i, row in enumerate(rows):
-            line = {**of_group, "model": row.label, "source": row.source}
+            line = {**of_table, "model": row.label, "source": row.source}
             for metric in metrics:
                 low, high = row.interval(metric) or (None, None)
                 p = rankings[metric].p if i == rankings[metric].best else None
@@ -437,16 +438,16 @@ def leaderboards(results, folder, style, against=None):
     Raises:
         TigerError: no table has a row ``against``.
     """
-    groups = comparable(results)
+    tables = {title: [*_published_beside(group[0]), *rows_of(group, folder)] for title, group in comparable(results).items()}
     if against is not None:
-        labels = {row.label for group in groups.values() for row in rows_of(group, folder)}
+        labels = {row.label for rows in tables.values() for row in rows if row.results}
         if against not in labels:
             raise TigerError(f"no table has a row {against!r}{nearest(against, sorted(labels))}")
     if style == "csv":
-        return leaderboard_csv(results, folder, against)
+        return leaderboard_csv(tables.values(), against)
     parts = []
-    for title, group in groups.items():
-        parts += [STYLES[style].title.format(title), leaderboard(group, folder, style, published=True) + "\n"]
-        if against is not None and (table := differences(group, folder, style, against)):
+    for title, rows in tables.items():
+        parts += [STYLES[style].title.format(title), leaderboard(rows, style) + "\n"]
+        if against is not None and (table := differences(rows, style, against)):
             parts.append(table + "\n")
     return "\n".join(parts)
