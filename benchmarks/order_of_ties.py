@@ -75,8 +75,8 @@ def main(argv=None):
     print(f"\n{same.float().mean():.1%} of the test users have their two last items on one day")
     if args.output:
         share = round(same.double().mean().item(), 4)
-        result = {"model": config["model"], "dataset": config["dataset"], "two_last_on_one_day": share, "rows": table}
-        write_result(result, args.output)
+        names = {"model": config["label"], "dataset": config["dataset"], "seed": config["seed"]}
+        write_result({**names, "two_last_on_one_day": share, "rows": table}, args.output)
 
 
 if __name__ == "__main__":

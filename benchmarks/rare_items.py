@@ -113,6 +113,8 @@ def main(argv=None):
         results = [result for result in read_results(args.results_dir) if comparison(result) == comparison(here)]
         all_rows = rows_of(results, args.results_dir)
         rows = [row for row in all_rows if row.ranks is not None]
+        if short := [row.label for row in rows if any(int(k) > max(run["settings"]["topk"]) for run in row.results)]:
+            raise TigerError(f"--metric={args.metric}: ranks of {', '.join(short)} end before that place; take a smaller")
         if not rows:
             raise TigerError(
                 f"{args.results_dir} holds no results of {args.dataset} with ranks, made of the files of {args.data_path}"

@@ -1,5 +1,6 @@
 """How many places of their lists do models spend on items that the user has already? Test metrics as they are, and with the
-items of the history left out of every list; the latter also where the target is of a later day than the item before it.
+items of the history left out of every list; the latter also where the target is of a later day than the item before it. The
+history is what the models read of it, the last MAX_ITEM_LIST_LENGTH items.
 
 The protocol does not mask histories, as a user may take an item again. Where nobody does, as in the Amazon datasets, a model
 can only lose by it what it did not learn from that.
@@ -38,9 +39,9 @@ def evaluate(checkpoint):
     """What a model recommends to the test users.
 
     Returns:
-        dict: name of the model and its dataset; ranks of the targets [users] as they are and without the history; share of
-        the first LIST places, and of the first alone, that items of the history take; whether any target is one of them;
-        bool array [users], whether the target is of a later day than the item before it.
+        dict: name of the model, its dataset and its seed; ranks of the targets [users] as they are and without the history;
+        share of the first LIST places, and of the first alone, that items of the history take; whether any target is one of
+        them; bool array [users], whether the target is of a later day than the item before it.
     """
     config, model, _, _, _, test_data = load_data_and_model(checkpoint)
     model.eval()
@@ -70,6 +71,7 @@ def evaluate(checkpoint):
     return {
         "model": config["label"],
         "dataset": config["dataset"],
+        "seed": config["seed"],
         "ranks": {key: found[key] for key in ("as it is", "without history")},
         "later": found["later"],
         "shares": {key: float(found[key].mean()) for key in ("repeats", "first", "list")},
@@ -86,7 +88,7 @@ def main(argv=None):
     rows = []
     for checkpoint in args.checkpoints:
         found = evaluate(checkpoint)
-        row = {"model": found["model"], "dataset": found["dataset"]}
+        row = {name: found[name] for name in ("model", "dataset", "seed")}
         for how, ranks in found["ranks"].items():
             for metric in METRICS:
                 values = metric_of_users(ranks, metric)

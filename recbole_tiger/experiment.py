@@ -22,6 +22,7 @@ from recbole_tiger.errors import TigerError
 from recbole_tiger.files import make_folder
 from recbole_tiger.item_text import check_interactions
 from recbole_tiger.results import SCHEMA, read_result, write_result
+from recbole_tiger.semantic_ids import SemanticIDs
 from recbole_tiger.settings import check_keys, make_config, property_file, run_inputs, run_key
 from recbole_tiger.statistics import GAINS, interval, metric_of_users
 
@@ -274,7 +275,9 @@ def train(config, after_epoch=None):
             "checkpoint": str(trainer.saved_model_file),
         }
         if config["model"] == "TIGER":
-            found["semantic_ids"] = train_data._dataset.catalogue.semantic_ids.statistics()
+            # A resumed run keeps the codes of its checkpoint, which those made now need not be.
+            codes = trainer.model.network.codes[1:].cpu().numpy()
+            found["semantic_ids"] = SemanticIDs(trainer.model.items, codes).statistics()
         return found
 
     callback = {} if after_epoch is None else {"callback_fn": lambda epoch, score: after_epoch(result())}

@@ -18,13 +18,13 @@ from recbole_tiger.settings import check_tiger, plugin_layer, refuse_pickles
 from recbole_tiger.trainer import TIGERTrainer
 
 
-def _before(check, function):
-    """``function(config, ...)`` that first checks the config of a TIGER run."""
+def _without_pickles(function):
+    """``function(config, ...)`` that first refuses settings of a TIGER run which name a pickle."""
 
     @functools.wraps(function)
     def checked(config, *args, **kwargs):
         if config["model"] == "TIGER":
-            check(config)
+            refuse_pickles(config)
         return function(config, *args, **kwargs)
 
     return checked
@@ -58,8 +58,8 @@ def register():
 
     Config._init_device = _init_device
 
-    create = _before(refuse_pickles, recbole.data.utils.create_dataset)
+    create = _without_pickles(recbole.data.utils.create_dataset)
     for module in (recbole.data.utils, recbole.data, recbole.quick_start.quick_start):
         module.create_dataset = create
-    load = _before(refuse_pickles, recbole.data.utils.load_split_dataloaders)
+    load = _without_pickles(recbole.data.utils.load_split_dataloaders)
     recbole.data.utils.load_split_dataloaders = load

@@ -232,7 +232,10 @@ class Sweep:
         noted = [_read_record(file) for file in self._records.glob("*.json")]
         for record in sorted(noted, key=lambda record: record["number"]):
             if record["number"] <= self.size:
-                self.add(record["params"])
+                trial = self.add(record["params"])
+                # A kill can come before a trial that was drawn is noted: those after it move up.
+                if trial.number != record["number"]:
+                    self.write(trial)
 
     @property
     def epochs(self):
@@ -250,8 +253,8 @@ class Sweep:
 
     def write(self, trial, **fields):
         """Note what became of a trial, over what was noted before."""
-        noted = self.record(trial) or {"number": trial.number, "key": trial.key, "params": trial.params}
-        write_result({**noted, **fields}, self._file(trial))
+        own = {"number": trial.number, "key": trial.key, "params": trial.params}
+        write_result({**(self.record(trial) or {}), **own, **fields}, self._file(trial))
 
     @property
     def _records(self):

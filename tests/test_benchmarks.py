@@ -115,6 +115,11 @@ def test_rare_items_runs(data_path, tmp_path, capsys):
     for metric in ("recall@50", "precision@10", "recall"):
         assert rare.main([*where, "--dataset=tiny", f"--metric={metric}"]) == 2
         assert f"--metric={metric} has to be recall or hit or ndcg or mrr at 1 to 20" in capsys.readouterr().err
+    # Beyond the longest list of a run its ranks tell nothing.
+    short = experiment.run(experiment.prepare("SASRec", "tiny", {**settings, "topk": [5, 10]}), "short")
+    assert rare.main(["--results_dir=short", where[1], "--dataset=tiny", "--metric=recall@10"]) == 0
+    assert rare.main(["--results_dir=short", where[1], "--dataset=tiny", "--metric=recall@20"]) == 2
+    assert f"--metric=recall@20: ranks of {short['label']} end before that place" in capsys.readouterr().err
     # Results of other files under the name of the dataset are left out.
     other = tmp_path / "other"
     shutil.copytree(data_path / "tiny", other / "tiny")
@@ -140,6 +145,7 @@ def test_without_history(settings):
     assert script("without_history").main(["--checkpoints", *files, "--output=found.json"]) is None
     rows = json.loads(Path("found.json").read_text())["rows"]
     assert [row["model"] for row in rows] == list(runs)
+    assert [row["seed"] for row in rows] == [result["seed"] for result in results]
     for file, result, row in zip(files, results, rows, strict=True):
         for metric in ("recall@10", "ndcg@10"):
             assert row[f"{metric} as it is"] == pytest.approx(result["test_result"][metric], abs=1e-4)

@@ -14,6 +14,7 @@ import torch
 from recbole_tiger import compat, experiment
 from recbole_tiger.checkpoint import load_checkpoint, save_checkpoint
 from recbole_tiger.errors import TigerError
+from recbole_tiger.semantic_ids import SemanticIDs, add_collision_level
 from recbole_tiger.settings import run_key
 from recbole_tiger.trainer import TIGERTrainer, warmup_cosine
 from tests.conftest import write_dataset
@@ -109,6 +110,17 @@ def test_killed_run_resumes_and_ends_as_the_uninterrupted_one(resumable, tmp_pat
     assert f"epochs 0 to {done} are done" in log_text()
     assert outcome(resumed) == outcome(whole)
     same_weights(resumed, whole)
+
+
+def test_a_resumed_run_tells_the_codes_that_it_goes_on_with(settings):
+    run_until_killed(settings, 0)
+    (cache,) = Path(settings["cache_dir"]).glob("semantic-ids-*.tsv")
+    made = SemanticIDs.load(cache)
+    # Codes as another machine may make them of the same settings.
+    SemanticIDs(made.items, add_collision_level(made.codes[:, :-1] // 2)).save(cache)
+    result = run(settings, resume=True)
+    assert "epochs 0 to 0 are done" in log_text()
+    assert result["semantic_ids"] == made.statistics() != SemanticIDs.load(cache).statistics()
 
 
 @pytest.mark.parametrize("resume", [False, True])

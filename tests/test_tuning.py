@@ -521,6 +521,18 @@ def test_hyperopt_goes_on_where_it_was(settings):
     assert not {trial.key for trial in rest[1:]} & {trial.key for trial in found}
 
 
+def test_hyperopt_numbers_its_trials_without_gaps_after_a_kill(settings):
+    chosen = adaptive(settings, 12)
+    found = tried(chosen, tuning.Trials(chosen), 8)
+    (chosen.folder / "trials" / f"{found[5].key}.json").unlink()  # drawn, and killed before it was noted
+    again = adaptive(settings, 12)
+    assert [trial.key for trial in again.trials] == [trial.key for trial in found if trial is not found[5]]
+    tried(again, tuning.Trials(again), 99)
+    numbers = {file.stem: json.loads(file.read_text())["number"] for file in (chosen.folder / "trials").glob("*.json")}
+    assert numbers == {trial.key: number for number, trial in enumerate(again.trials, start=1)}
+    assert len(numbers) == 12
+
+
 def test_hyperopt_says_when_a_space_has_no_more_points(settings):
     chosen = adaptive(settings, 5, "n_layers: {choice: [1, 2]}\nhidden_dropout_prob: {choice: [0.1, 0.2]}\n")
     trials = tuning.Trials(chosen)

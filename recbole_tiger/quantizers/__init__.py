@@ -2,8 +2,8 @@
 
 The protocol: a class whose constructor takes its settings by name and whose
 ``fit(x, *, seed, show_progress=False)`` maps a float tensor [n_items, dim] to an int64 tensor of codes
-[n_items, codebook_depth], each below ``codebook_size``; the same input and seed give the same codes,
-on a GPU up to the order in which it adds.
+[n_items, codebook_depth], each below ``codebook_size``; the same input and seed give the same codes
+on the same kind of processor, on a GPU up to the order in which it adds.
 """
 
 import inspect
