@@ -389,7 +389,7 @@ def leaderboard_csv(tables, against=None):
                 line["seeds"] = len(row.results)
                 line["epochs"] = f"{row.average('epochs'):g}"
                 line |= {mark: row.any(mark) for mark in marks}
-                threads = sorted({result["hardware"]["threads"] for result in row.results if "hardware" in result})
+                threads = sorted({result["hardware"]["threads"] for result in row.results})
                 line["threads"] = "/".join(map(str, threads))
                 for name in ("train_seconds", "eval_users_per_second", "parameters"):
                     line[name] = f"{row.average(name):.10g}"

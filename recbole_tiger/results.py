@@ -12,7 +12,7 @@ SCHEMA = 1
 REQUIRED = (
     *("schema", "model", "label", "dataset", "seed", "best_valid_score", "valid_score_bigger", "best_valid_result"),
     *("test_result", "epochs", "out_of_time", "still_improving", "train_seconds", "eval_users_per_second", "parameters"),
-    *("epoch_log", "settings", "data_hash", "ranks"),
+    *("epoch_log", "settings", "data_hash", "hardware", "ranks"),
 )
 
 

@@ -55,6 +55,7 @@ def write_run(
         "epoch_log": log,
         "settings": {"seed": seed, "learning_rate": 0.001, **dict(settings)},
         "data_hash": "0123",
+        "hardware": {"threads": 1},
         "ranks": f"{name}.ranks.npz" if kept else None,
         **fields,
     }

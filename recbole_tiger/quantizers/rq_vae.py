@@ -45,7 +45,8 @@ class Network(nn.Module):
                 labels, _ = assign(residual, codebook)
             codes.append(labels)
             residuals.append(residual)
-            residual = residual - codebook[labels]
+            # The codebooks learn from the quantization loss alone; downstream they are constants.
+            residual = residual - codebook[labels].detach()
         return torch.stack(codes, dim=1), residuals
 
     def losses(self, x):
@@ -54,21 +55,16 @@ class Network(nn.Module):
         ||x - x_hat||^2 and, over levels, ||sg[r] - e||^2 + beta ||r - sg[e]||^2, summed over dimensions.
         """
         z = self.encoder(x)
-        residual, codes, quantized, quantization = z, [], 0, 0
-        for codebook in self.codebooks:
-            with torch.no_grad():
-                labels, _ = assign(residual, codebook)
+        codes, residuals = self.quantize(z)
+        quantized, quantization = 0, 0
+        for codebook, labels, residual in zip(self.codebooks, codes.unbind(1), residuals, strict=True):
             vector = codebook[labels]
             quantization = quantization + (residual.detach() - vector).pow(2).sum(1)
             quantization = quantization + self.beta * (residual - vector.detach()).pow(2).sum(1)
-            # The codebooks learn from the quantization loss alone; downstream they are constants.
-            vector = vector.detach()
-            quantized = quantized + vector
-            residual = residual - vector
-            codes.append(labels)
+            quantized = quantized + vector.detach()
         straight_through = z + (quantized - z).detach()
         reconstruction = (x - self.decoder(straight_through)).pow(2).sum(1)
-        return reconstruction.mean(), quantization.mean(), torch.stack(codes, dim=1)
+        return reconstruction.mean(), quantization.mean(), codes
 
 
 class RQVAE:
