@@ -6,6 +6,7 @@ import importlib
 import pickle
 
 import numpy as np
+import scipy.sparse
 import torch
 import yaml
 from recbole.config import Config
@@ -65,7 +66,12 @@ SAFE_GLOBALS = [
     stand_in(dotted(yaml.FullLoader)),
     np.core.multiarray.scalar,
     np.dtype,
-    *{type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int64, np.bool_)},
+    *{type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int32, np.int64, np.bool_, object)},
+    # ItemKNN, EASE and SLIMElastic keep matrices of NumPy and SciPy.
+    np.core.multiarray._reconstruct,
+    np.ndarray,
+    np.matrix,
+    *(scipy.sparse.csr_matrix, scipy.sparse.csc_matrix, scipy.sparse.lil_matrix),
 ]
 
 
@@ -116,9 +122,13 @@ def safe_globals_of(file):
         names = torch.serialization.get_unsafe_globals_in_checkpoint(str(file))
     except FileNotFoundError as error:
         raise TigerError(f"checkpoint {file} does not exist") from error
+    except IsADirectoryError as error:
+        raise TigerError(f"{file} is a folder, not a checkpoint; give a file in it") from error
     except Exception as error:  # many kinds, for files cut short or of another format
         reason = str(error).splitlines()[0].split(". ")[0]
-        raise TigerError(f"{file} is cut short or not a checkpoint ({reason}); delete it or give another") from error
+        raise TigerError(
+            f"{file} is cut short or not a checkpoint ({reason}); give another, or delete what was cut short"
+        ) from error
     result = list(SAFE_GLOBALS)
     for name in names:
         if name in allowed:
@@ -148,7 +158,9 @@ def load_checkpoint(file, device):
         raise TigerError(f"{file}: {error}") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         reason = str(error).splitlines()[0]
-        raise TigerError(f"{file} cannot be read as a checkpoint ({reason}); delete it or give another") from error
+        raise TigerError(
+            f"{file} cannot be read as a checkpoint ({reason}); give another, or delete what was cut short"
+        ) from error
     if not isinstance(state, dict) or not {"config", "state_dict", "other_parameter"} <= state.keys():
         raise TigerError(f"{file} is not a checkpoint of RecBole: it lacks settings and weights; give another")
     return state

@@ -7,6 +7,7 @@ import sys
 import textwrap
 import threading
 import warnings
+from pathlib import Path
 
 import torch
 from tabulate import tabulate
@@ -15,12 +16,12 @@ from recbole_tiger import experiment, sweep, tuning
 from recbole_tiger.dataset import TIGERDataset
 from recbole_tiger.download import AMAZON, OFFICIAL, download_amazon, ensure_dataset
 from recbole_tiger.errors import TigerError
-from recbole_tiger.files import whole_file
+from recbole_tiger.files import make_folder, whole_file
 from recbole_tiger.leaderboard import leaderboard, leaderboards, rows_of
 from recbole_tiger.plots import plot
 from recbole_tiger.recommend import Recommender, read_histories
 from recbole_tiger.results import read_results
-from recbole_tiger.settings import make_config, parse_arguments, read_config_files, unread
+from recbole_tiger.settings import make_config, model_of, parse_arguments, read_config_files, unread
 from recbole_tiger.version import __version__
 
 SETTINGS_HELP = "Any setting of RecBole or of TIGER is given as --key=value; values are YAML."
@@ -172,7 +173,8 @@ def _parser():
 def _tell_unread(args, settings):
     names = unread(args.model, settings)
     if names:
-        print(f"recbole-tiger: warning: of TIGER alone, without effect on {args.model}: {', '.join(names)}", file=sys.stderr)
+        of = "other models" if model_of(args.model) == "TIGER" else "TIGER alone"
+        print(f"recbole-tiger: warning: of {of}, without effect on {args.model}: {', '.join(names)}", file=sys.stderr)
 
 
 def _run(args, settings):
@@ -245,6 +247,10 @@ def _tokenize(args, settings):
     config = experiment.prepare(args.model, args.dataset, settings)
     if config["model"] != "TIGER":
         raise TigerError(f"model {args.model} has no semantic IDs: give TIGER or a recipe of it")
+    if args.output:
+        if Path(args.output).is_dir():
+            raise TigerError(f"--output={args.output} is a folder: name a file for the semantic IDs")
+        make_folder(Path(args.output).parent)
     catalogue = TIGERDataset(config).catalogue
     ids = catalogue.semantic_ids
     statistics = ids.statistics()

@@ -335,7 +335,8 @@ def run(config, results_dir):
         dict: the result, with ``checkpoint`` the path of the best epoch's.
     """
     file = result_path(config, results_dir)
-    make_folder(file.parent)
+    for folder in (file.parent, config["checkpoint_dir"], *([config["cache_dir"]] if config["model"] == "TIGER" else [])):
+        make_folder(folder)
     start_logging(config)
     result, trainer, test_data = train(config)
     finish(result, trainer, test_data, file)
@@ -360,6 +361,8 @@ def compare(names, dataset, user_settings, results_dir):
     """
     if not names:
         raise TigerError("no model to compare: name some by --models=GRU4Rec,TIGER")
+    if "label" in user_settings:
+        raise TigerError("label names the row of one run, and here every model has a row: leave it out")
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise TigerError(f"models named twice: {', '.join(twice)}")

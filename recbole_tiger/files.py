@@ -115,6 +115,11 @@ def read_arrays(path, *names):
     except KeyError as error:
         raise TigerError(f"{path} lacks an array: it has to hold {' and '.join(names)}") from error
     except Exception as error:  # many kinds, for what is damaged
+        if "Object arrays" in str(error):
+            raise TigerError(
+                f"{path} is not an npz file of plain arrays: one is of Python objects, which could run code; make it one of "
+                f"text by .astype(str), or of numbers"
+            ) from error
         raise TigerError(
             f"{path} is cut short or not an npz file of plain arrays ({error}); delete it and make it anew"
         ) from error

@@ -6,6 +6,7 @@ import re
 from logging import getLogger
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from recbole_tiger.errors import TigerError, named
@@ -184,6 +185,28 @@ def _refuse_absent(path, tokens):
         )
 
 
+def _refuse_other_ids(path, fields, names):
+    """Refuse users and items of another type than token."""
+    for name in names:
+        if fields.get(name, "token") != "token":
+            raise TigerError(f"{path}: {name} is of type {fields[name]}, and has to be a token: write {name}:token")
+
+
+def _refuse_times(path, fields, table, time):
+    """Refuse times that are no numbers: RecBole numbers tokens as they come, and gives an absent time the mean."""
+    if fields[time] != "float":
+        raise TigerError(
+            f"{path}: {time} is of type {fields[time]}, and the order of interactions hangs on it: make it {time}:float, "
+            f"as seconds since 1970"
+        )
+    wrong = table.index[~np.isfinite(pd.to_numeric(table[time], errors="coerce"))]
+    if len(wrong):
+        raise TigerError(
+            f"{path}: {len(wrong)} interactions have no number in {time}, first {table[time][wrong[0]]!r} in row "
+            f"{wrong[0] + 1}: give it in seconds since 1970, or leave them out"
+        )
+
+
 def _tell_lost_times(path, table, user, time):
     """Say where RecBole loses the order of a user's interactions: it keeps times in float32, and ties as in the file."""
     times = pd.to_numeric(table[time], errors="coerce")
@@ -203,9 +226,10 @@ def _tell_lost_times(path, table, user, time):
 
 
 def check_interactions(config):
-    """Refuse interactions that RecBole would drop without a word: with items that the item file lacks, or absent tokens.
+    """Refuse interactions that RecBole would drop or misplace without a word.
 
-    Warns where it would lose their order. Files that this process has checked are not read again until they change.
+    They are with items that the item file lacks, with absent tokens, or with times that are no numbers. Warns where it
+    would lose their order. Files that this process has checked are not read again until they change.
 
     Raises:
         TigerError: with the first of them.
@@ -214,19 +238,23 @@ def check_interactions(config):
     paths = [path for path in interaction_files(config) if path.is_file()]  # RecBole names those that are absent
     state = [(path, path.stat().st_mtime_ns, path.stat().st_size) for path in [items, *paths]]
     user, time = config["USER_ID_FIELD"], config["TIME_FIELD"]
-    state = (*state, user, item_id, time, config["field_separator"], config["encoding"])
+    ordered = config["eval_args"]["order"] == "TO" and not config["benchmark_filename"]
+    state = (*state, user, item_id, time, ordered, config["field_separator"], config["encoding"])
     if state in _checked:
         return
+    _refuse_other_ids(items, header(items, config), [item_id])
     known = read_columns(items, [item_id], config)[item_id]
     _refuse_absent(items, known)
     for path in paths:
         fields = header(path, config)
         if item_id not in fields:
             raise TigerError(f"{path} has no column {item_id}: it has {', '.join(fields)}; name it by --ITEM_ID_FIELD=...")
+        _refuse_other_ids(path, fields, (user, item_id))
         table = read_columns(path, [name for name in (user, item_id, time) if name in fields], config)
         for name in table.columns.intersection([user, item_id]):
             _refuse_absent(path, table[name])
-        if {user, time} <= set(table) and not config["benchmark_filename"]:
+        if ordered and {user, time} <= set(table):
+            _refuse_times(path, fields, table, time)
             _tell_lost_times(path, table, user, time)
         used = table[item_id]
         lost = used[~used.isin(known) & (used != "")]

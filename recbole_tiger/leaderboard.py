@@ -442,7 +442,9 @@ def leaderboards(results, folder, style, against=None):
     if against is not None:
         labels = {row.label for rows in tables.values() for row in rows if row.results}
         if against not in labels:
-            raise TigerError(f"no table has a row {against!r}{nearest(against, sorted(labels))}")
+            several = sorted(label for label in labels if label.startswith(f"{against} ("))
+            known = f"; there are {' and '.join(map(repr, several))}" if several else nearest(against, sorted(labels))
+            raise TigerError(f"no table has a row {against!r}{known}")
     if style == "csv":
         return leaderboard_csv(tables.values(), against)
     parts = []

@@ -56,6 +56,13 @@ LISTS = {"rec.topk", "rec.items"}
 # What metrics look at that need a score of every item, as GAUC does.
 WHOLE = {"rec.meanrank", "rec.score", "data.label"}
 
+EVAL_ARGS = ("split", "group_by", "order", "mode")
+# How RecBole ranks: all items, or so many that are drawn beside the target.
+MODE = re.compile(r"full|labeled|(uni|pop)[1-9]\d*")
+# RecBole's intervals, as [5,inf) or (0,1];[3,4).
+_BOUND = r"\s*-?(\d+\.?\d*|inf)\s*"
+INTERVALS = re.compile(rf"[\[(]{_BOUND},{_BOUND}[\])](\s*;\s*[\[(]{_BOUND},{_BOUND}[\])])*")
+
 # Keys that RecBole reads and no file of its properties lists.
 UNLISTED = {"benchmark_filename", "encoding", "token_num_threshold", "selected_features", "label"}
 
@@ -157,13 +164,25 @@ def known_settings():
     return known
 
 
+def _glued(value):
+    """Keys of mappings within a value that YAML made of ``key:value``, without the space after the colon."""
+    if isinstance(value, list):
+        return [key for one in value for key in _glued(one)]
+    if not isinstance(value, dict):
+        return []
+    own = [key for key, inner in value.items() if inner is None and isinstance(key, str) and ":" in key]
+    return own + [key for inner in value.values() for key in _glued(inner)]
+
+
 def check_keys(settings, source):
-    """Refuse a setting that nothing reads.
+    """Refuse a setting that nothing reads, and a mapping whose colon is no colon to YAML.
 
     Raises:
         TigerError: with the nearest known one.
     """
-    for key in settings:
+    for key, value in settings.items():
+        if glued := _glued(value):
+            raise TigerError(f"{key} in {source}: {glued[0]!r} lacks the space after its colon, which YAML wants")
         if key in ("model", "dataset"):
             raise TigerError(f"{key} in {source} is no setting: it is an argument of a command's own, see its --help")
         if key not in known_settings():
@@ -224,19 +243,33 @@ def plugin_layer(dataset):
     return {**protocol(), **property_file("model", "TIGER"), **property_file("dataset", dataset)}
 
 
+def _read_by_all():
+    """Settings that every model reads."""
+    files = [RECBOLE / "properties" / file for file in ("overall.yaml", "dataset/sample.yaml")]
+    return {"text_fields", "resume"} | set(protocol()) | {key for file in files for key in _read(file)}
+
+
 @cache
 def _of_tiger_alone(model):
     """Settings of TIGER that ``model`` does not read: to it they make no other run."""
-    read = {"text_fields", "resume"} | set(protocol())
-    for file in ("overall.yaml", "dataset/sample.yaml", f"model/{model}.yaml"):
-        read |= set(_read(RECBOLE / "properties" / file))
-    return set(property_file("model", "TIGER")) - read
+    return set(property_file("model", "TIGER")) - _read_by_all() - set(_read(RECBOLE / f"properties/model/{model}.yaml"))
+
+
+@cache
+def _of_other_models():
+    """Settings of RecBole's models that TIGER does not read."""
+    settings = {key for file in RECBOLE.glob("properties/model/*.yaml") for key in _read(file)}
+    return settings - _read_by_all() - set(property_file("model", "TIGER"))
 
 
 def unread(name, user_settings):
-    """Those of the user's settings that belong to TIGER and do nothing for ``name``, a RecBole model or a recipe."""
+    """Those of the user's settings that do nothing for ``name``, a RecBole model or a recipe.
+
+    To TIGER those of RecBole's models; to these those of TIGER.
+    """
     model = model_of(name)
-    return [] if model == "TIGER" else sorted(set(user_settings) & _of_tiger_alone(model) - NOT_OF_THE_RUN)
+    others = _of_other_models() if model == "TIGER" else _of_tiger_alone(model)
+    return sorted(set(user_settings) & others - NOT_OF_THE_RUN)
 
 
 def make_config(name, dataset, user_settings):
@@ -257,6 +290,8 @@ def make_config(name, dataset, user_settings):
     layers.update(property_file("recipe", name))
     layers.update(user_settings)
     if isinstance(layers["eval_args"], dict):
+        if foreign := sorted(map(str, set(layers["eval_args"]) - set(EVAL_ARGS))):
+            raise TigerError(f"eval_args has no {', '.join(foreign)}: it may have {', '.join(EVAL_ARGS)}")
         layers["eval_args"] = {**protocol()["eval_args"], **layers["eval_args"]}
     layers.setdefault("label", name)
     if "gpu_id" in layers and layers["gpu_id"] is None:
@@ -273,7 +308,7 @@ def make_config(name, dataset, user_settings):
             config = Config(model=model, dataset=dataset, config_file_list=[str(file)])
         except TigerError:
             raise
-        except (ValueError, TypeError, KeyError, NotImplementedError, RuntimeError, AssertionError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, RuntimeError, AssertionError) as error:
             raise TigerError(f"{model}: {error}") from error
     check_run(config)
     return config
@@ -300,6 +335,26 @@ def _check_whole(key, value):
         raise TigerError(f"{key} has to be a whole number from 0 up, not {value!r}")
 
 
+def _check_texts(config, keys):
+    for key in keys:
+        if not isinstance(config[key], str) or not config[key]:
+            quoted = f"'\"{config[key] or '|'}\"'"
+            raise TigerError(f"{key} has to be text, not {config[key]!r}: quote it for YAML, as in --{key}={quoted}")
+
+
+def _check_intervals(config):
+    """Refuse what RecBole passes over as no interval, and then filters by nothing."""
+    ranges = {key: config[key] for key in ("user_inter_num_interval", "item_inter_num_interval")}
+    values = config["val_interval"] or {}
+    if not isinstance(values, dict):
+        raise TigerError(f"val_interval has to be of the form {{'price': '[1,inf)'}}, not {values!r}")
+    # Of a column of tokens it is a list of them.
+    ranges.update({f"val_interval of {key}": value for key, value in values.items() if not isinstance(value, list)})
+    for key, value in ranges.items():
+        if value is not None and not INTERVALS.fullmatch(str(value).strip()):
+            raise TigerError(f"{key} has to be an interval as '[5,inf)', or several joined by a semicolon, not {value!r}")
+
+
 def _check_optimizer(config):
     learners = ("adam", "adamw", "sgd", "adagrad", "rmsprop")
     if str(config["learner"]).lower() not in learners:
@@ -308,8 +363,11 @@ def _check_optimizer(config):
     pair = isinstance(betas, list | tuple) and len(betas) == 2
     if not pair or not all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in betas):
         raise TigerError(f"betas has to be a list of two numbers from 0 up to 1, not {betas!r}")
-    if clip is not None and (not isinstance(clip, dict) or "max_norm" not in clip):
-        raise TigerError(f"clip_grad_norm has to be of the form {{'max_norm': 1.0}} or nothing, not {clip!r}")
+    if clip is not None:
+        if not isinstance(clip, dict) or "max_norm" not in clip or not set(clip) <= {"max_norm", "norm_type"}:
+            raise TigerError(f"clip_grad_norm has to be of the form {{'max_norm': 1.0}} or nothing, not {clip!r}")
+        for key, value in clip.items():
+            check_number(f"clip_grad_norm, {key}", value, positive=True)
     for key in ("weight_decay", "initializer_range"):
         check_number(key, config[key])
 
@@ -330,6 +388,7 @@ def check_run(config):
     """
     _check_counts(config, ["epochs", "eval_step"])
     _check_text_fields(config)
+    _check_texts(config, ["field_separator", "seq_separator", "checkpoint_dir", "data_path", "label", "valid_metric"])
     refuse_pickles(config)
     _check_whole("seed", config["seed"])
     if config["seed"] >= SEEDS:
@@ -340,9 +399,8 @@ def check_run(config):
             f"{config['model']} with train_stage {config['train_stage']} is neither validated nor tested; "
             f"give --train_stage=finetune and what pre_model_path it asks for"
         )
-    for key in ("field_separator", "seq_separator"):
-        if not isinstance(config[key], str) or not config[key]:
-            raise TigerError(f"{key} has to be text, not {config[key]!r}: quote it for YAML, as in --{key}='\"|\"'")
+    _check_whole("metric_decimal_place", config["metric_decimal_place"])
+    _check_intervals(config)
     check_number("learning_rate", config["learning_rate"], positive=True)
     if config["valid_users"] is not None:
         _check_counts(config, ["valid_users"])
@@ -350,7 +408,7 @@ def check_run(config):
     if minutes is not None:
         check_number("max_minutes", minutes, positive=True)
     # The label is part of the name of the result file.
-    if Path(str(config["label"])).name != str(config["label"]):
+    if Path(config["label"]).name != config["label"]:
         raise TigerError(f"label {config['label']!r} has to be usable in a file name: leave out its slashes")
     metric, _, k = config["valid_metric"].partition("@")
     of_lists = not LISTS.isdisjoint(metric_information.get(metric.lower(), ()))
@@ -363,8 +421,15 @@ def check_run(config):
     order = config["eval_args"]["order"]
     if config["MODEL_TYPE"] == ModelType.SEQUENTIAL and order != "TO":
         raise TigerError(f"eval_args: {config['model']} is a model of sequences, whose order has to be TO, not {order}")
+    for mode in config["eval_args"]["mode"].values():
+        if not MODE.fullmatch(str(mode)):
+            raise TigerError(f"eval_args: unknown mode {mode!r}: it may be full, or uni100 or pop100 for 100 drawn items")
     split = config["eval_args"]["split"]
-    ratios = split.get("RS", [1, 1, 1])
+    ratios = split.get("RS", [1, 1, 1]) if isinstance(split, dict) else None
+    if not isinstance(ratios, list) or not all(isinstance(ratio, int | float) and ratio >= 0 for ratio in ratios):
+        raise TigerError(
+            f"eval_args: the split {split!r} is none; it may be {{LS: valid_and_test}} or as {{RS: [0.8,0.1,0.1]}}"
+        )
     if not config["benchmark_filename"] and (
         split.get("LS", "valid_and_test") != "valid_and_test" or len(ratios) != 3 or 0 in ratios
     ):
@@ -390,6 +455,7 @@ def check_tiger(config):
         "trie_softmax": (True, False),
         "prefix_embedding": (True, False),
         "history_bias": (True, False),
+        "enable_amp": (True, False),
     }
     for key, allowed in choices.items():
         if config[key] not in allowed:
@@ -411,6 +477,10 @@ def check_tiger(config):
     _check_whole("n_user_tokens", config["n_user_tokens"])
     make_quantizer(config)
     _check_optimizer(config)
+    _check_texts(config, ["cache_dir", "text_encoder"])
+    for key in ("item_embeddings", "semantic_ids"):
+        if config[key] is not None:
+            _check_texts(config, [key])
     probabilities = ["hidden_dropout_prob", "attn_dropout_prob", "code_dropout_prob", "label_smoothing"]
     for key in [*probabilities, "warmup_ratio", "ema_decay"]:
         if not isinstance(config[key], int | float) or not 0 <= config[key] < 1:
@@ -429,6 +499,8 @@ def check_tiger(config):
             f"metrics: {', '.join(whole)} ranks the whole catalogue, and a beam finds {config['beam_size']} items of it: "
             f"give --scoring=exact, or leave the metric out"
         )
+    if "labeled" in config["eval_args"]["mode"].values():
+        raise TigerError("eval_args: mode labeled is for models of labels, which TIGER is not: give full, or uni100")
     if "local_rank" in config:
         raise TigerError("TIGER trains in one process, on one device: leave out nproc; a sweep runs a trial a GPU")
 

@@ -25,6 +25,7 @@ from recbole_tiger.settings import (
     property_files,
     protocol,
     read_config_files,
+    recbole_models,
     run_key,
     run_settings,
 )
@@ -57,6 +58,8 @@ def read_space(sweep, config):
         TigerError: with the setting and what it may be.
     """
     if sweep in shipped():
+        if sweep in [*recbole_models(), "TIGER"] and sweep != config["model"]:
+            raise TigerError(f"sweep {sweep} is of settings of {sweep}, not of {config['model']}: give --model={sweep}")
         space = property_file("sweep", sweep)
     elif sweep.endswith((".yaml", ".yml")):
         space = read_config_files([sweep])

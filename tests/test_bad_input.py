@@ -283,6 +283,34 @@ def test_price_that_is_no_number(capsys, own):
     has(run(capsys, settings), folder, "price:float", "mend the value or the type in the header")
 
 
+@pytest.mark.parametrize("model", ["TIGER", "SASRec"])
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (lambda text: text.replace("timestamp:float", "timestamp:token"), ["timestamp is of type token", "timestamp:float"]),
+        (
+            lambda text: re.sub(r"\t[\d.]+\n", "\t\n", text, count=3),
+            ["3 interactions have no number in timestamp", "'' in row 1"],
+        ),
+        (
+            lambda text: re.sub(r"\t[\d.]+\n", "\t2014-05-01\n", text),
+            ["have no number in timestamp", "'2014-05-01' in row 1"],
+        ),
+        (
+            lambda text: text.replace("item_id:token", "item_id:float"),
+            ["tiny.inter: item_id is of type float", "item_id:token"],
+        ),
+        (lambda text: text.replace("user_id:token", "user_id:float"), ["user_id is of type float", "user_id:token"]),
+    ],
+    ids=["times as tokens", "absent times", "dates", "items as numbers", "users as numbers"],
+)
+def test_interactions_whose_order_or_items_recbole_would_lose(capsys, own, model, change, parts):
+    folder, settings = own
+    file = folder / "tiny.inter"
+    file.write_text(change(file.read_text()))
+    has(run(capsys, of_model(settings, model), model=model), *parts)
+
+
 # --- settings ---
 
 
@@ -336,6 +364,27 @@ def test_price_that_is_no_number(capsys, own):
         ({"metrics": ["NDCG", "GAUC"]}, ["GAUC ranks the whole catalogue", "a beam finds", "--scoring=exact"]),
         ({"topk": []}, ["topk"]),
         ({"label": "../x"}, ["label '../x'", "file name"]),
+        ({"label": 7}, ["label has to be text, not 7", "--label='\"7\"'"]),
+        ({"label": ""}, ["label has to be text"]),
+        ({"valid_metric": 5}, ["TIGER: ", "'int'"]),
+        ({"checkpoint_dir": None}, ["checkpoint_dir has to be text, not None"]),
+        ({"cache_dir": None}, ["cache_dir has to be text, not None"]),
+        ({"text_encoder": 5}, ["text_encoder has to be text, not 5"]),
+        ({"item_embeddings": 5}, ["item_embeddings has to be text, not 5"]),
+        ({"semantic_ids": True}, ["semantic_ids has to be text, not True"]),
+        ({"metric_decimal_place": "x"}, ["metric_decimal_place", "whole number", "'x'"]),
+        ({"enable_amp": "maybe"}, ["unknown enable_amp 'maybe'", "True or False"]),
+        ({"clip_grad_norm": {"max_norm": -1}}, ["clip_grad_norm, max_norm has to be a positive number, not -1"]),
+        ({"clip_grad_norm": {"max_norm": 1, "foo": 2}}, ["clip_grad_norm has to be of the form"]),
+        ({"eval_args": {"foo": "RO"}}, ["eval_args has no foo", "split, group_by, order, mode"]),
+        ({"eval_args": {"mode": "uni0"}}, ["unknown mode 'uni0'", "full, or uni100"]),
+        ({"eval_args": {"mode": "labeled"}}, ["mode labeled is for models of labels"]),
+        ({"eval_args": {"split": {"RS": 0.8}}}, ["the split {'RS': 0.8} is none", "{RS: [0.8,0.1,0.1]}"]),
+        ({"eval_args": {"split": {"RS": [0.8, -0.1, 0.3]}}}, ["-0.1", "is none"]),
+        ({"user_inter_num_interval": 5}, ["user_inter_num_interval has to be an interval as '[5,inf)'", "not 5"]),
+        ({"item_inter_num_interval": [5, "inf"]}, ["item_inter_num_interval has to be an interval"]),
+        ({"val_interval": {"price": 3}}, ["val_interval of price has to be an interval"]),
+        ({"val_interval": 5}, ["val_interval has to be of the form", "not 5"]),
         ({"item_embeddings": "absent.npz"}, ["absent.npz does not exist"]),
         ({"semantic_ids": "absent.tsv"}, ["absent.tsv does not exist"]),
         ({"dataset_save_path": "x.pth"}, ["dataset_save_path", "can run code", "remove"]),
@@ -400,6 +449,43 @@ def test_unknown_model(capsys, data_path):
     has(refused(capsys, ["compare", "--models=TIGER,SASREC", "--dataset=tiny"], settings), "'SASREC'", "SASRec?")
     has(refused(capsys, ["compare", "--models=TIGER,TIGER", "--dataset=tiny"], settings), "named twice: TIGER")
     has(refused(capsys, ["compare", "--models=,", "--dataset=tiny"], settings), "no model", "--models=")
+
+
+@pytest.mark.parametrize(
+    ("argument", "inner"),
+    [("--eval_args={mode:uni100}", "mode:uni100"), ("--train_neg_sample_args={a: [{b:2}]}", "b:2")],
+)
+@pytest.mark.parametrize("model", ["TIGER", "SASRec"])
+def test_a_mapping_without_the_space_after_a_colon(capsys, data_path, model, argument, inner):
+    call = ["run", f"--model={model}", "--dataset=tiny", f"--data_path={data_path}", argument]
+    has(refused(capsys, call), f"{argument[2:].partition('=')[0]} in the command line: {inner!r} lacks the space")
+
+
+def test_intervals_that_recbole_reads(settings):
+    own = {
+        "user_inter_num_interval": "[2,inf)",
+        "item_inter_num_interval": "(0,3];[4, 1000]",
+        "val_interval": {"price": "[1,inf)"},
+    }
+    assert experiment.prepare("TIGER", "tiny", {**settings, **own})["user_inter_num_interval"] == "[2,inf)"
+
+
+def test_a_label_for_several_models(capsys, data_path):
+    call = ["compare", "--models=Pop,SASRec", "--dataset=tiny", f"--data_path={data_path}", "--label=x"]
+    has(refused(capsys, call), "label names the row of one run", "leave it out")
+
+
+@pytest.mark.parametrize("folder", ["checkpoint_dir", "cache_dir"])
+def test_a_folder_that_cannot_be_made(capsys, settings, folder):
+    Path("file").touch()
+    has(run(capsys, {**settings, folder: "file"}), "cannot make the folder file", "choose another")
+
+
+def test_output_of_tokenize_that_cannot_be_written(capsys, settings):
+    Path("folder").mkdir()
+    Path("file").touch()
+    for output, part in (("folder", "--output=folder is a folder"), ("file/ids.tsv", "cannot make the folder file")):
+        has(refused(capsys, ["tokenize", "--dataset=tiny", f"--output={output}"], settings), part)
 
 
 def test_run_recbole_without_evaluation_keeps_the_last_epoch(settings):
@@ -511,7 +597,7 @@ def spoiled_embeddings(kind, tokens, x, marker):
         ("inf", ["2 items have NaN or inf", "i4, i9"]),
         ("text", ["not numbers"]),
         ("one item", ["items ()", "one row an item"]),
-        ("pickle", ["not an npz file of plain arrays"]),
+        ("pickle", ["not an npz file of plain arrays", ".astype(str)"]),
         ("no array", ["lacks an array", "items and embeddings"]),
     ],
 )
@@ -678,6 +764,7 @@ def test_checkpoint_cut_short(capsys, trained, tmp_path):
         with pytest.raises(TigerError, match=r"short\.pth is cut short"):
             load_data_and_model("short.pth")
     has(refused(capsys, ["recommend", "--checkpoint=absent.pth", "--history=i1"]), "absent.pth does not exist")
+    has(refused(capsys, ["recommend", "--checkpoint=.", "--history=i1"]), ". is a folder, not a checkpoint")
 
 
 @pytest.mark.parametrize("content", [torch.ones(3), {"state_dict": {}}, [1, 2]], ids=["tensor", "dict", "list"])

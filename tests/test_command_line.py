@@ -495,3 +495,7 @@ def test_settings_that_a_baseline_does_not_read_are_told(data_path, tmp_path, ca
     assert main(["run", "--model=Pop", "--dataset=tiny", *arguments(settings)]) == 0
     assert "warning: of TIGER" not in capsys.readouterr().err
     assert unread("TIGER-text", own) == []
+    assert unread("TIGER-text", {**own, "embedding_size": 4, "loss_type": "BPR", "label": "x"}) == [
+        "embedding_size",
+        "loss_type",
+    ]

@@ -15,6 +15,7 @@ from recbole_tiger.leaderboard import leaderboard, leaderboards, published_rows
 from recbole_tiger.leaderboard import rows_of as leaderboard_rows
 from recbole_tiger.results import SCHEMA, read_ranks, read_results, write_ranks, write_result
 from recbole_tiger.statistics import metric_of_users
+from tests.test_bad_input import has
 from tests.test_command_line import files_under, rows_of
 
 METRICS = [f"{metric}@{k}" for metric in ("recall", "ndcg") for k in (5, 10, 20)]
@@ -433,6 +434,10 @@ def test_against(capsys):
     assert "minus B" not in capsys.readouterr().out.partition("% alone")[2].partition("% amazon-beauty")[0]
     assert main(["leaderboard", "--against=a"]) == 2
     assert "no table has a row 'a'; did you mean A?" in capsys.readouterr().err
+    write_run("B", 3, settings={"learning_rate": 0.5}, dataset="alone")
+    write_run("A", 3, settings={"learning_rate": 0.5})
+    assert main(["leaderboard", "--against=A"]) == 2
+    has(capsys.readouterr().err, "no table has a row 'A'; there are 'A (learning_rate=0.001)' and 'A (learning_rate=0.5)'")
 
 
 def test_csv_has_every_interval():

@@ -290,6 +290,8 @@ OTHERS = {
     "BERT4Rec": {"train_neg_sample_args": None, "n_layers": 1},
     "LightGCN": {"valid_metric": "NDCG@10", "metrics": ["Recall", "NDCG"]},
     "FDSA": {"train_neg_sample_args": None, "selected_features": ["brand"], "n_layers": 1},
+    # Their checkpoints hold matrices of NumPy and SciPy.
+    **{name: {"valid_metric": "NDCG@10", "metrics": ["Recall", "NDCG"]} for name in ("ItemKNN", "EASE", "SLIMElastic")},
 }
 
 

@@ -359,6 +359,8 @@ def test_a_sweep_that_cannot_work(text, parts, capsys, settings):
         (["--sweep=none.yaml"], ["none.yaml does not exist"]),
         (["--sweep=codebook"], ["varies codebook_depth, codebook_size", "take it out of one"]),
         (["--sweep=codebook", "--model=SASRec"], ["SASRec has no such setting", "try --sweep=SASRec"]),
+        (["--sweep=GRU4Rec"], ["sweep GRU4Rec is of settings of GRU4Rec, not of TIGER", "--model=GRU4Rec"]),
+        (["--sweep=TIGER", "--model=SASRec"], ["sweep TIGER is of settings of TIGER, not of SASRec"]),
         (["--sweep=TIGER", "--grace_period=3"], ["grace_period", "from 1 to the 2 epochs, not 3"]),
         (["--sweep=TIGER", "--max_concurrent=0"], ["max_concurrent", "positive whole number, not 0"]),
         (["--sweep=TIGER", "--num_samples=0"], ["num_samples", "positive whole number, not 0"]),
