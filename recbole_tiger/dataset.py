@@ -106,7 +106,9 @@ class TIGERDataset(SequentialDataset):
         check_interactions(self.config)
         try:
             super()._load_data(token, dataset_path)
-        except ValueError as error:  # of pandas, for a value that is not of its column's type
+        except ValueError as error:
+            if "convert" not in str(error):  # as pandas says of a value that is not of its column's type
+                raise
             raise TigerError(f"{dataset_path}: {error}; mend the value or the type in the header") from error
         if self.benchmark_filename_list is not None:
             histories = history_field(self.config)

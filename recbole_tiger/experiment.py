@@ -1,5 +1,6 @@
 """One run from settings to a result file, for any model; and several side by side."""
 
+import contextlib
 import os
 import platform
 import shutil
@@ -187,16 +188,36 @@ def start_logging(config):
     root.info(config)
 
 
+@contextlib.contextmanager
+def refused_by_recbole(config):
+    """What RecBole raises as it makes a dataset or a model of settings, as a sentence."""
+    try:
+        yield
+    except TigerError:
+        raise
+    except (ValueError, TypeError, KeyError, NotImplementedError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        if "Some feat is empty" in reason:
+            reason = (
+                "its filters leave no interaction, user or item: loosen user_inter_num_interval, val_interval and the like"
+            )
+        raise TigerError(
+            f"{config['label']} on {config['dataset']}: RecBole refuses the data or the settings, "
+            f"{type(error).__name__}: {reason}"
+        ) from error
+
+
 def load(config):
     """Training, validation (cut down to ``valid_users``) and test data of a run.
 
     Raises:
-        TigerError: one of them is empty.
+        TigerError: one of them is empty, or RecBole cannot make them.
     """
     init_seed(config["seed"], config["reproducibility"])
-    dataset = create_dataset(config)
-    getLogger().info(dataset)
-    train_data, valid_data, test_data = data_preparation(config, dataset)
+    with refused_by_recbole(config):
+        dataset = create_dataset(config)
+        getLogger().info(dataset)
+        train_data, valid_data, test_data = data_preparation(config, dataset)
     for part, data in (("training", train_data), ("validation", valid_data), ("test", test_data)):
         if not len(data._dataset):
             raise TigerError(
@@ -222,7 +243,8 @@ def of_some_users(config, valid_data):
 def make_trainer(config, train_data):
     """A new model and its trainer."""
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
-    model = get_model(config["model"])(config, train_data._dataset).to(config["device"])
+    with refused_by_recbole(config):
+        model = get_model(config["model"])(config, train_data._dataset).to(config["device"])
     getLogger().info(model)
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
     if config["model"] != "TIGER":  # RecBole's name tells seconds: runs that begin together would share a file

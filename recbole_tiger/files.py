@@ -26,8 +26,11 @@ def make_folder(path):
 
 
 def read_lines(path):
-    """Lines of a UTF-8 file without their ends; characters that ``str.splitlines`` takes for one stay in their line."""
-    with open(path, encoding="utf-8") as stream:
+    """Lines of a UTF-8 file without their ends and a byte-order mark.
+
+    Characters that ``str.splitlines`` takes for the end of a line stay in theirs.
+    """
+    with open(path, encoding="utf-8-sig") as stream:
         return [line.rstrip("\n") for line in stream]
 
 

@@ -59,8 +59,9 @@ def read_columns(path, names, config):
                 values = line.rstrip("\r\n").split(separator) if '"' in line else []
                 if any(value.startswith('"') and not QUOTED.fullmatch(value) for value in values):
                     raise TigerError(
-                        f"{path}, line {number}: a value begins with a double quote that does not enclose it; "
-                        f"leave that quote out, or enclose the value in quotes and double those within"
+                        f"{path}, line {number}: a value begins with a double quote that does not enclose it; leave that "
+                        f"quote out, or enclose the value in quotes and double those within; if there is a separator or a "
+                        f"line break within the quotes, replace it by a space"
                     )
                 if line.count(separator) >= len(fields):
                     raise TigerError(

@@ -152,9 +152,11 @@ class SemanticIDs:
             lines = read_lines(path)
         except UnicodeDecodeError as error:
             raise TigerError(f"{path} is not a text file: expected a tab-separated table of semantic IDs") from error
-        if not lines or lines[0].split("\t")[0] != "item":
+        columns = lines[0].split("\t") if lines else []
+        # Without the last one the last code would be taken for it.
+        if not columns or columns[0] != "item" or columns[-1] != "collision":
             raise TigerError(f"{path}: line 1 has to be the header: item, code_1, ..., collision, separated by tabs")
-        width = len(lines[0].split("\t"))
+        width = len(columns)
         items, rows = [], []
         for number, line in enumerate(lines[1:], start=2):
             item, *codes = line.split("\t")

@@ -408,6 +408,30 @@ def test_setting_that_is_not_finite(capsys, data_path, key, value):
     has(refused(capsys, call), f"{key} has to be a positive number, not {value[1:]}")
 
 
+@pytest.mark.parametrize(
+    ("model", "change", "parts"),
+    [
+        ("TIGER", {"user_inter_num_interval": "[500,inf)"}, ["TIGER on tiny", "filters leave no interaction"]),
+        ("SASRec", {"item_inter_num_interval": "[500,inf)"}, ["SASRec on tiny", "filters leave no interaction"]),
+        ("TIGER", {"rm_dup_inter": "foo"}, ["TIGER on tiny: RecBole refuses", "ValueError", "keep must be"]),
+        ("SASRec", {"n_heads": 3}, ["SASRec on tiny: RecBole refuses", "ValueError", "(3)"]),
+        (
+            "SASRec",
+            {"loss_type": "XX", "train_neg_sample_args": None},
+            ["SASRec on tiny: RecBole refuses", "NotImplementedError", "'loss_type' in"],
+        ),
+    ],
+    ids=str,
+)
+def test_what_recbole_refuses(capsys, settings, model, change, parts):
+    assert (
+        main(["run", f"--model={model}", "--dataset=tiny", *arguments({**of_model(settings, model), **QUIET, **change})])
+        == 2
+    )
+    has(sentence(capsys), *parts)
+    assert not Path("results").exists() or not list(Path("results").iterdir())
+
+
 @pytest.mark.parametrize(("model", "stage"), [("S3Rec", "pretrain"), ("RaCT", "actor_pretrain")])
 def test_a_model_that_is_to_be_pretrained(capsys, data_path, model, stage):
     has(run(capsys, {"data_path": str(data_path)}, model=model), model, f"train_stage {stage}", "--train_stage=finetune")
@@ -643,6 +667,7 @@ def spoiled_ids(kind):
         "word": {8: "i7\ttwo\t1\t0"},
         "huge": {8: f"i7\t{10**30}\t1\t0"},
         "no header": {0: "i60\t1\t2\t3"},
+        "no collision level": {0: "item\tcode_1\tcode_2\tcode_3"},
     }
     if kind == "missing":
         del lines[8:10]
@@ -665,6 +690,7 @@ def spoiled_ids(kind):
         ("word", ["line 9", "non-negative integers", "two"]),
         ("huge", ["line 9", "non-negative integers", "1" + "0" * 30]),
         ("no header", ["line 1", "header", "item, code_1"]),
+        ("no collision level", ["line 1", "header", "..., collision"]),
         ("no rows", ["at least one item"]),
     ],
 )

@@ -58,6 +58,13 @@ def test_save_and_load_in_a_form_people_can_read(ids, tmp_path):
     assert np.array_equal(again.codes, ids.codes)
 
 
+def test_a_table_with_a_byte_order_mark(ids, tmp_path):
+    """As spreadsheets write it."""
+    ids.save(tmp_path / "ids.tsv")
+    (tmp_path / "marked.tsv").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "ids.tsv").read_bytes())
+    assert SemanticIDs.load(tmp_path / "marked.tsv").items == ids.items
+
+
 def test_item_tokens_with_line_separators_of_unicode_come_back(tmp_path):
     items = ["a\u2028b", "a\x85", "\x0c"]
     SemanticIDs(items, np.array([[0, 0], [1, 0], [1, 1]])).save(tmp_path / "ids.tsv")
