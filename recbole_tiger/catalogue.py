@@ -16,6 +16,8 @@ from recbole_tiger.semantic_ids import SemanticIDs, add_collision_level
 
 # A level whose codes are used as unevenly as if fewer than this share of them existed counts as collapsed.
 COLLAPSED = 0.1
+# So many codes a level are fine for any catalogue.
+MOST_CODES = 2**16
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,20 @@ def check_sizes(config, n_items):
         raise TigerError(f"beam_size {config['beam_size']} is larger than the catalogue of {n_items} items; lower it")
 
 
+def check_codes(semantic_ids, source):
+    """Refuse codes of the user's own that are no numbering: a level has weights for every number up to its largest code.
+
+    Raises:
+        TigerError: with the largest code.
+    """
+    largest = semantic_ids.codes.max()
+    if largest >= max(MOST_CODES, 10 * len(semantic_ids.items)):
+        raise TigerError(
+            f"{source} has the code {largest}, and a level has weights for every number up to its largest: number the codes "
+            f"of each level from 0"
+        )
+
+
 def needs_embeddings(config):
     """Whether the codes or the encoder's input are made of the items' embeddings."""
     return not config["semantic_ids"] or config["encoder_text"]
@@ -122,6 +138,8 @@ def make_catalogue(config, items):
     texts, titles = text_of_items(config, items)
     own_ids = config["semantic_ids"]
     semantic_ids = SemanticIDs.load(own_ids).reordered(items, own_ids) if own_ids else None
+    if own_ids:
+        check_codes(semantic_ids, own_ids)
     embeddings = item_embeddings(config, items, texts) if needs_embeddings(config) else None
     if semantic_ids is None:
         semantic_ids = quantize(config, items, embeddings)

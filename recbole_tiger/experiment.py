@@ -17,7 +17,7 @@ from recbole.data import create_dataset, data_preparation
 from recbole.data.utils import get_dataloader
 from recbole.utils import get_model, get_trainer, init_logger, init_seed
 
-from recbole_tiger.dataset import check_aliases, text_load_col
+from recbole_tiger.dataset import check_aliases, history_field, text_load_col
 from recbole_tiger.download import ensure_dataset
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import make_folder
@@ -207,6 +207,16 @@ def refused_by_recbole(config):
         ) from error
 
 
+def _check_lengths(config, dataset):
+    """Refuse pre-split histories that a model of RecBole's has no positions for; TIGER reads the last of them."""
+    longest = dataset.field2seqlen.get(history_field(config), 0) if config["benchmark_filename"] else 0
+    if config["model"] != "TIGER" and longest > config["MAX_ITEM_LIST_LENGTH"]:
+        raise TigerError(
+            f"the pre-split files have histories of up to {longest} items, MAX_ITEM_LIST_LENGTH is "
+            f"{config['MAX_ITEM_LIST_LENGTH']}: raise it, or cut them to their last items"
+        )
+
+
 def load(config):
     """Training, validation (cut down to ``valid_users``) and test data of a run.
 
@@ -217,6 +227,7 @@ def load(config):
     with refused_by_recbole(config):
         dataset = create_dataset(config)
         getLogger().info(dataset)
+        _check_lengths(config, dataset)
         train_data, valid_data, test_data = data_preparation(config, dataset)
     for part, data in (("training", train_data), ("validation", valid_data), ("test", test_data)):
         if not len(data._dataset):

@@ -666,6 +666,7 @@ def spoiled_ids(kind):
         "fraction": {8: "i7\t2.0\t1\t0"},
         "word": {8: "i7\ttwo\t1\t0"},
         "huge": {8: f"i7\t{10**30}\t1\t0"},
+        "gaps": {8: "i7\t2\t9000000\t0"},
         "no header": {0: "i60\t1\t2\t3"},
         "no collision level": {0: "item\tcode_1\tcode_2\tcode_3"},
     }
@@ -689,6 +690,7 @@ def spoiled_ids(kind):
         ("fraction", ["line 9", "non-negative integers", "2.0"]),
         ("word", ["line 9", "non-negative integers", "two"]),
         ("huge", ["line 9", "non-negative integers", "1" + "0" * 30]),
+        ("gaps", ["the code 9000000", "number the codes of each level from 0"]),
         ("no header", ["line 1", "header", "item, code_1"]),
         ("no collision level", ["line 1", "header", "..., collision"]),
         ("no rows", ["at least one item"]),
@@ -1257,6 +1259,15 @@ def test_split_data_without_the_alias(capsys, split, model):
     settings = {**of_model(settings, model), "benchmark_filename": settings["benchmark_filename"]}
     message = run(capsys, {**settings, **(NO_ENCODER if model == "TIGER" else {})}, model=model)
     has(message, "item_id_list", "--alias_of_item_id=[item_id_list]")
+
+
+def test_split_data_with_histories_that_are_too_long(capsys, split):
+    settings = {**split[1], "MAX_ITEM_LIST_LENGTH": 4}
+    own = {key: settings[key] for key in ("data_path", "benchmark_filename", "alias_of_item_id", "epochs")}
+    call = ["run", "--model=SASRec", "--dataset=tiny", *arguments({**own, **QUIET, "MAX_ITEM_LIST_LENGTH": 4})]
+    assert main(call) == 2
+    has(sentence(capsys), "histories of up to", "MAX_ITEM_LIST_LENGTH is 4", "raise it")
+    assert main(["run", "--model=TIGER", "--dataset=tiny", *arguments({**settings, **QUIET})]) == 0
 
 
 def test_split_data_without_histories(capsys, split):
