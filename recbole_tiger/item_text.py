@@ -126,7 +126,7 @@ def read_item_text(config):
     """Read the text of every item of the item file.
 
     The raw columns are read, before RecBole fills, rescales or remaps anything: a title "None" stays a title, an absent
-    price stays absent. Values are joined by ", ", absent ones are left out.
+    price stays absent. Values are joined by ", ", absent ones are left out. Of several rows of an item the first counts.
 
     Returns:
         DataFrame indexed by item token with the columns ``text`` (all fields) and ``title`` (the first field present).
@@ -136,6 +136,12 @@ def read_item_text(config):
     columns = text_columns(config)
     item_id = config["ITEM_ID_FIELD"]
     frame = read_columns(path, [item_id, *columns], config)
+    twice = frame.drop_duplicates()[item_id]
+    twice = twice[twice.duplicated()].unique()
+    if len(twice):
+        getLogger().warning(
+            f"{path}: {len(twice)} items have several rows of different text: {named(twice)}; the first counts"
+        )
     frame = frame.drop_duplicates(item_id, keep="first").set_index(item_id)[columns]
     for column in columns:
         if fields[column].endswith("_seq"):

@@ -38,9 +38,11 @@ class Recommender:
             device: a torch device; the default is CUDA where there is one.
 
         Raises:
-            TigerError: the file is absent, cut short, of another model, or carries code.
+            TigerError: the file is absent, cut short, of another model, or carries code; or the device is not there.
         """
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise TigerError(f"device {str(device)!r}: this PyTorch finds no GPU here; give 'cpu', or none")
         state = load_checkpoint(checkpoint, device)
         config = state["config"]
         if config["model"] != "TIGER":

@@ -1,6 +1,7 @@
 """Settings: property files, what the command line says, the checks before any long work, and what tells runs apart."""
 
 import ast
+import codecs
 import contextlib
 import difflib
 import hashlib
@@ -388,7 +389,12 @@ def check_run(config):
     """
     _check_counts(config, ["epochs", "eval_step"])
     _check_text_fields(config)
-    _check_texts(config, ["field_separator", "seq_separator", "checkpoint_dir", "data_path", "label", "valid_metric"])
+    texts = ["field_separator", "seq_separator", "LIST_SUFFIX", "checkpoint_dir", "data_path", "label", "valid_metric"]
+    _check_texts(config, [*texts, *(["encoding"] if config["encoding"] is not None else [])])
+    try:
+        codecs.lookup(config["encoding"] or "utf-8")
+    except LookupError as error:
+        raise TigerError(f"encoding {config['encoding']!r} is none that Python knows; try utf-8-sig or latin-1") from error
     refuse_pickles(config)
     _check_whole("seed", config["seed"])
     if config["seed"] >= SEEDS:

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import importlib.util
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,7 +92,7 @@ def _check_values(where, values):
             if (
                 not isinstance(arguments, list)
                 or len(arguments) != count
-                or not all(isinstance(x, int | float) and not isinstance(x, bool) for x in arguments)
+                or not all(isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in arguments)
             ):
                 raise TigerError(f"{where}: {kind} takes a list of {count} numbers, not {arguments!r}")
             low, high = arguments[:2]

@@ -366,6 +366,8 @@ def test_interactions_whose_order_or_items_recbole_would_lose(capsys, own, model
         ({"label": "../x"}, ["label '../x'", "file name"]),
         ({"label": 7}, ["label has to be text, not 7", "--label='\"7\"'"]),
         ({"label": ""}, ["label has to be text"]),
+        ({"LIST_SUFFIX": None}, ["LIST_SUFFIX has to be text"]),
+        ({"encoding": "nonsense"}, ["encoding 'nonsense'", "utf-8-sig"]),
         ({"valid_metric": 5}, ["TIGER: ", "'int'"]),
         ({"checkpoint_dir": None}, ["checkpoint_dir has to be text, not None"]),
         ({"cache_dir": None}, ["cache_dir has to be text, not None"]),

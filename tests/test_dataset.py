@@ -305,3 +305,17 @@ def test_times_that_float32_cannot_tell_apart(tmp_path, caplog, reverse):
     (folder / "tiny.inter").write_text("\n".join(lines) + "\n")
     experiment.prepare("SASRec", "tiny", {"data_path": str(tmp_path / "own")})
     assert ("of 3 users keep the order of the file" in caplog.text) == reverse
+
+
+def test_several_rows_of_an_item(tmp_path, caplog):
+    """Those that repeat one say nothing new."""
+    caplog.set_level("WARNING")
+    folder = write_dataset(tmp_path / "data")
+    settings = {"data_path": str(tmp_path / "data")}
+    rows = (folder / "tiny.item").read_text()
+    for more, told in ((rows.splitlines()[3], False), ("i7\tAnother soap\tAcme\t3", True)):
+        (folder / "tiny.item").write_text(rows + more + "\n")
+        caplog.clear()
+        texts = read_item_text(experiment.prepare("TIGER", "tiny", settings))["title"]
+        assert texts["i7"] != "Another soap"
+        assert ("1 items have several rows of different text: i7; the first counts" in caplog.text) == told

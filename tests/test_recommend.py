@@ -119,3 +119,9 @@ def test_users_are_asked_for_where_the_model_reads_them(trained, recommender):
         assert [r["score"] for r in recommendations] == pytest.approx(alone, abs=1e-4)
     one, two = (recommender.recommend(trained["histories"][0], scoring="exact", user=user) for user in ("u1", "u2"))
     assert [r["score"] for r in one] != [r["score"] for r in two]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_device_that_is_not_there(trained):
+    with pytest.raises(TigerError, match="device 'cuda': this PyTorch finds no GPU here; give 'cpu'"):
+        Recommender.load(trained["checkpoint"], device="cuda")

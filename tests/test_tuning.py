@@ -338,6 +338,7 @@ def test_a_grid_and_draws_combine():
         ("codebook_size: [8, 0]", ["trial {'codebook_size': 0}", "positive whole number"]),
         ("learning_rate: {lognormal: [0, 1]}", ["no distribution", "loguniform"]),
         ("learning_rate: {uniform: [0.1]}", ["uniform takes a list of 2 numbers", "[0.1]"]),
+        ("learning_rate: {uniform: [0.1, .inf]}", ["uniform takes a list of 2 numbers", "inf"]),
         ("learning_rate: {uniform: [0.2, 0.1]}", ["uniform from 0.2 to 0.1"]),
         ("learning_rate: {loguniform: [0, 0.1]}", ["loguniform from 0 to 0.1"]),
         ("n_layers: {randint: [1.5, 3]}", ["randint takes whole numbers"]),
