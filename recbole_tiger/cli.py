@@ -19,7 +19,7 @@ from recbole_tiger.errors import TigerError
 from recbole_tiger.files import make_folder, whole_file
 from recbole_tiger.leaderboard import leaderboard, leaderboards, rows_of
 from recbole_tiger.plots import plot
-from recbole_tiger.recommend import Recommender, read_histories
+from recbole_tiger.recommend import Recommender, read_histories, read_history
 from recbole_tiger.results import read_results
 from recbole_tiger.settings import make_config, model_of, parse_arguments, read_config_files, unread
 from recbole_tiger.version import __version__
@@ -135,7 +135,11 @@ def _parser():
     )
     recommend.add_argument("--checkpoint", required=True, help="a TIGER-*.pth that a run saved")
     which = recommend.add_mutually_exclusive_group(required=True)
-    which.add_argument("--history", type=_list, help="item tokens, oldest first, separated by commas")
+    which.add_argument(
+        "--history",
+        type=read_history,
+        help="item tokens, oldest first, separated by commas, in double quotes if with commas",
+    )
     which.add_argument(
         "--histories", help="file with a history a line, written as for --history; the answer is a line of JSON each"
     )

@@ -1,5 +1,6 @@
 """Load a checkpoint, recommend for a history."""
 
+import csv
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -145,8 +146,14 @@ class Recommender:
         return torch.tensor([user_slot(user, size) for user in users], device=self.model.network.codes.device)
 
 
+def read_history(text):
+    """Item tokens of a line: separated by commas, oldest first; one that has a comma stands in double quotes."""
+    row = next(csv.reader([text], skipinitialspace=True), [])
+    return [item.strip() for item in row if item.strip()]
+
+
 def read_histories(file):
-    """Histories of a file: one a line, item tokens separated by commas, oldest first.
+    """Histories of a file: one a line, as :func:`read_history` takes it.
 
     Raises:
         TigerError: it does not exist or is no UTF-8 text.
@@ -158,4 +165,4 @@ def read_histories(file):
         lines = read_lines(path)
     except UnicodeDecodeError as error:
         raise TigerError(f"file of histories {path} is not UTF-8 text ({error}); save it as UTF-8") from error
-    return [[item.strip() for item in line.split(",") if item.strip()] for line in lines]
+    return [read_history(line) for line in lines]

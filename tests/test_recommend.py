@@ -7,6 +7,7 @@ import torch
 
 from recbole_tiger import Recommender, experiment
 from recbole_tiger.errors import TigerError
+from recbole_tiger.recommend import read_history
 from tests.conftest import small_settings
 
 VARIANTS = {
@@ -119,6 +120,11 @@ def test_users_are_asked_for_where_the_model_reads_them(trained, recommender):
         assert [r["score"] for r in recommendations] == pytest.approx(alone, abs=1e-4)
     one, two = (recommender.recommend(trained["histories"][0], scoring="exact", user=user) for user in ("u1", "u2"))
     assert [r["score"] for r in one] != [r["score"] for r in two]
+
+
+def test_histories_are_read_as_csv():
+    assert read_history(' i1, "a, ""3""" ,i2,,') == ["i1", 'a, "3"', "i2"]
+    assert read_history("") == []
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
