@@ -300,15 +300,24 @@ def test_settings_of_a_dataset(data_path):
 
 
 def test_a_failed_cell_does_not_end_the_grid(grid):
-    # The model cannot be made, which shows long after the settings are read.
-    Path("grid.yaml").write_text(GRID.replace("seeds: [1, 2]", "seeds: [1]").replace("n_heads: 1", "n_heads: 3"))
+    # The optimizer cannot be made, which shows long after the settings are read.
+    Path("grid.yaml").write_text(GRID.replace("seeds: [1, 2]", "seeds: [1]").replace("n_heads: 1", "weight_decay: x"))
     shown, errors = grid(status=1)
     assert states(shown) == {"tiny/Pop/1": "finished", "tiny/SASRec/1": "failed"}
     (line,) = [line for line in errors.splitlines() if "tiny/SASRec/1 failed" in line]
     assert "status 1: " in line
-    assert "3" in line
+    assert "'str'" in line
     log = Path(line.rpartition("whole output: ")[2].rstrip(")"))
     assert "Traceback" in log.read_text()
+
+
+def test_a_cell_that_recbole_refuses_says_why(grid):
+    Path("grid.yaml").write_text(GRID.replace("seeds: [1, 2]", "seeds: [1]").replace("n_heads: 1", "n_heads: 3"))
+    shown, errors = grid(status=1)
+    assert states(shown) == {"tiny/Pop/1": "finished", "tiny/SASRec/1": "failed"}
+    (line,) = [line for line in errors.splitlines() if "tiny/SASRec/1 failed" in line]
+    assert "status 2: " in line
+    assert "not a multiple of the number of attention heads (3)" in line
 
 
 def test_a_dataset_that_is_not_there_does_not_end_the_grid(grid):
