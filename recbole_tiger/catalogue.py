@@ -137,10 +137,10 @@ def make_catalogue(config, items):
     check_sizes(config, len(items))
     texts, titles = text_of_items(config, items)
     own_ids = config["semantic_ids"]
-    semantic_ids = SemanticIDs.load(own_ids).reordered(items, own_ids) if own_ids else None
     if own_ids:
+        semantic_ids = SemanticIDs.load(own_ids).reordered(items, own_ids)
         check_codes(semantic_ids, own_ids)
     embeddings = item_embeddings(config, items, texts) if needs_embeddings(config) else None
-    if semantic_ids is None:
+    if not own_ids:
         semantic_ids = quantize(config, items, embeddings)
     return Catalogue(titles, semantic_ids, embeddings)

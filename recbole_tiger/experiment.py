@@ -368,8 +368,10 @@ def run(config, results_dir):
         dict: the result, with ``checkpoint`` the path of the best epoch's.
     """
     file = result_path(config, results_dir)
-    for folder in (file.parent, config["checkpoint_dir"], *([config["cache_dir"]] if config["model"] == "TIGER" else [])):
-        make_folder(folder)
+    make_folder(file.parent)
+    make_folder(config["checkpoint_dir"])
+    if config["model"] == "TIGER":
+        make_folder(config["cache_dir"])
     start_logging(config)
     result, trainer, test_data = train(config)
     finish(result, trainer, test_data, file)

@@ -199,36 +199,37 @@ def _refuse_other_ids(path, fields, names):
             raise TigerError(f"{path}: {name} is of type {fields[name]}, and has to be a token: write {name}:token")
 
 
-def _refuse_times(path, fields, table, time):
-    """Refuse times that are no numbers: RecBole numbers tokens as they come, and gives an absent time the mean."""
+def _read_times(path, fields, table, time):
+    """The times as numbers; refuses others: RecBole numbers tokens as they come, and gives an absent time the mean."""
     if fields[time] != "float":
         raise TigerError(
             f"{path}: {time} is of type {fields[time]}, and the order of interactions hangs on it: make it {time}:float, "
             f"as seconds since 1970"
         )
-    wrong = table.index[~np.isfinite(pd.to_numeric(table[time], errors="coerce"))]
+    times = pd.to_numeric(table[time], errors="coerce")
+    wrong = table.index[~np.isfinite(times)]
     if len(wrong):
         raise TigerError(
             f"{path}: {len(wrong)} interactions have no number in {time}, first {table[time][wrong[0]]!r} in row "
             f"{wrong[0] + 1}: give it in seconds since 1970, or leave them out"
         )
+    return times
 
 
-def _tell_lost_times(path, table, user, time):
+def _tell_lost_times(path, users, times):
     """Say where RecBole loses the order of a user's interactions: it keeps times in float32, and ties as in the file."""
-    times = pd.to_numeric(table[time], errors="coerce")
     seen = times.astype("float32")
     if (seen == times).all():
         return
-    kept = pd.DataFrame({"user": table[user], "time": times, "seen": seen})
+    kept = pd.DataFrame({"user": users, "time": times, "seen": seen})
     kept = kept.sort_values(["user", "seen"], kind="stable")
     before = kept.shift()
     lost = (kept["user"] == before["user"]) & (kept["seen"] == before["seen"]) & (kept["time"] < before["time"])
     if lost.any():
         getLogger().warning(
             f"{path}: {lost.sum()} interactions of {kept.loc[lost, 'user'].nunique()} users keep the order of the file, "
-            f"not that of {time}: RecBole reads times as float32, which for today's seconds is exact to a minute or two; "
-            f"sort the file by {time}"
+            f"not that of {times.name}: RecBole reads times as float32, which for today's seconds is exact to a minute or "
+            f"two; sort the file by {times.name}"
         )
 
 
@@ -261,8 +262,7 @@ def check_interactions(config):
         for name in table.columns.intersection([user, item_id]):
             _refuse_absent(path, table[name])
         if ordered and {user, time} <= set(table):
-            _refuse_times(path, fields, table, time)
-            _tell_lost_times(path, table, user, time)
+            _tell_lost_times(path, table[user], _read_times(path, fields, table, time))
         used = table[item_id]
         lost = used[~used.isin(known) & (used != "")]
         if len(lost):

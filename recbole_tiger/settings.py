@@ -483,10 +483,8 @@ def check_tiger(config):
     _check_whole("n_user_tokens", config["n_user_tokens"])
     make_quantizer(config)
     _check_optimizer(config)
-    _check_texts(config, ["cache_dir", "text_encoder"])
-    for key in ("item_embeddings", "semantic_ids"):
-        if config[key] is not None:
-            _check_texts(config, [key])
+    given = [key for key in ("item_embeddings", "semantic_ids") if config[key] is not None]
+    _check_texts(config, ["cache_dir", "text_encoder", *given])
     probabilities = ["hidden_dropout_prob", "attn_dropout_prob", "code_dropout_prob", "label_smoothing"]
     for key in [*probabilities, "warmup_ratio", "ema_decay"]:
         if not isinstance(config[key], int | float) or not 0 <= config[key] < 1:

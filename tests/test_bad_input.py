@@ -1265,9 +1265,9 @@ def test_split_data_without_the_alias(capsys, split, model):
 
 def test_split_data_with_histories_that_are_too_long(capsys, split):
     settings = {**split[1], "MAX_ITEM_LIST_LENGTH": 4}
-    own = {key: settings[key] for key in ("data_path", "benchmark_filename", "alias_of_item_id", "epochs")}
-    call = ["run", "--model=SASRec", "--dataset=tiny", *arguments({**own, **QUIET, "MAX_ITEM_LIST_LENGTH": 4})]
-    assert main(call) == 2
+    names = ("data_path", "benchmark_filename", "alias_of_item_id", "epochs", "MAX_ITEM_LIST_LENGTH")
+    own = {name: settings[name] for name in names}
+    assert main(["run", "--model=SASRec", "--dataset=tiny", *arguments({**own, **QUIET})]) == 2
     has(sentence(capsys), "histories of up to", "MAX_ITEM_LIST_LENGTH is 4", "raise it")
     assert main(["run", "--model=TIGER", "--dataset=tiny", *arguments({**settings, **QUIET})]) == 0
 

@@ -299,12 +299,17 @@ def test_settings_of_a_dataset(data_path):
     assert cell.settings == {**over, "epochs": 2, "embedding_size": 8, "hidden_size": 8}
 
 
-def test_a_failed_cell_does_not_end_the_grid(grid):
-    # The optimizer cannot be made, which shows long after the settings are read.
-    Path("grid.yaml").write_text(GRID.replace("seeds: [1, 2]", "seeds: [1]").replace("n_heads: 1", "weight_decay: x"))
+def failure(grid, setting):
+    """What a grid says of its cell of SASRec that fails for a setting, and that the other cell ends."""
+    Path("grid.yaml").write_text(GRID.replace("seeds: [1, 2]", "seeds: [1]").replace("n_heads: 1", setting))
     shown, errors = grid(status=1)
     assert states(shown) == {"tiny/Pop/1": "finished", "tiny/SASRec/1": "failed"}
     (line,) = [line for line in errors.splitlines() if "tiny/SASRec/1 failed" in line]
+    return line
+
+
+def test_a_failed_cell_does_not_end_the_grid(grid):
+    line = failure(grid, "weight_decay: x")  # of which the optimizer cannot be made, long after the settings are read
     assert "status 1: " in line
     assert "'str'" in line
     log = Path(line.rpartition("whole output: ")[2].rstrip(")"))
@@ -312,10 +317,7 @@ def test_a_failed_cell_does_not_end_the_grid(grid):
 
 
 def test_a_cell_that_recbole_refuses_says_why(grid):
-    Path("grid.yaml").write_text(GRID.replace("seeds: [1, 2]", "seeds: [1]").replace("n_heads: 1", "n_heads: 3"))
-    shown, errors = grid(status=1)
-    assert states(shown) == {"tiny/Pop/1": "finished", "tiny/SASRec/1": "failed"}
-    (line,) = [line for line in errors.splitlines() if "tiny/SASRec/1 failed" in line]
+    line = failure(grid, "n_heads: 3")
     assert "status 2: " in line
     assert "not a multiple of the number of attention heads (3)" in line
 
