@@ -12,9 +12,10 @@ import torch
 from recbole.config import Config
 
 from recbole_tiger.checkpoint import dotted, stand_in
+from recbole_tiger.checks import check_tiger, refuse_pickles
 from recbole_tiger.dataset import TIGERDataset
 from recbole_tiger.model import tiger
-from recbole_tiger.settings import check_tiger, plugin_layer, refuse_pickles
+from recbole_tiger.settings import plugin_layer
 from recbole_tiger.trainer import TIGERTrainer
 
 
