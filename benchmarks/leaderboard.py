@@ -26,7 +26,7 @@ from tqdm import tqdm
 from recbole_tiger import experiment
 from recbole_tiger.errors import TigerError
 from recbole_tiger.results import read_results
-from recbole_tiger.settings import parse_arguments, read_yaml
+from recbole_tiger.settings.arguments import parse_arguments, read_yaml
 
 HERE = Path(__file__).parent
 LOGS = Path("log/leaderboard")

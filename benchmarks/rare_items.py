@@ -16,7 +16,7 @@ from recbole_tiger.download import DAY
 from recbole_tiger.errors import TigerError
 from recbole_tiger.leaderboard import comparison, rows_of
 from recbole_tiger.results import read_results, write_result
-from recbole_tiger.settings import run_inputs
+from recbole_tiger.settings.identity import run_inputs
 from recbole_tiger.statistics import GAINS
 
 EDGES = [-1, 2, 5, 10, 20, 50, np.inf]

@@ -29,7 +29,7 @@ from recbole_tiger.catalogue import quantize
 from recbole_tiger.dataset import TIGERDataset, training_windows
 from recbole_tiger.model.tiger import TIGER
 from recbole_tiger.results import write_result
-from recbole_tiger.settings import parse_arguments
+from recbole_tiger.settings.arguments import parse_arguments
 from recbole_tiger.trainer import TIGERTrainer
 from recbole_tiger.trie import Trie
 

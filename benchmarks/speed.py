@@ -39,7 +39,7 @@ from recbole_tiger.item_text import text_of_items
 from recbole_tiger.model.tiger import TIGER, left_padded
 from recbole_tiger.quantizers import QUANTIZERS, quantizer_settings
 from recbole_tiger.results import write_result
-from recbole_tiger.settings import parse_arguments
+from recbole_tiger.settings.arguments import parse_arguments
 from recbole_tiger.trainer import TIGERTrainer, autocast
 
 BEAUTY = {"n_items": 12101, "n_users": 22363, "n_interactions": 198502}

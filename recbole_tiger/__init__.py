@@ -1,20 +1,24 @@
-"""TIGER (generative retrieval over semantic IDs) as a plugin of RecBole: importing this package registers the model."""
+"""TIGER (generative retrieval over semantic IDs) as a plugin of RecBole: importing this package registers the model.
 
-import warnings
+RecBole learns of it with its own first import, or at once where it is imported already; this package imports neither it nor
+PyTorch before a name of theirs is asked for.
+"""
 
-with warnings.catch_warnings():
-    # Ray 2.6.3 imports pkg_resources, which says that it will go; the bound on setuptools keeps it.
-    warnings.simplefilter("ignore")
-    from recbole.quick_start import run_recbole
+import importlib
 
-from recbole_tiger import compat, memory, plugin
+from recbole_tiger import compat, plugin  # noqa: F401 - they wait for RecBole
+from recbole_tiger.version import __version__
 
-compat.mend()
-plugin.register()
-memory.keep_freed_memory()
-
-from recbole_tiger.recommend import Recommender  # noqa: E402 - RecBole is mended first
-from recbole_tiger.semantic_ids import SemanticIDs  # noqa: E402
-from recbole_tiger.version import __version__  # noqa: E402
+_HOMES = {
+    "Recommender": "recbole_tiger.recommend",
+    "SemanticIDs": "recbole_tiger.semantic_ids",
+    "run_recbole": "recbole.quick_start",
+}
 
 __all__ = ["Recommender", "SemanticIDs", "__version__", "run_recbole"]
+
+
+def __getattr__(name):
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -57,21 +57,29 @@ _Settings = type(
     "Config", (Config,), {"__module__": Config.__module__, "__init__": _refuse_arguments, "__setstate__": _take_over}
 )
 
-# What RecBole's pickled Config refers to; nothing among it runs code when it is built.
+try:
+    from numpy._core import multiarray as _multiarray
+except ImportError:  # NumPy 1
+    from numpy.core import multiarray as _multiarray
+
+_OF_NUMPY = [_multiarray.scalar, _multiarray._reconstruct]
+
+# What RecBole's pickled Config refers to, some by the name that a checkpoint may give it. Nothing among it runs code when
+# it is built.
 SAFE_GLOBALS = [
     _Settings,
     ModelType,
     EvaluatorType,
     InputType,
     stand_in(dotted(yaml.FullLoader)),
-    np.core.multiarray.scalar,
     np.dtype,
     *{type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int32, np.int64, np.bool_, object)},
     # ItemKNN, EASE and SLIMElastic keep matrices of NumPy and SciPy.
-    np.core.multiarray._reconstruct,
     np.ndarray,
     np.matrix,
     *(scipy.sparse.csr_matrix, scipy.sparse.csc_matrix, scipy.sparse.lil_matrix),
+    # NumPy 2 has moved them, and a checkpoint of either NumPy is read by the other.
+    *((function, f"numpy.{core}.multiarray.{function.__name__}") for core in ("core", "_core") for function in _OF_NUMPY),
 ]
 
 
@@ -117,7 +125,7 @@ def safe_globals_of(file):
     Raises:
         TigerError: the file is absent, cut short, or refers to anything that a checkpoint of RecBole has no need of.
     """
-    allowed = {dotted(item) for item in SAFE_GLOBALS}
+    allowed = {item[1] if isinstance(item, tuple) else dotted(item) for item in SAFE_GLOBALS}
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(str(file))
     except FileNotFoundError as error:

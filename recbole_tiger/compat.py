@@ -1,28 +1,93 @@
-"""What RecBole 1.2.1 needs on today's libraries: one function a defect, applied where the defect is present."""
+"""What RecBole 1.2.1 needs on today's libraries: one function a defect.
+
+Each waits for the module of RecBole that has the defect: it runs when that module is imported, or at once where it is
+already. So this module itself imports nothing of RecBole.
+"""
 
 import ast
 import functools
 import importlib
 import sys
 import zipfile
+from types import ModuleType, SimpleNamespace
 
-import scipy.sparse
-import torch
-from recbole import quick_start
-from recbole.config import Config
-from recbole.data.dataset import Dataset
-from recbole.evaluator.collector import Collector
-from recbole.quick_start import quick_start as quick_start_module
-from recbole.trainer import Trainer
+import wrapt
 
-from recbole_tiger.checkpoint import SAFE_GLOBALS, allowing, dotted, safe_globals_of, save_checkpoint, stand_in
 from recbole_tiger.errors import TigerError
-from recbole_tiger.files import whole_folder
 
 
-def checkpoints_without_code():
-    """PyTorch >= 2.6 reads weights only; RecBole pickles its Config, and with a protocol that this reader rejects."""
+def replace(name, function, *modules):
+    """Put ``function`` in the place of the one of that name in each of the modules that is imported."""
+    for module in modules:
+        if module in sys.modules:
+            setattr(sys.modules[module], name, function)
+
+
+@wrapt.when_imported("recbole.config.configurator")
+def numpy_names(module):
+    """RecBole uses names of before NumPy 1.24 (``np.float``), which it makes by names that NumPy 2 lacks (``np.float_``)."""
+    import numpy as np
+
+    def compatibility_settings(self):
+        for name in ("bool", "int", "object", "str"):
+            setattr(np, name, getattr(np, f"{name}_"))
+        np.float, np.complex, np.long, np.unicode = np.float64, np.complex128, np.int_, np.str_
+
+    module.Config.compatibility_settings = compatibility_settings
+    compatibility_settings(None)  # making a Config adds them, loading one does not
+
+
+@wrapt.when_imported("recbole.config.configurator")
+def settings_without_eval(module):
+    """RecBole evaluates every string among its settings as Python; literals give the same values without running code."""
+
+    def _convert_config_dict(self, config_dict):
+        for key, value in config_dict.items():
+            if not isinstance(value, str):
+                continue
+            try:
+                config_dict[key] = ast.literal_eval(value)
+            except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+                config_dict[key] = {"true": True, "false": False}.get(value.lower(), value)
+        return config_dict
+
+    module.Config._convert_config_dict = _convert_config_dict
+
+
+@wrapt.when_imported("recbole.config.configurator")
+def checkpoints_name_their_model(module):
+    """A checkpoint holds the Config, which names its model's class: reading it without running code has to know the name."""
+    load_internal = module.Config._load_internal_config_dict
+
+    @functools.wraps(load_internal)
+    def _load_internal_config_dict(self, model, model_class, dataset):
+        import torch
+
+        from recbole_tiger.checkpoint import dotted, stand_in
+
+        torch.serialization.add_safe_globals([stand_in(dotted(model_class))])
+        return load_internal(self, model, model_class, dataset)
+
+    module.Config._load_internal_config_dict = _load_internal_config_dict
+
+
+@wrapt.when_imported("recbole.trainer.trainer")
+@wrapt.when_imported("recbole.quick_start.quick_start")
+def checkpoints_read_without_code(module):
+    """PyTorch >= 2.6 reads weights only, and RecBole pickles its Config: what that refers to is allowed."""
+    import torch
+
+    from recbole_tiger.checkpoint import SAFE_GLOBALS
+
     torch.serialization.add_safe_globals(SAFE_GLOBALS)
+
+
+@wrapt.when_imported("recbole.trainer.trainer")
+def checkpoints_written_to_be_read(module):
+    """RecBole pickles with a protocol that the reader of weights rejects, and to the file itself."""
+    import torch
+
+    from recbole_tiger import checkpoint
 
     def _state(self, epoch):
         other = self.model.other_parameter()
@@ -41,55 +106,56 @@ def checkpoints_without_code():
         if not self.config["single_spec"] and self.config["local_rank"] != 0:
             return
         file = kwargs.pop("saved_model_file", self.saved_model_file)
-        save_checkpoint(self._state(epoch), file)
+        checkpoint.save_checkpoint(self._state(epoch), file)
         if verbose:
             self.logger.info(f"Saving current: {file}")
 
-    Trainer._state, Trainer._save_checkpoint = _state, _save_checkpoint
+    module.Trainer._state, module.Trainer._save_checkpoint = _state, _save_checkpoint
 
-    load_internal = Config._load_internal_config_dict
 
-    @functools.wraps(load_internal)
-    def _load_internal_config_dict(self, model, model_class, dataset):
-        torch.serialization.add_safe_globals([stand_in(dotted(model_class))])
-        return load_internal(self, model, model_class, dataset)
-
-    Config._load_internal_config_dict = _load_internal_config_dict
-
-    load = quick_start_module.load_data_and_model
+@wrapt.when_imported("recbole.quick_start.quick_start")
+def loading_allows_what_the_checkpoint_names(module):
+    """``load_data_and_model`` reads checkpoints of a model that this process has not made a Config of."""
+    load = module.load_data_and_model
 
     @functools.wraps(load)
     def load_data_and_model(model_file):
+        from recbole_tiger.checkpoint import allowing, safe_globals_of
+
         with allowing(safe_globals_of(model_file)):
             return load(model_file)
 
-    quick_start_module.load_data_and_model = quick_start.load_data_and_model = load_data_and_model
+    replace("load_data_and_model", load_data_and_model, module.__name__, "recbole.quick_start")
 
 
-def settings_without_eval():
-    """RecBole evaluates every string among its settings as Python; literals give the same values without running code."""
-
-    def _convert_config_dict(self, config_dict):
-        for key, value in config_dict.items():
-            if not isinstance(value, str):
-                continue
-            try:
-                config_dict[key] = ast.literal_eval(value)
-            except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-                config_dict[key] = {"true": True, "false": False}.get(value.lower(), value)
-        return config_dict
-
-    Config._convert_config_dict = _convert_config_dict
+@wrapt.when_imported("recbole.quick_start.quick_start")
+def report_as_a_dict(module):
+    """``objective_function`` reports metrics to Ray Tune as keywords, which Ray >= 2.7 takes as one dict."""
+    report = module.tune.report
+    module.tune = SimpleNamespace(report=lambda **metrics: report(metrics))
 
 
-def teacher_without_eval():
+@wrapt.when_imported("recbole.trainer.hyper_tuning")
+def random_generator(module):
+    """``exhaustive_search`` gives HyperOpt a RandomState, where HyperOpt 0.3 wants NumPy's Generator."""
+    import numpy as np
+
+    module.np = ModuleType("numpy")
+    module.np.__getattr__ = functools.partial(getattr, np)
+    module.np.random = SimpleNamespace(RandomState=np.random.default_rng)
+
+
+@wrapt.when_imported("recbole.model.context_aware_recommender.kd_dagfm")
+def teacher_without_eval(module):
     """KD_DAGFM evaluates its setting ``teacher`` as Python; here it names one of the classes beside it."""
-    module = importlib.import_module("recbole.model.context_aware_recommender.kd_dagfm")
     module.eval = functools.partial(getattr, module)
 
 
-def sparse_matrix_update():
+@wrapt.when_imported("recbole.model")
+def sparse_matrix_update(module):
     """SciPy >= 1.13 has no ``dok_matrix._update``, by which LightGCN, NGCF and others fill their graph."""
+    import scipy.sparse
+
     if hasattr(scipy.sparse.dok_matrix, "_update"):
         return
 
@@ -99,9 +165,26 @@ def sparse_matrix_update():
     scipy.sparse.dok_matrix._update = _update
 
 
-def collected_counts():
+@wrapt.when_imported("recbole.model")
+def no_anomaly_detection(module):
+    """Importing any sequential model imports SINE's module, which makes autograd look for NaN in all gradients.
+
+    That lasts for the process and costs every model half of its speed. Imported here, before any model, it changes nothing;
+    where a model was imported earlier, it is switched off.
+    """
+    import torch
+
+    enabled = torch.is_anomaly_enabled() and "recbole.model.sequential_recommender.sine" not in sys.modules
+    importlib.import_module("recbole.model.sequential_recommender")
+    torch.autograd.set_detect_anomaly(enabled)
+
+
+@wrapt.when_imported("recbole.evaluator.collector")
+def collected_counts(module):
     """``Collector.get_data_struct`` calls ``.cpu()`` on ints and counters (ItemCoverage, GiniIndex, ...)."""
-    original = Collector.get_data_struct
+    import torch
+
+    original = module.Collector.get_data_struct
 
     @functools.wraps(original)
     def get_data_struct(self):
@@ -113,12 +196,17 @@ def collected_counts():
             struct.set(key, value)
         return struct
 
-    Collector.get_data_struct = get_data_struct
+    module.Collector.get_data_struct = get_data_struct
 
 
-def download_in_one_process():
+@wrapt.when_imported("recbole.data.dataset.dataset")
+def download_in_one_process(module):
     """``Dataset._download`` ends in a barrier, which raises where no process group exists, and leaves what broke off."""
-    original = Dataset._download
+    import torch
+
+    from recbole_tiger.files import whole_folder
+
+    original = module.Dataset._download
 
     @functools.wraps(original)
     def _download(self):
@@ -141,35 +229,4 @@ def download_in_one_process():
         finally:
             torch.distributed.barrier, self.dataset_path = barrier, path
 
-    Dataset._download = _download
-
-
-def numpy_names():
-    """NumPy >= 1.24 lacks ``np.float``, which RecBole's metrics use; making a Config adds them, loading does not."""
-    Config.compatibility_settings(None)
-
-
-def no_anomaly_detection():
-    """Importing any sequential model imports SINE's module, which makes autograd look for NaN in all gradients.
-
-    That lasts for the process and costs every model half of its speed. Imported here, it changes nothing; where a model was
-    imported earlier, it is switched off.
-    """
-    enabled = torch.is_anomaly_enabled() and "recbole.model.sequential_recommender.sine" not in sys.modules
-    importlib.import_module("recbole.model.sequential_recommender")
-    torch.autograd.set_detect_anomaly(enabled)
-
-
-def mend():
-    """Apply all of the above, once."""
-    if getattr(Config, "_mended_by_recbole_tiger", False):
-        return
-    Config._mended_by_recbole_tiger = True
-    checkpoints_without_code()
-    settings_without_eval()
-    teacher_without_eval()
-    sparse_matrix_update()
-    collected_counts()
-    download_in_one_process()
-    numpy_names()
-    no_anomaly_detection()
+    module.Dataset._download = _download

@@ -6,10 +6,8 @@ import html
 import json
 import re
 import zlib
-from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
 import requests
@@ -17,10 +15,10 @@ import urllib3
 from recbole.data.dataset import Dataset
 from tqdm import tqdm
 
+from recbole_tiger.amazon import AMAZON, OFFICIAL, Counts
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import make_folder, whole_file, whole_folder
 
-OFFICIAL = "https://snap.stanford.edu/data/amazon/productGraph/categoryFiles/"
 CHUNK = 2**18
 ATTEMPTS = 5
 TIMEOUT = 60  # seconds without a byte
@@ -29,44 +27,6 @@ DAY = 86400
 # RecBole keeps times as float32, which cannot tell seconds apart at 1.4e9: the reviews of one day lie this far apart.
 STEP = 128
 ASIN = re.compile(rb"'asin': '(\w+)'")
-
-
-class Counts(NamedTuple):
-    """The size of a dataset."""
-
-    users: int
-    items: int
-    interactions: int
-
-    def __str__(self):
-        return f"{self.users:,} users, {self.items:,} items, {self.interactions:,} interactions"
-
-
-@dataclass(frozen=True)
-class Amazon:
-    """One category of the Amazon product data.
-
-    Attributes:
-        file: its name in the official files.
-        department: where its category paths begin.
-        published: its 5-core's size (TIGER paper, table 8).
-    """
-
-    file: str
-    department: str
-    published: Counts
-
-    @property
-    def originals(self):
-        """Names of the reviews file and of the metadata file."""
-        return f"reviews_{self.file}_5.json.gz", f"meta_{self.file}.json.gz"
-
-
-AMAZON = {
-    "amazon-beauty": Amazon("Beauty", "Beauty", Counts(22363, 12101, 198502)),
-    "amazon-sports-outdoors": Amazon("Sports_and_Outdoors", "Sports & Outdoors", Counts(35598, 18357, 296337)),
-    "amazon-toys-games": Amazon("Toys_and_Games", "Toys & Games", Counts(19412, 11924, 167597)),
-}
 
 
 # --- files from a server ---

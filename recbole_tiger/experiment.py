@@ -22,9 +22,13 @@ from recbole_tiger.download import ensure_dataset
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import make_folder
 from recbole_tiger.item_text import check_interactions
+from recbole_tiger.memory import keep_freed_memory
 from recbole_tiger.results import SCHEMA, read_result, write_result
 from recbole_tiger.semantic_ids import SemanticIDs
-from recbole_tiger.settings import check_keys, make_config, property_file, run_inputs, run_key
+from recbole_tiger.settings.arguments import check_keys
+from recbole_tiger.settings.config import make_config
+from recbole_tiger.settings.identity import run_inputs, run_key
+from recbole_tiger.settings.properties import property_file
 from recbole_tiger.statistics import GAINS, interval, metric_of_users
 
 PACKAGES = ("recbole-tiger", "recbole", "torch", "numpy", "pandas", "sentence-transformers", "ray")
@@ -171,7 +175,11 @@ def hardware():
 
 def versions():
     """Versions of Python and of the packages that a result depends on."""
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}}
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):  # all but a sweep works without Ray
+            found[name] = metadata.version(name)
+    return found
 
 
 def result_path(config, results_dir):
@@ -253,6 +261,7 @@ def of_some_users(config, valid_data):
 
 def make_trainer(config, train_data):
     """A new model and its trainer."""
+    keep_freed_memory()
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
     with refused_by_recbole(config):
         model = get_model(config["model"])(config, train_data._dataset).to(config["device"])

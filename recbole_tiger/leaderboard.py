@@ -11,7 +11,7 @@ from tabulate import tabulate
 
 from recbole_tiger.errors import TigerError
 from recbole_tiger.results import read_ranks
-from recbole_tiger.settings import nearest, property_file, protocol
+from recbole_tiger.settings.properties import nearest, property_file, protocol
 from recbole_tiger.statistics import LEVEL, interval, metric_of_users, paired_p
 
 METRICS = [f"{metric}@{k}" for metric in ("recall", "ndcg") for k in (5, 10, 20)]

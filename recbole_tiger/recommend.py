@@ -1,7 +1,5 @@
 """Load a checkpoint, recommend for a history."""
 
-import csv
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +8,6 @@ import torch
 from recbole_tiger.catalogue import Catalogue
 from recbole_tiger.checkpoint import load_checkpoint
 from recbole_tiger.errors import TigerError, named
-from recbole_tiger.files import read_lines
 from recbole_tiger.model.tiger import TIGER, check_revision, user_slot
 from recbole_tiger.semantic_ids import SemanticIDs
 
@@ -144,25 +141,3 @@ class Recommender:
         if len(users) != n or any(user is None for user in users):
             raise TigerError("this model was trained with user tokens: give a user with every history")
         return torch.tensor([user_slot(user, size) for user in users], device=self.model.network.codes.device)
-
-
-def read_history(text):
-    """Item tokens of a line: separated by commas, oldest first; one that has a comma stands in double quotes."""
-    row = next(csv.reader([text], skipinitialspace=True), [])
-    return [item.strip() for item in row if item.strip()]
-
-
-def read_histories(file):
-    """Histories of a file: one a line, as :func:`read_history` takes it.
-
-    Raises:
-        TigerError: it does not exist or is no UTF-8 text.
-    """
-    path = Path(file)
-    if not path.is_file():
-        raise TigerError(f"file of histories {path} does not exist")
-    try:
-        lines = read_lines(path)
-    except UnicodeDecodeError as error:
-        raise TigerError(f"file of histories {path} is not UTF-8 text ({error}); save it as UTF-8") from error
-    return [read_history(line) for line in lines]

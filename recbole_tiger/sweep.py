@@ -11,24 +11,23 @@ from pathlib import Path
 import numpy as np
 from ray import tune
 from ray.tune.search.variant_generator import generate_variants
-from recbole.utils import argument_list
 from tabulate import tabulate
 
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import whole_file
 from recbole_tiger.quantizers import quantizer_settings
 from recbole_tiger.results import write_result
-from recbole_tiger.settings import (
+from recbole_tiger.settings.arguments import read_config_files
+from recbole_tiger.settings.config import make_config
+from recbole_tiger.settings.identity import run_key, run_settings
+from recbole_tiger.settings.properties import (
     NOT_OF_THE_RUN,
-    make_config,
     nearest,
     property_file,
     property_files,
     protocol,
-    read_config_files,
+    recbole_arguments,
     recbole_models,
-    run_key,
-    run_settings,
 )
 
 # Distributions of Ray Tune by name, with the number of their arguments; an upper bound of whole numbers is exclusive.
@@ -70,7 +69,8 @@ def read_space(sweep, config):
         )
     if not space:
         raise TigerError(f"sweep {sweep} holds no setting to vary: give lines like codebook_size: [64, 128]")
-    fixed = set(argument_list.evaluation_arguments) | set(argument_list.dataset_arguments) | set(protocol())
+    of_recbole = recbole_arguments()
+    fixed = {*of_recbole["evaluation_arguments"], *of_recbole["dataset_arguments"], *protocol()}
     for key, values in space.items():
         where = f"sweep {sweep}, {key}"
         if key not in config.final_config_dict:

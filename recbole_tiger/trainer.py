@@ -18,8 +18,9 @@ from recbole_tiger.checkpoint import load_checkpoint
 from recbole_tiger.dataset import training_windows
 from recbole_tiger.errors import TigerError
 from recbole_tiger.evaluation import RankedCollector, needs_scores
+from recbole_tiger.memory import keep_freed_memory
 from recbole_tiger.model.tiger import check_revision
-from recbole_tiger.settings import run_key
+from recbole_tiger.settings.identity import run_key
 
 
 def warmup_cosine(step, total, warmup_ratio, constant=False):
@@ -56,6 +57,7 @@ class TIGERTrainer(Trainer):
     """
 
     def __init__(self, config, model):
+        keep_freed_memory()
         super().__init__(config, model)
         key = run_key(config)
         self.saved_model_file = self.saved_model_file.removesuffix(".pth") + f"-{key}.pth"

@@ -12,7 +12,8 @@ from types import SimpleNamespace
 import ray
 import torch
 from ray import tune
-from ray.air import RunConfig, session
+from ray.exceptions import RayError
+from ray.tune import RunConfig
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search import Searcher
 from recbole.data.dataset import SequentialDataset
@@ -26,7 +27,7 @@ from recbole_tiger.item_text import text_of_items
 from recbole_tiger.memory import ONE_HEAP
 from recbole_tiger.plots import codebook_heat_map, collision_scatter
 from recbole_tiger.results import read_result
-from recbole_tiger.settings import make_config
+from recbole_tiger.settings.config import make_config
 from recbole_tiger.sweep import DRAWN_FIRST, ENDED, Space, write_tables
 
 # ASHA lets one in so many of the trials that reach a rung go on, to the next one so many times as far.
@@ -100,7 +101,7 @@ def run_trial(chosen, sweep, folder, threads):
         for epoch in range(reported, len(log)):
             # The last one is reported when all of it is noted: ASHA ends a trial there.
             if "valid_score" in log[epoch] and epoch + 1 < trial.values["epochs"]:
-                session.report({"epoch": epoch + 1, sweep.metric: log[epoch]["valid_score"]})
+                tune.report({"epoch": epoch + 1, sweep.metric: log[epoch]["valid_score"]})
         reported = len(log)
 
     try:
@@ -113,7 +114,7 @@ def run_trial(chosen, sweep, folder, threads):
         raise
     sweep.write(trial, status="completed", result=result)
     experiment.remove_state(trainer)
-    session.report({"epoch": result["epochs"], sweep.metric: result["best_valid_score"]})
+    tune.report({"epoch": result["epochs"], sweep.metric: result["best_valid_score"]})
 
 
 def _reason(error):
@@ -162,6 +163,11 @@ class Settle(tune.Callback):
         self.bar.update()
 
 
+def objective(sweep):
+    """What the search and the scheduler go by, as arguments of Ray's."""
+    return {"metric": sweep.metric, "mode": "max" if sweep.bigger else "min"}
+
+
 class Trials(Searcher):
     """Hands Ray Tune the trials that have not ended and, in an adaptive search, those that HyperOpt chooses after them.
 
@@ -169,8 +175,7 @@ class Trials(Searcher):
     """
 
     def __init__(self, sweep):
-        mode = "max" if sweep.bigger else "min"
-        super().__init__(metric=sweep.metric, mode=mode)
+        super().__init__(**objective(sweep))
         self.sweep = sweep
         self.waiting = [trial for trial in sweep.trials if not sweep.ended(trial)]
         self.running = {}
@@ -181,8 +186,7 @@ class Trials(Searcher):
         self.space = Space(sweep.space)
         self.hyperopt = HyperOptSearch(
             HyperOptSearch.convert_search_space(self.space.variants),
-            metric=sweep.metric,
-            mode=mode,
+            **objective(sweep),
             points_to_evaluate=[self.space.point(trial.params) for trial in sweep.trials],
             n_initial_points=DRAWN_FIRST,
             random_state_seed=sweep.seed + len(sweep.trials),  # going on is not to draw again what was drawn at the start
@@ -236,14 +240,17 @@ def make_scheduler(sweep, scheduler, grace_period):
     """Ray's scheduler; ASHA knows the evaluations of the trials that ended in an earlier sitting."""
     if scheduler == "none":
         return FIFOScheduler()
-    asha = ASHAScheduler(time_attr="epoch", max_t=sweep.epochs, grace_period=grace_period, reduction_factor=REDUCTION)
+    rungs = {"time_attr": "epoch", "max_t": sweep.epochs, "grace_period": grace_period, "reduction_factor": REDUCTION}
+    asha = ASHAScheduler(**objective(sweep), **rungs)
     for trial in sweep.trials:
         record = sweep.record(trial) or {}
         if record.get("status") in ENDED and record.get("result"):
+            ended = SimpleNamespace(trial_id=trial.key)
+            asha.on_trial_add(None, ended)
             for epoch, entry in enumerate(record["result"]["epoch_log"], start=1):
                 if "valid_score" in entry:
-                    score = entry["valid_score"] * (1 if sweep.bigger else -1)
-                    asha._brackets[0].on_result(SimpleNamespace(trial_id=trial.key), epoch, score)
+                    asha.on_trial_result(None, ended, {"epoch": epoch, sweep.metric: entry["valid_score"]})
+            asha.on_trial_remove(None, ended)
     return asha
 
 
@@ -279,8 +286,6 @@ def run_trials(sweep, *, scheduler, grace_period, max_concurrent, cpus_per_trial
                 tune_config=tune.TuneConfig(
                     search_alg=Trials(sweep),
                     num_samples=sweep.left(),
-                    metric=sweep.metric,
-                    mode="max" if sweep.bigger else "min",
                     scheduler=make_scheduler(sweep, scheduler, grace_period),
                     max_concurrent_trials=max_concurrent,
                     reuse_actors=False,  # a trial leaves RecBole's loggers and PyTorch's memory behind
@@ -288,7 +293,6 @@ def run_trials(sweep, *, scheduler, grace_period, max_concurrent, cpus_per_trial
                 run_config=RunConfig(
                     name="ray",
                     storage_path=storage,
-                    sync_config=tune.SyncConfig(syncer=None),
                     callbacks=[Settle(sweep, bar)],
                     verbose=0,
                 ),
@@ -316,8 +320,14 @@ def start_ray(ray_address):
         found = {"address": "local", "num_gpus": torch.cuda.device_count()}
     try:
         ray.init(**found, include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise TigerError(f"no Ray cluster at {ray_address}: {error}; start one by `ray start --head`") from error
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+        reason = str(error).partition("\n")[0]
+        if ray_address is None:
+            raise TigerError(f"Ray does not start on this machine: {reason}") from error
+        raise TigerError(
+            f"the Ray cluster at {ray_address} does not take this command: {reason}; give it the cluster's token, as in "
+            f"RAY_AUTH_MODE=token RAY_AUTH_TOKEN=... recbole-tiger tune"
+        ) from error
 
 
 def _check_room(cpus, gpus):

@@ -36,7 +36,7 @@ from recbole_tiger.errors import TigerError
 from recbole_tiger.files import whole_file
 from recbole_tiger.model.tiger import TIGER
 from recbole_tiger.results import read_results
-from recbole_tiger.settings import make_config
+from recbole_tiger.settings.config import make_config
 from tests.conftest import N_ITEMS, read_sequences, small_settings, write_dataset
 from tests.test_command_line import arguments, files_under, rows_of
 from tests.test_recbole import built

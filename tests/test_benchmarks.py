@@ -21,9 +21,9 @@ from recbole.quick_start import load_data_and_model
 
 from recbole_tiger import experiment, sweep
 from recbole_tiger.checkpoint import load_checkpoint
-from recbole_tiger.cli import _parser
+from recbole_tiger.cli import make_parser
 from recbole_tiger.results import read_results
-from recbole_tiger.settings import parse_arguments
+from recbole_tiger.settings.arguments import parse_arguments
 from tests.conftest import read_sequences
 from tests.test_command_line import files_under, rows_of
 
@@ -414,7 +414,7 @@ def documented_searches():
 @pytest.mark.parametrize("command", documented_searches())
 def test_documented_searches_can_be_planned(real_data, command):
     """All trials of the searches in benchmarks/README.md are of settings that fit together."""
-    args, rest = _parser().parse_known_args(shlex.split(command))
+    args, rest = make_parser().parse_known_args(shlex.split(command))
     settings = {**parse_arguments(rest), "data_path": str(real_data)}
     config = experiment.prepare(args.model, args.dataset, settings)
     names = ("sweep", "search", "num_samples", "scheduler", "grace_period", "results_dir")

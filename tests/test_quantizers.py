@@ -11,7 +11,7 @@ from recbole_tiger.quantizers import QUANTIZERS, make_quantizer, quantizer_setti
 from recbole_tiger.quantizers.kmeans import assign, kmeans, means, seed_centroids
 from recbole_tiger.quantizers.rq_vae import Network, standardised
 from recbole_tiger.semantic_ids import SemanticIDs, add_collision_level
-from recbole_tiger.settings import property_file
+from recbole_tiger.settings.properties import property_file
 
 
 class Settings(dict):

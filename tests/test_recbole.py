@@ -6,8 +6,10 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -19,10 +21,12 @@ from recbole.utils import get_model, get_trainer, init_logger, init_seed
 from recbole.utils.case_study import full_sort_scores, full_sort_topk
 
 from recbole_tiger import SemanticIDs  # registers TIGER, too
+from recbole_tiger.checkpoint import load_checkpoint
 from recbole_tiger.dataset import TIGERDataset
 from recbole_tiger.errors import TigerError
 from recbole_tiger.model.tiger import TIGER
-from recbole_tiger.settings import make_config, parse_arguments
+from recbole_tiger.settings.arguments import parse_arguments
+from recbole_tiger.settings.config import make_config
 from recbole_tiger.trainer import TIGERTrainer
 
 
@@ -223,6 +227,46 @@ def test_objective_function(settings):
     assert result["best_valid_score"] == result["best_valid_result"]["ndcg@10"]
 
 
+TRIALS = """
+import json, sys
+import ray
+from ray import tune
+from recbole.quick_start import objective_function
+
+shared = json.load(open("settings.json"))
+
+
+def trial(chosen):
+    import recbole_tiger  # a trial is a process of its own
+
+    objective_function({**shared, **chosen})
+
+
+ray.init(address="local")
+space = {"codebook_size": tune.grid_search([4, 8])}
+results = tune.Tuner(trial, param_space=space, run_config=tune.RunConfig(storage_path=sys.argv[1], verbose=0)).fit()
+print("RESULT" + json.dumps({result.config["codebook_size"]: result.metrics["ndcg@10"] for result in results}))
+"""
+
+
+def test_objective_function_reports_to_ray_tune(settings, tmp_path):
+    """RecBole's way to a search by Ray, as its documents have it; outside of a trial a report says nothing."""
+    shared = {**settings, "model": "TIGER", "dataset": "tiny", "epochs": 1}
+    results = {size: objective_function({**shared, "codebook_size": size})["test_result"] for size in (4, 8)}
+    expected = {str(size): result["ndcg@10"] for size, result in results.items()}
+    (tmp_path / "settings.json").write_text(json.dumps(shared))
+    (tmp_path / "trials.py").write_text(TRIALS)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "trials.py", str(tmp_path / "ray")],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout.partition("RESULT")[2].splitlines()[0]) == expected
+
+
 def test_hyper_tuning(settings, tmp_path):
     pytest.importorskip("hyperopt", reason="RecBole's HyperTuning needs hyperopt: pip install recbole-tiger[hyperopt]")
     (tmp_path / "fixed.yaml").write_text(yaml.safe_dump({**settings, "model": "TIGER", "dataset": "tiny", "epochs": 1}))
@@ -241,6 +285,39 @@ def test_hyper_tuning(settings, tmp_path):
 
 
 # --- checkpoints ---
+
+
+@pytest.mark.parametrize("name", ["TIGER", "EASE"])
+def test_checkpoints_travel_between_numpy_1_and_2(name, settings, tmp_path, data_path):
+    """Their pickles differ in the name of a module of NumPy's alone."""
+    if name == "TIGER":
+        _, (train_data, valid_data, _), _, trainer = built({**settings, "epochs": 1})
+        trainer.fit(train_data, valid_data)
+        # As the settings of a user may hold them; TIGER's own state holds no value of NumPy.
+        trainer.config["learning_rate"] = np.float64(0.001)
+        trainer._save_checkpoint(0, verbose=False)
+        file = Path(trainer.saved_model_file)
+    else:
+        own = {"data_path": str(data_path), "checkpoint_dir": str(tmp_path / "saved"), "epochs": 1, "show_progress": False}
+        run_recbole(model=name, dataset="tiny", config_dict=own, saved=True)
+        (file,) = (tmp_path / "saved").glob(f"{name}-*.pth")
+    names = (b"numpy.core.multiarray", b"numpy._core.multiarray")
+    own_name = names[np.__version__ >= "2"]
+    found = {}
+    for module in names:
+        other = tmp_path / f"{name}-{module.decode()}.pth"
+        with zipfile.ZipFile(file) as archive, zipfile.ZipFile(other, "w") as written:
+            for entry in archive.infolist():
+                content = archive.read(entry)
+                if entry.filename.endswith("data.pkl"):
+                    assert own_name in content
+                    content = content.replace(own_name, module)
+                written.writestr(entry, content)
+        state = load_checkpoint(other, "cpu")
+        found[module] = state["config"]["learning_rate"], str(state["other_parameter"])
+        _, model, *_ = load_data_and_model(str(other))
+        assert type(model).__name__ == name
+    assert found[names[0]] == found[names[1]]
 
 
 def test_resume_checkpoint_ends_as_the_uninterrupted_run(settings, tmp_path):
@@ -331,6 +408,9 @@ DRIVER = """
 import json, sys
 if json.load(open("settings.json"))["plugin"]:
     import recbole_tiger
+else:  # RecBole alone does not run on NumPy 2
+    import numpy as np
+    np.float_, np.complex_, np.unicode_ = np.float64, np.complex128, np.str_
 from recbole.config import Config
 from recbole.quick_start import run_recbole
 

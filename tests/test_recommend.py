@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from recbole_tiger import Recommender, experiment
+from recbole_tiger.commands.recommend import read_history
 from recbole_tiger.errors import TigerError
-from recbole_tiger.recommend import read_history
 from tests.conftest import small_settings
 
 VARIANTS = {

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_tiger import compat, experiment
+from recbole_tiger import checkpoint, experiment
 from recbole_tiger.checkpoint import load_checkpoint, save_checkpoint
 from recbole_tiger.errors import TigerError
 from recbole_tiger.semantic_ids import SemanticIDs, add_collision_level
-from recbole_tiger.settings import run_key
+from recbole_tiger.settings.identity import run_key
 from recbole_tiger.trainer import TIGERTrainer, warmup_cosine
 from tests.conftest import write_dataset
 from tests.test_recbole import built
@@ -43,7 +43,7 @@ def run_until_killed(settings, epoch, during=False):
             os.kill(os.getpid(), signal.SIGKILL)
 
     def train():
-        compat.save_checkpoint = save
+        checkpoint.save_checkpoint = save
         run(settings)
 
     process = multiprocessing.get_context("fork").Process(target=train)

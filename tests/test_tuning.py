@@ -7,12 +7,12 @@ import json
 import mmap
 import os
 import re
+import secrets
 import signal
 import socket
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,15 +20,13 @@ from types import SimpleNamespace
 import numpy as np
 import psutil
 import pytest
-import ray
-import torch
 from PIL import Image
 
 from recbole_tiger import experiment, sweep, tuning
 from recbole_tiger.cli import main
 from recbole_tiger.errors import TigerError
 from recbole_tiger.results import read_results
-from recbole_tiger.settings import make_config
+from recbole_tiger.settings.config import make_config
 from tests.conftest import small_settings, write_dataset
 from tests.test_bad_input import has, refused
 from tests.test_command_line import arguments, files_under, rows_of
@@ -187,8 +185,10 @@ def test_a_finished_sweep_shows_its_table_again_and_runs_nothing(killed, monkeyp
 
 
 @pytest.fixture
-def cluster(tmp_path):
-    """The address of a cluster of two nodes with a CPU each; the second was started elsewhere."""
+def cluster(tmp_path, monkeypatch):
+    """The address of a cluster of two nodes with a CPU each, which wants a token; the second was started elsewhere."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
     with socket.socket() as first, socket.socket() as second:
         first.bind(("127.0.0.1", 0))
         second.bind(("127.0.0.1", 0))
@@ -241,41 +241,74 @@ def test_a_cluster_of_two_nodes_runs_a_trial_on_each(cluster, data_path, tmp_pat
     assert len(list(Path("saved").glob("*/*/SASRec-*.pth"))) == len(by_status["completed"])
 
 
+@pytest.mark.parametrize("token", ["none", "another"])
+def test_a_cluster_wants_its_token(token, cluster, settings):
+    if token == "none":
+        environment = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_TOKEN"} | {"HOME": os.getcwd()}
+    else:
+        environment = {**os.environ, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    settings = {key: value for key, value in settings.items() if key != "inner_size"}
+    call = ["tune", "--dataset=tiny", "--sweep=TIGER", f"--ray_address={cluster}", *arguments(settings)]
+    done = subprocess.run([*PYTHON, *call], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 2
+    message = done.stderr.splitlines()[-1]
+    assert message.startswith(f"recbole-tiger: error: the Ray cluster at {cluster} does not take this command: ")
+    assert message.endswith("; give it the cluster's token, as in RAY_AUTH_MODE=token RAY_AUTH_TOKEN=... recbole-tiger tune")
+    assert "Traceback" not in done.stderr
+
+
+PAGES = """
+import json, sys, threading
+import ray
+from recbole_tiger import tuning
+
+TENSORS, SIZE, THREADS = {tensors}, {size}, {threads}
+
+
+@ray.remote(num_cpus=1)
+def cleared():
+    import resource  # Windows has none
+
+    import torch
+
+    from recbole_tiger.memory import keep_freed_memory
+
+    keep_freed_memory()
+    pages, all_there, one_at_a_time = [], threading.Barrier(THREADS), threading.Lock()
+
+    def train():
+        all_there.wait()  # a thread that has ended would leave the next one its heap
+        with one_at_a_time:
+            for count in (2, TENSORS):
+                before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+                for _ in range(count):
+                    torch.ones(SIZE // 4)
+            pages.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+    running = [threading.Thread(target=train) for _ in range(THREADS)]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join()
+    return pages
+
+
+tuning.start_ray(*sys.argv[1:] or [None])
+print(json.dumps(ray.get(cleared.remote())))
+"""
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's heaps")
 @pytest.mark.parametrize("where", ["here", "cluster"])
 def test_threads_of_a_worker_keep_the_memory_that_they_free(where, request):
+    """The system clears few pages in each thread for tensors as large as some that it freed before."""
     tensors, size, threads = 8, 100 * 2**20, 8
-
-    @ray.remote(num_cpus=1)
-    def cleared():
-        """Pages that the system clears in each thread for tensors as large as some that it freed before."""
-        import resource  # Windows has none
-
-        import recbole_tiger  # noqa: F401 - it sets what the main heap keeps
-
-        pages, all_there, one_at_a_time = [], threading.Barrier(threads), threading.Lock()
-
-        def train():
-            all_there.wait()  # a thread that has ended would leave the next one its heap
-            with one_at_a_time:
-                for count in (2, tensors):
-                    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-                    for _ in range(count):
-                        torch.ones(size // 4)
-                pages.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-
-        running = [threading.Thread(target=train) for _ in range(threads)]
-        for thread in running:
-            thread.start()
-        for thread in running:
-            thread.join()
-        return pages
-
-    try:
-        tuning.start_ray(None if where == "here" else request.getfixturevalue("cluster"))
-        pages = ray.get(cleared.remote())
-    finally:
-        ray.shutdown()
+    code = PAGES.format(tensors=tensors, size=size, threads=threads)
+    address = [] if where == "here" else [request.getfixturevalue("cluster")]
+    command = [sys.executable, "-W", "ignore", "-c", code, *address]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    pages = json.loads(done.stdout)
     assert len(pages) == threads
     # Now and then one of Ray's own threads takes a piece of what was freed.
     assert statistics.median(pages) < tensors * size / mmap.PAGESIZE / 2
@@ -455,7 +488,6 @@ def test_asha_knows_the_trials_of_an_earlier_sitting(settings):
     decisions = []
     for score in (0.1, 0.3):
         asha = tuning.make_scheduler(three, "asha", 1)
-        asha.set_search_properties("ndcg@10", "max")
         asha.on_trial_add(None, SimpleNamespace(trial_id="third"))
         result = {"epoch": 1, "ndcg@10": score}
         decisions.append(asha.on_trial_result(None, SimpleNamespace(trial_id="third"), result))

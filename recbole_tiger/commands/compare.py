@@ -1,0 +1,29 @@
+"""``recbole-tiger compare``."""
+
+from recbole_tiger.commands.shared import add_results_dir, names
+from recbole_tiger.settings.properties import model_of
+
+SUMMARY = "Run several models under one protocol and print a leaderboard"
+EXAMPLE = "recbole-tiger compare --models=GRU4Rec,SASRec,BERT4Rec,TIGER --dataset=ml-100k"
+SETTINGS = True
+
+
+def add_arguments(parser):
+    """Add the command's own arguments."""
+    parser.add_argument("--models", required=True, type=names, help="models and recipes, separated by commas")
+    add_results_dir(parser)
+
+
+def execute(args, settings):
+    """Run the models that have no result yet, print their table and where their checkpoints are."""
+    for name in args.models:
+        model_of(name)
+    from recbole_tiger import experiment
+    from recbole_tiger.leaderboard import leaderboard, rows_of
+
+    results = experiment.compare(args.models, args.dataset, settings, args.results_dir)
+    modes = sorted({result["settings"]["eval_args"]["mode"]["test"] for result in results})
+    print(f"\n{args.dataset}, test set, {'/'.join(modes)} ranking, best validation epoch\n")
+    print(leaderboard(rows_of(results, args.results_dir)), end="\n\n")
+    for result in results:
+        print(f"checkpoint of {result['label']}: {result['checkpoint']}")

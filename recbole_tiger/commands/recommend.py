@@ -1,0 +1,86 @@
+"""``recbole-tiger recommend``."""
+
+import csv
+import json
+from pathlib import Path
+
+from recbole_tiger.commands.shared import write
+from recbole_tiger.errors import TigerError
+from recbole_tiger.files import read_lines
+
+SUMMARY = "Recommend the next items after a history"
+EXAMPLE = "recbole-tiger recommend --checkpoint=saved/TIGER-....pth --history=50,172,181"
+SETTINGS = False
+
+
+def read_history(text):
+    """Item tokens of a line: separated by commas, oldest first; one that has a comma stands in double quotes."""
+    row = next(csv.reader([text], skipinitialspace=True), [])
+    return [item.strip() for item in row if item.strip()]
+
+
+def read_histories(file):
+    """Histories of a file: one a line, as :func:`read_history` takes it.
+
+    Raises:
+        TigerError: it does not exist or is no UTF-8 text.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise TigerError(f"file of histories {path} does not exist")
+    try:
+        lines = read_lines(path)
+    except UnicodeDecodeError as error:
+        raise TigerError(f"file of histories {path} is not UTF-8 text ({error}); save it as UTF-8") from error
+    return [read_history(line) for line in lines]
+
+
+def add_arguments(parser):
+    """Add the command's own arguments."""
+    parser.add_argument("--checkpoint", required=True, help="a TIGER-*.pth that a run saved")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument(
+        "--history",
+        type=read_history,
+        help="item tokens, oldest first, separated by commas, in double quotes if with commas",
+    )
+    which.add_argument(
+        "--histories", help="file with a history a line, written as for --history; the answer is a line of JSON each"
+    )
+    parser.add_argument("--k", type=int, default=10, help="length of the list (default: %(default)s)")
+    parser.add_argument("--beam_size", type=int, help="width of the beam")
+    parser.add_argument("--scoring", default="beam", help="beam, or exact to score the whole catalogue")
+    parser.add_argument("--exclude_history", action="store_true", help="leave out the items of the history")
+    parser.add_argument("--user", help="user token, for a model trained with user tokens")
+    parser.add_argument("--output", help="file for the JSON lines of --histories (default: standard output)")
+
+
+def execute(args):
+    """Print a table of the items after one history, or write a line of JSON for each of many."""
+    if args.output and args.histories is None:
+        raise TigerError("--output is for --histories; one --history is answered by a table")
+    from tabulate import tabulate
+
+    from recbole_tiger.recommend import Recommender
+
+    recommender = Recommender.load(args.checkpoint)
+    options = {
+        "k": args.k,
+        "beam_size": args.beam_size,
+        "scoring": args.scoring,
+        "exclude_history": args.exclude_history,
+    }
+    if args.histories is None:
+        found = recommender.recommend(args.history, user=args.user, **options)
+        rows = [[i, row["item"], row["title"], f"{row['score']:.4f}"] for i, row in enumerate(found, start=1)]
+        print(tabulate(rows, ["", "item", "title", "log-probability"], tablefmt="github", disable_numparse=True))
+        return
+    histories = read_histories(args.histories)
+    if not histories:
+        raise TigerError(f"{args.histories} has no histories: one a line, items separated by commas")
+    found = recommender.recommend(histories, user=args.user, **options)
+    lines = "".join(
+        json.dumps({"history": history, "recommendations": rows}, ensure_ascii=False) + "\n"
+        for history, rows in zip(histories, found, strict=True)
+    )
+    write(lines, args.output)

@@ -1,0 +1,33 @@
+"""``recbole-tiger run``."""
+
+from recbole_tiger.commands.shared import add_results_dir, tell_unread
+
+SUMMARY = "Train and test one model"
+EXAMPLE = "recbole-tiger run --model=TIGER --dataset=ml-100k --epochs=3"
+SETTINGS = True
+
+
+def add_arguments(parser):
+    """Add the command's own arguments."""
+    parser.add_argument("--model", required=True, help="a model of RecBole, TIGER, or a recipe of it")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="read the result of the same run, or where TIGER was killed go on from its last epoch",
+    )
+    add_results_dir(parser)
+
+
+def execute(args, settings):
+    """Train and test a model, print its row and where its files are."""
+    tell_unread(args.model, settings)
+    from recbole_tiger import experiment
+    from recbole_tiger.leaderboard import leaderboard, rows_of
+
+    config = experiment.prepare(args.model, args.dataset, {**settings, **({"resume": True} if args.resume else {})})
+    file = experiment.result_path(config, args.results_dir)  # some models write into their settings as they run
+    run = experiment.run_or_read if config["resume"] else experiment.run
+    result = run(config, args.results_dir)
+    print()
+    print(leaderboard(rows_of([result], args.results_dir)))
+    print(f"\nresult: {file}\ncheckpoint: {result['checkpoint']}")

@@ -1,0 +1,37 @@
+"""What several commands share."""
+
+import sys
+
+from recbole_tiger.files import whole_file
+from recbole_tiger.settings.properties import model_of, unread
+
+
+def names(text):
+    """Names separated by commas, as a list."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def add_results_dir(parser, what="folder of the result files"):
+    """Add the argument ``--results_dir``."""
+    parser.add_argument("--results_dir", default="results", help=f"{what} (default: %(default)s)")
+
+
+def tell_unread(model, settings):
+    """Warn of settings that do nothing for a model.
+
+    Raises:
+        TigerError: there is no such model.
+    """
+    found = unread(model, settings)
+    if found:
+        of = "other models" if model_of(model) == "TIGER" else "TIGER alone"
+        print(f"recbole-tiger: warning: of {of}, without effect on {model}: {', '.join(found)}", file=sys.stderr)
+
+
+def write(text, output):
+    """To a file, or to standard output where none is named."""
+    if output:
+        with whole_file(output) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    else:
+        sys.stdout.write(text)

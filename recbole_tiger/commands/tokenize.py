@@ -1,0 +1,65 @@
+"""``recbole-tiger tokenize``."""
+
+import textwrap
+from pathlib import Path
+
+from recbole_tiger.errors import TigerError
+from recbole_tiger.files import make_folder
+from recbole_tiger.settings.properties import model_of
+
+SUMMARY = "Make the semantic IDs of a dataset and show how well they tell items apart"
+EXAMPLE = "recbole-tiger tokenize --dataset=ml-100k --quantizer=rq_kmeans --output=ids.tsv"
+SETTINGS = True
+
+
+def add_arguments(parser):
+    """Add the command's own arguments."""
+    parser.add_argument("--model", default="TIGER", help="TIGER or a recipe of it (default: %(default)s)")
+    parser.add_argument("--output", help="write the semantic IDs to this file")
+
+
+def execute(args, settings):
+    """Make semantic IDs, print their statistics and items that share a prefix."""
+    if model_of(args.model) != "TIGER":
+        raise TigerError(f"model {args.model} has no semantic IDs: give TIGER or a recipe of it")
+    from tabulate import tabulate
+
+    from recbole_tiger import experiment
+    from recbole_tiger.dataset import TIGERDataset
+
+    config = experiment.prepare(args.model, args.dataset, settings)
+    if args.output:
+        if Path(args.output).is_dir():
+            raise TigerError(f"--output={args.output} is a folder: name a file for the semantic IDs")
+        make_folder(Path(args.output).parent)
+    catalogue = TIGERDataset(config).catalogue
+    ids = catalogue.semantic_ids
+    statistics = ids.statistics()
+    levels = [
+        [level + 1, *(statistics[name][level] for name in ("used_codes", "perplexity", "distinct_prefixes"))]
+        for level in range(ids.depth)
+    ]
+    print()
+    print(tabulate(levels, ["level", "used codes", "perplexity", "distinct prefixes"], tablefmt="github"))
+    overall = [[name, statistics[name]] for name in ("items", "distinct_ids", "collision_rate", "largest_group")]
+    print()
+    print(tabulate(overall, tablefmt="plain"))
+    print("\nitems that share a prefix:")
+    print(tabulate(_examples(catalogue), ["semantic ID", "item", "title"], tablefmt="github"))
+    if args.output:
+        ids.save(args.output)
+        print(f"\nsemantic IDs: {args.output}")
+
+
+def _examples(catalogue, groups=3, members=4):
+    """Rows of items of the largest groups that share their first codes (all but the last of the depth)."""
+    shared = max(1, catalogue.semantic_ids.depth - 1)
+    by_prefix = {}
+    for i, codes in enumerate(catalogue.semantic_ids.codes.tolist()):
+        by_prefix.setdefault(tuple(codes[:shared]), []).append(i)
+    rows = []
+    for group in sorted(by_prefix.values(), key=len, reverse=True)[:groups]:
+        for i in group[:members]:
+            codes = tuple(catalogue.semantic_ids.codes[i].tolist())
+            rows.append([codes, catalogue.items[i], textwrap.shorten(catalogue.titles[i], 60, placeholder="...")])
+    return rows

@@ -1,0 +1,121 @@
+"""``recbole-tiger tune``."""
+
+import os
+from importlib import metadata
+
+from recbole_tiger.commands.shared import add_results_dir, tell_unread
+from recbole_tiger.errors import TigerError
+from recbole_tiger.settings.properties import property_files
+
+SUMMARY = "Search settings by Ray Tune; the winner on validation is tested"
+EXAMPLE = "recbole-tiger tune --dataset=ml-100k --sweep=codebook --max_concurrent=2 --epochs=8 --valid_users=500"
+SETTINGS = True
+
+
+def add_arguments(parser):
+    """Add the command's own arguments."""
+    parser.add_argument(
+        "--model", default="TIGER", help="a model of RecBole, TIGER, or a recipe of it (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--sweep",
+        default="codebook",
+        help=f"search space: a .yaml file, or one of {', '.join(property_files('sweep'))} (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--num_samples",
+        type=int,
+        default=10,
+        help="draws from the distributions, for each point of the grid (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--search",
+        choices=["random", "hyperopt"],
+        default="random",
+        help="how trials are drawn; hyperopt chooses by the scores of earlier trials (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--scheduler",
+        choices=["asha", "none"],
+        default="asha",
+        help="asha stops trials that fall behind (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--grace_period", type=int, help="epochs before asha stops a trial (default: a quarter of the epochs, at least 1)"
+    )
+    parser.add_argument("--max_concurrent", type=int, default=1, help="trials at a time (default: %(default)s)")
+    parser.add_argument(
+        "--cpus_per_trial", type=int, help="cores of a trial, and its threads (default: this machine's among max_concurrent)"
+    )
+    parser.add_argument(
+        "--gpus_per_trial",
+        type=float,
+        help="GPUs of a trial, or a share of one (default: this machine's among max_concurrent, at most 1)",
+    )
+    parser.add_argument("--ray_address", help="a Ray cluster to run on, or auto (default: this machine alone)")
+    parser.add_argument("--resume", action="store_true", help="go on with a sweep that was killed; ended trials are kept")
+    add_results_dir(parser, "folder of the sweep and its result file")
+
+
+def _import_ray():
+    """Refuse to begin where Ray Tune is not installed, or another than this package works with."""
+    try:
+        from recbole_tiger import tuning  # noqa: F401
+    except ImportError as error:
+        if not (error.name or "").startswith("ray"):
+            raise
+        (wanted,) = [text for text in metadata.requires("recbole-tiger") if text.startswith("ray")]
+        raise TigerError(f"tune needs {wanted}, and {error}: pip install '{wanted}'") from error
+
+
+def execute(args, settings):
+    """Run the trials that have not ended, test the winner, print both tables."""
+    for key in ("num_samples", "max_concurrent"):
+        if getattr(args, key) < 1:
+            raise TigerError(f"{key} has to be a positive whole number, not {getattr(args, key)}")
+    tell_unread(args.model, settings)
+    _import_ray()
+    import torch
+
+    from recbole_tiger import experiment, sweep, tuning
+    from recbole_tiger.leaderboard import leaderboard, rows_of
+
+    if args.ray_address:
+        tuning.check_address(args.ray_address)
+    if "gpu_id" not in settings:
+        # RecBole lets a process see the GPUs of its gpu_id alone, and Ray gives out those. That they are counted starts none
+        # of them: a process that has started one sees all for good.
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+        settings["gpu_id"] = seen if torch.cuda.device_count() else ""
+    config = experiment.prepare(args.model, args.dataset, settings)
+    cpus, gpus = args.cpus_per_trial, args.gpus_per_trial
+    planned = sweep.plan(
+        args.model,
+        args.dataset,
+        settings,
+        config,
+        sweep=args.sweep,
+        search=args.search,
+        num_samples=args.num_samples,
+        scheduler=args.scheduler,
+        grace_period=args.grace_period,
+        results_dir=args.results_dir,
+    )
+    tuning.tune_sweep(
+        planned,
+        resume=args.resume,
+        scheduler=args.scheduler,
+        grace_period=max(1, planned.epochs // 4) if args.grace_period is None else args.grace_period,
+        max_concurrent=args.max_concurrent,
+        cpus_per_trial=max(1, os.cpu_count() // args.max_concurrent) if cpus is None else cpus,
+        gpus_per_trial=min(1, torch.cuda.device_count() / args.max_concurrent) if gpus is None else gpus,
+        ray_address=args.ray_address,
+    )
+    result = tuning.evaluate_winner(planned, args.results_dir)
+    print(f"\n{args.dataset}, validation, * the winner\n")
+    print(sweep.table(planned))
+    if result is None:
+        raise TigerError(f"no trial of the sweep completed; the reasons are above and in {planned.folder}/trials.csv")
+    print("\nthe winner, test set:\n")
+    print(leaderboard(rows_of([result], args.results_dir)))
+    print(f"\ntables and pictures: {planned.folder}\ncheckpoint: {result['checkpoint']}")

@@ -1,0 +1,82 @@
+"""Settings as a user writes them, on the command line and in YAML files: parsed without evaluating, checked by name."""
+
+from pathlib import Path
+
+import yaml
+
+from recbole_tiger.errors import TigerError
+from recbole_tiger.settings.properties import Loader, known_settings, nearest, parse_yaml
+
+
+def _glued(value):
+    """Keys of mappings within a value that YAML made of ``key:value``, without the space after the colon."""
+    if isinstance(value, list):
+        return [key for one in value for key in _glued(one)]
+    if not isinstance(value, dict):
+        return []
+    own = [key for key, inner in value.items() if inner is None and isinstance(key, str) and ":" in key]
+    return own + [key for inner in value.values() for key in _glued(inner)]
+
+
+def check_keys(settings, source):
+    """Refuse a setting that nothing reads, and a mapping whose colon is no colon to YAML.
+
+    Raises:
+        TigerError: with the nearest known one.
+    """
+    for key, value in settings.items():
+        if glued := _glued(value):
+            raise TigerError(f"{key} in {source}: {glued[0]!r} lacks the space after its colon, which YAML wants")
+        if key in ("model", "dataset"):
+            raise TigerError(f"{key} in {source} is no setting: it is an argument of a command's own, see its --help")
+        if key not in known_settings():
+            raise TigerError(f"unknown setting {key!r} in {source}{nearest(key, sorted(known_settings()))}")
+
+
+def parse_arguments(arguments):
+    """``--key=value`` arguments -> settings; values are safe YAML, never evaluated.
+
+    Raises:
+        TigerError: an argument is of another form, is given twice, or nothing reads it.
+    """
+    settings = {}
+    for argument in arguments:
+        key, equals, value = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") or not equals:
+            raise TigerError(f"cannot read the argument {argument!r}: settings are given as --key=value")
+        if key in settings:
+            raise TigerError(f"setting {key!r} is given twice on the command line")
+        try:
+            settings[key] = yaml.load(value, Loader=Loader)  # noqa: S506 - a SafeLoader
+        except yaml.YAMLError:
+            settings[key] = value
+    check_keys(settings, "the command line")
+    return settings
+
+
+def read_yaml(file):
+    """The mapping in a YAML file of the user's; {} where it is empty.
+
+    Raises:
+        TigerError: it does not exist or holds something else.
+    """
+    if not Path(file).is_file():
+        raise TigerError(f"config file {file} does not exist")
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise TigerError(f"config file {file} is not UTF-8 text ({error}); save it as UTF-8") from error
+    content = parse_yaml(text, file)
+    if content is not None and not isinstance(content, dict):
+        raise TigerError(f"config file {file} has to hold key: value lines")
+    return content or {}
+
+
+def read_config_files(files):
+    """Merge the user's YAML files, later ones over earlier ones."""
+    settings = {}
+    for file in files:
+        content = read_yaml(file)
+        check_keys(content, file)
+        settings.update(content)
+    return settings

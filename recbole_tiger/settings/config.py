@@ -1,0 +1,82 @@
+"""RecBole's Config for a run: the layers of settings, checked."""
+
+import contextlib
+import sys
+import tempfile
+from pathlib import Path
+
+import yaml
+from recbole.config import Config
+from recbole.utils import get_model
+
+from recbole_tiger.errors import TigerError
+from recbole_tiger.settings.checks import check_run
+from recbole_tiger.settings.properties import model_of, own_to_tiger, property_file, protocol, read_file, recbole_folder
+
+EVAL_ARGS = ("split", "group_by", "order", "mode")
+
+
+def plugin_layer(dataset):
+    """What lies over RecBole's properties and under the user's settings, for TIGER."""
+    return {**protocol(), **property_file("model", "TIGER"), **property_file("dataset", dataset)}
+
+
+def _check_packages(model):
+    """Refuse a model of RecBole's that needs a package which is not installed."""
+    try:
+        get_model(model)
+    except ModuleNotFoundError as error:
+        raise TigerError(f"model {model} needs the package {error.name}: pip install {error.name}") from error
+
+
+def make_config(name, dataset, user_settings):
+    """RecBole's Config for one run.
+
+    Args:
+        name: a RecBole model or a recipe.
+        user_settings: what the user said; lies over everything else.
+
+    Raises:
+        TigerError: a setting does not fit.
+    """
+    model = model_of(name)
+    _check_packages(model)
+    layers = {**protocol(), **property_file("dataset", dataset)}
+    if model != "TIGER":
+        # The keys of the item text serve to load the same columns for every model.
+        layers["text_fields"] = layers.get("text_fields", property_file("model", "TIGER")["text_fields"])
+    layers.update(property_file("recipe", name))
+    layers.update(user_settings)
+    if isinstance(layers["eval_args"], dict):
+        if foreign := sorted(map(str, set(layers["eval_args"]) - set(EVAL_ARGS))):
+            raise TigerError(f"eval_args has no {', '.join(foreign)}: it may have {', '.join(EVAL_ARGS)}")
+        layers["eval_args"] = {**protocol()["eval_args"], **layers["eval_args"]}
+    layers.setdefault("label", name)
+    if "gpu_id" in layers and layers["gpu_id"] is None:
+        layers["gpu_id"] = ""  # --gpu_id= is nothing in YAML, which RecBole would read as a GPU called None
+    left_out = {"model", "dataset"} | (set() if model == "TIGER" else own_to_tiger(model))
+    layers = {key: value for key, value in layers.items() if key not in left_out}
+    loss = {**read_file(recbole_folder() / f"properties/model/{model}.yaml"), **layers}.get("loss_type")
+    if "train_neg_sample_args" not in layers and loss == "CE":
+        layers["train_neg_sample_args"] = None  # cross-entropy wants no negatives
+    with tempfile.TemporaryDirectory() as folder, plain_argv():
+        file = Path(folder) / "settings.yaml"
+        file.write_text(yaml.safe_dump(layers), encoding="utf-8")
+        try:
+            config = Config(model=model, dataset=dataset, config_file_list=[str(file)])
+        except TigerError:
+            raise
+        except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, RuntimeError, AssertionError) as error:
+            raise TigerError(f"{model}: {error}") from error
+    check_run(config)
+    return config
+
+
+@contextlib.contextmanager
+def plain_argv():
+    """Hide the command line from RecBole's Config, which would read and judge it by itself."""
+    argv, sys.argv = sys.argv, sys.argv[:1]
+    try:
+        yield
+    finally:
+        sys.argv = argv

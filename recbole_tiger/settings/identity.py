@@ -1,0 +1,52 @@
+"""What tells runs apart: the settings, the data, and what else a run reads."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from recbole_tiger.encoder import encoder_hash
+from recbole_tiger.files import content_hash
+from recbole_tiger.item_text import interaction_files
+from recbole_tiger.settings.properties import NOT_OF_THE_RUN
+
+
+def data_files(config):
+    """The dataset's atomic files that a run reads."""
+    kinds = ["item", *(kind for kind in config["load_col"] or [] if kind not in ("inter", "item"))]
+    others = [Path(config["data_path"]) / f"{config['dataset']}.{kind}" for kind in kinds]
+    return [file for file in [*interaction_files(config), *others] if file.is_file()]
+
+
+def data_hash(config):
+    """Hash of the dataset's files."""
+    digest = hashlib.sha256()
+    for file in data_files(config):
+        digest.update(content_hash(file))
+    return digest.hexdigest()[:16]
+
+
+def run_settings(config):
+    """The settings that decide what a run computes, as plain JSON values."""
+    settings = {key: value for key, value in config.final_config_dict.items() if key not in NOT_OF_THE_RUN}
+    return json.loads(json.dumps(settings, default=str, sort_keys=True))
+
+
+def own_inputs(config):
+    """Hashes of what a run of TIGER reads beside the dataset: the user's embeddings, IDs, and folder of an encoder."""
+    if config["model"] != "TIGER":
+        return []
+    files = [Path(config[name]) for name in ("item_embeddings", "semantic_ids") if config[name]]
+    encoder = [encoder_hash(config["text_encoder"])] if Path(str(config["text_encoder"])).is_dir() else []
+    return [*(content_hash(file).hex() for file in files if file.is_file()), *encoder]
+
+
+def run_inputs(config):
+    """What decides what a run computes, as result files have it: settings and hashes of files."""
+    return {"settings": run_settings(config), "data_hash": data_hash(config), "inputs": own_inputs(config)}
+
+
+def run_key(config):
+    """Hash of the settings and the data of a run."""
+    of_run = run_inputs(config)
+    text = json.dumps([of_run["settings"], of_run["data_hash"], *of_run["inputs"]], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
