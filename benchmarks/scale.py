@@ -27,6 +27,7 @@ from tqdm import tqdm
 from recbole_tiger import experiment
 from recbole_tiger.catalogue import quantize
 from recbole_tiger.dataset import TIGERDataset, training_windows
+from recbole_tiger.memory import keep_freed_memory
 from recbole_tiger.model.tiger import TIGER
 from recbole_tiger.results import write_result
 from recbole_tiger.settings.arguments import parse_arguments
@@ -193,6 +194,7 @@ def main():
     parser.add_argument("--output", help="JSON file of all numbers")
     parser.add_argument("--plot", help="PNG file")
     args, rest = parser.parse_known_args()
+    keep_freed_memory()
     warnings.simplefilter("ignore", FutureWarning)
 
     if args.items:

@@ -36,6 +36,7 @@ from recbole_tiger import experiment
 from recbole_tiger.dataset import TIGERDataset, Windows, training_windows
 from recbole_tiger.encoder import load_encoder
 from recbole_tiger.item_text import text_of_items
+from recbole_tiger.memory import keep_freed_memory
 from recbole_tiger.model.tiger import TIGER, left_padded
 from recbole_tiger.quantizers import QUANTIZERS, quantizer_settings
 from recbole_tiger.results import write_result
@@ -591,6 +592,7 @@ def main():
     parser.add_argument("--plot", help="PNG file of the ratios")
     parser.add_argument("--profile", action="store_true", help="show where the time of training and decoding goes instead")
     args, rest = parser.parse_known_args()
+    keep_freed_memory()
     args.rounds = args.rounds or (5 if args.quick else 7)
     args.seconds = (1 if args.quick else 3) if args.seconds is None else args.seconds
     warnings.simplefilter("ignore", FutureWarning)
