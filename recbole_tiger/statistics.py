@@ -42,7 +42,7 @@ def bootstrap_means(values, seed=0):
         float array [RESAMPLES].
     """
     distinct, counts = np.unique(values, return_counts=True)
-    rng = np.random.default_rng(seed)
+    rng = np.random.RandomState(seed)  # whose draws stay the same from one NumPy to the next; a Generator's changed with 2.5
     block = max(1, DRAWN // len(distinct))
     sizes = [min(block, RESAMPLES - begin) for begin in range(0, RESAMPLES, block)]
     drawn = (rng.multinomial(len(values), counts / len(values), size=size) for size in sizes)
