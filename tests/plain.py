@@ -7,12 +7,13 @@ import torch
 from recbole_tiger.model.seq2seq import BIAS_SCALE, PREFIX_GAIN, Seq2Seq
 
 
-def small_network(seed=0, n_items=30, **changes):
-    """A Seq2Seq with random weights (biases too, which start at zero in training) and distinct random codes."""
+def small_network(seed=0, n_items=30, codes=None, **changes):
+    """A Seq2Seq with random weights (biases too, which start at zero in training); by default random distinct codes, too."""
     generator = torch.Generator().manual_seed(seed)
-    codes = torch.unique(torch.randint(0, 4, (n_items * 3, 3), generator=generator), dim=0)
-    codes = codes[torch.randperm(len(codes), generator=generator)[:n_items]]
-    codes = torch.cat([torch.zeros(1, 3, dtype=torch.long), codes])
+    if codes is None:
+        codes = torch.unique(torch.randint(0, 4, (n_items * 3, 3), generator=generator), dim=0)
+        codes = codes[torch.randperm(len(codes), generator=generator)[:n_items]]
+    codes = torch.cat([torch.zeros(1, 3, dtype=torch.long), torch.as_tensor(codes)])
     settings = {
         "hidden_size": 12,
         "n_heads": 3,

@@ -100,6 +100,27 @@ def test_beam_equals_a_beam_by_hand(network, memory, plain_log_probs, beam_size)
         np.testing.assert_allclose(scores[row].tolist(), [candidates[prefix] for prefix in best], atol=1e-4)
 
 
+def test_a_prefix_with_one_child_costs_no_row_of_the_decoder():
+    """Items 1 to 4 share no code; 5 to 7 share two, so that their third level is decoded behind an undecoded second."""
+    codes = [[0, 0, 0], [1, 1, 0], [2, 2, 0], [3, 3, 0], [4, 4, 0], [4, 4, 1], [4, 4, 2]]
+    network = plain.small_network(codes=codes, trie_softmax=True)
+    items = torch.tensor([[0, 2, 5], [1, 6, 7]])
+    memory, decoded, step = network.encode(items), [], network.step
+
+    def counting(memory, level, codes, past, rows):
+        decoded.append((level, len(rows.users)))
+        return step(memory, level, codes, past, rows)
+
+    network.step = counting
+    found, scores = beam_search(network, memory, 7)
+    assert decoded == [(0, 2), (1, 2), (2, 2)]  # the root, then the one prefix that branches and what it passed over
+    del network.step
+    torch.testing.assert_close(scores, exact(network, items, None).gather(1, found), atol=1e-5, rtol=1e-5)
+    for row, history in enumerate(([2, 5], [1, 6, 7])):
+        expected = plain.log_probs(network, history, None).sum(dim=1)
+        torch.testing.assert_close(scores[row], expected[found[row] - 1], atol=1e-4, rtol=1e-4)
+
+
 def test_every_beam_is_full_of_distinct_items(network, memory):
     for beam_size in range(1, len(network.codes)):
         found, scores = beam_search(network, memory, beam_size)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from recbole_tiger.model.decoding import Prefixes
 from recbole_tiger.model.seq2seq import PREFIX_GAIN, TEXT_SCALE, Dropout
 from tests.plain import level_states, small_network
 
@@ -61,13 +62,36 @@ def test_steps_equal_teacher_forcing(network):
     memory = network.encode(items, users_of(network, 2))
     targets = network.codes[torch.tensor([[10, 11, 12], [13, 14, 15]])]
     expected = network.decode(memory, targets, shared=True)
-    codes, caches = None, None
+    prefixes = Prefixes(network, memory)
     for level in range(network.levels):
-        states, caches = network.step(memory, level, codes, caches)
+        _, states = prefixes.decode(level, None)
+        states = states.view(2, -1, states.shape[-1])
+        torch.testing.assert_close(states.expand(-1, 3, -1), expected[:, :, level], atol=1e-4, rtol=1e-4)
+        parents = torch.arange(3) if level else torch.zeros(3, dtype=torch.long)
+        prefixes.go_on(parents.expand(2, -1), targets[..., level])
+
+
+def test_levels_that_are_decoded_late_equal_teacher_forcing(network):
+    """A level is left out for some prefixes, and made when one below it is asked for."""
+    items = torch.tensor([[0, 3, 1, 4], [5, 9, 2, 6]])
+    memory = network.encode(items, users_of(network, 2))
+    targets = network.codes[torch.tensor([[10, 11, 12], [13, 14, 15]])]
+    expected = network.decode(memory, targets, shared=True)
+    wanted = [
+        torch.tensor([[True], [False]]),
+        torch.tensor([[True, False, False], [False, False, False]]),
+        torch.tensor([[True, True, False], [False, True, True]]),
+    ]
+    prefixes = Prefixes(network, memory)
+    for level in range(network.levels):
+        rows, states = prefixes.decode(level, wanted[level])
+        chosen = expected[:, :, level][wanted[level].expand(2, 3)]
         if level == 0:
-            states = states.expand(-1, 3, -1)
-        torch.testing.assert_close(states, expected[:, :, level], atol=1e-4, rtol=1e-4)
-        codes = targets[..., level]
+            chosen = expected[:1, 0, 0]
+        torch.testing.assert_close(states, chosen, atol=1e-4, rtol=1e-4)
+        assert rows.users.tolist() == wanted[level].nonzero()[:, 0].tolist()
+        parents = torch.arange(3) if level else torch.zeros(3, dtype=torch.long)
+        prefixes.go_on(parents.expand(2, -1), targets[..., level])
 
 
 def test_result_does_not_depend_on_where_a_history_stands(network):

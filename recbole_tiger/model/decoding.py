@@ -2,24 +2,79 @@
 
 import torch
 
+from recbole_tiger.model.seq2seq import Rows
+
 # Prefixes that the exact scorer expands at once over the users of a slice, to bound its memory.
 EXACT_BUDGET = 4096
 
 
-def _reorder(caches, parents):
-    """Take the cached keys and values of ``parents`` [batch, beams] out of [batch, prefixes, ...].
+class Prefixes:
+    """The prefixes that a search has alive, as a table [batch, prefixes], and what of them was decoded.
 
-    A level of a single prefix, as the first, is every beam's and stays as it is.
+    A level of a prefix is decoded where its softmax is asked for. With ``trie_softmax`` the only child of a node has
+    probability 1, so a prefix goes on through it undecoded, until the trie branches below and attention needs its keys and
+    values after all.
+
+    Args:
+        net: a :class:`~recbole_tiger.model.seq2seq.Seq2Seq`. memory: of its ``encode``.
     """
-    batch = torch.arange(len(parents), device=parents.device).unsqueeze(1)
 
-    def taken(cache):
-        prefixes = cache.shape[1]
-        if prefixes == 1:
-            return cache
-        return cache.flatten(0, 1).index_select(0, (batch * prefixes + parents).flatten()).unflatten(0, parents.shape)
+    def __init__(self, net, memory):
+        self.net, self.memory = net, memory
+        start = torch.zeros(len(memory.items), 1, dtype=torch.long, device=memory.items.device)
+        # For each level: the code before it, and which row of its keys and values a prefix has; -1 for none.
+        self.codes, self.row = [start], [start - 1]
+        self.pairs = []  # for each level, for each decoder layer: keys and values, each [rows, n_heads, head_size]
 
-    return [[tuple(map(taken, pair)) for pair in layer] for layer in caches]
+    def softmax_of(self, counts):
+        """Which prefixes have a softmax that is to be computed, given their numbers of children; None for all.
+
+        On a GPU all have: to choose them the host would have to wait for it.
+        """
+        if not self.net.trie_softmax or counts.is_cuda:
+            return None
+        wanted = counts > 1
+        return None if bool(wanted.all()) else wanted
+
+    def decode(self, level, wanted):
+        """What ``level`` is predicted from, for the prefixes that a bool table names; None for all.
+
+        Returns:
+            :class:`~recbole_tiger.model.seq2seq.Rows`; float tensor [rows, hidden_size].
+        """
+        if wanted is not None:
+            for earlier in range(level):
+                missing = wanted & (self.row[earlier] < 0)
+                if bool(missing.any()):
+                    self._step(earlier, Rows.where(missing))
+        rows = Rows.all_of(self.row[level]) if wanted is None else Rows.where(wanted)
+        return rows, self._step(level, rows)
+
+    def _step(self, level, rows):
+        past = [[] for _ in self.net.decoder]
+        for earlier in range(level):
+            of = rows.of(self.row[earlier])
+            for layer, (keys, values) in zip(past, self.pairs[earlier], strict=True):
+                layer.append((keys[of], values[of]))
+        hidden, pairs = self.net.step(self.memory, level, rows.of(self.codes[level]), past, rows)
+        first = 0
+        if level < len(self.pairs):
+            first = len(self.pairs[level][0][0])
+            joined = zip(self.pairs[level], pairs, strict=True)
+            self.pairs[level] = [tuple(map(torch.cat, zip(*layer, strict=True))) for layer in joined]
+        else:
+            self.pairs.append(pairs)
+        numbers = torch.arange(first, first + len(hidden), device=hidden.device)
+        if rows.index is None:
+            self.row[level] = numbers.view(self.row[level].shape)
+        else:
+            self.row[level].view(-1)[rows.index] = numbers
+        return hidden
+
+    def go_on(self, parents, codes):
+        """Let the prefixes be those of one more code, ``codes`` [batch, prefixes], each behind one of ``parents``."""
+        self.codes = [*(table.gather(1, parents) for table in self.codes), codes]
+        self.row = [*(table.gather(1, parents) for table in self.row), torch.full_like(codes, -1)]
 
 
 @torch.no_grad()
@@ -32,22 +87,27 @@ def beam_search(net, memory, beam_size):
     Returns:
         items (RecBole's ids) and scores, each [batch, beam_size].
     """
-    trie = net.trie
-    batch = len(memory.items)
-    device = trie.item_of.device
-    scores = torch.zeros(batch, 1, device=device)
-    nodes = torch.zeros(batch, 1, dtype=torch.long, device=device)
-    codes, caches = None, None
+    trie, prefixes = net.trie, Prefixes(net, memory)
+    scores = torch.zeros(len(memory.items), 1, device=trie.item_of.device)
+    nodes = torch.zeros_like(scores, dtype=torch.long)
     for level in range(trie.levels):
-        hidden, caches = net.step(memory, level, codes, caches)
-        child, child_codes, _, log_probs = net.continuations(memory, hidden, level, nodes)
+        child, codes, exists = trie.expand(nodes, level)
+        wanted = prefixes.softmax_of(exists.sum(dim=-1))
+        if wanted is not None and not bool(wanted.any()):
+            log_probs = torch.zeros(child.shape, device=scores.device)
+        else:
+            rows, hidden = prefixes.decode(level, wanted)
+            found = net.log_probs(hidden, level, *map(rows.of, (child, codes, exists)), memory.items[rows.users])
+            if wanted is None:
+                log_probs = found.view(child.shape)
+            else:
+                log_probs = torch.zeros(child.shape, device=scores.device).masked_fill_(~exists, -torch.inf)
+                log_probs.view(-1, child.shape[-1])[rows.index] = found
         candidates = (scores.unsqueeze(-1) + log_probs).flatten(1)
         scores, picked = candidates.topk(min(beam_size, trie.n_nodes(level)), dim=1)
-        parents = picked // child.shape[-1]
         nodes = child.flatten(1).gather(1, picked)
-        codes = child_codes.flatten(1).gather(1, picked)
         if level + 1 < trie.levels:
-            caches = _reorder(caches, parents)
+            prefixes.go_on(picked // child.shape[-1], codes.flatten(1).gather(1, picked))
     return trie.item_of[nodes].long(), scores
 
 
@@ -73,34 +133,28 @@ def exact_scores(net, memory_of, n_histories):
 
 
 def _walk(net, memory):
-    trie = net.trie
-    batch = len(memory.items)
-    scores = torch.zeros(batch, 1, device=trie.item_of.device)
-    parents, codes, caches = None, torch.zeros(1, dtype=torch.long, device=scores.device), None
+    trie, prefixes = net.trie, Prefixes(net, memory)
+    batch, device = len(memory.items), trie.item_of.device
+    scores = torch.zeros(batch, 1, device=device)
     for level in range(trie.levels):
-        log_probs, kept = [], []
-        for part in torch.arange(scores.shape[1], device=scores.device).split(EXACT_BUDGET):
-            before = caches and _reorder(caches, parents[part].expand(batch, -1))
-            hidden, before = net.step(memory, level, codes[part].expand(batch, -1), before)
-            _, _, exists, log_prob = net.continuations(memory, hidden, level, part.expand(batch, -1))
-            # Children of neighbouring nodes are neighbours: what exists of them is the next level in its order.
-            log_probs.append(log_prob[:, exists[0]])
-            kept.append(before)
-        if level + 1 < trie.levels:
-            caches = [
-                [tuple(map(_joined, zip(*pairs, strict=True))) for pairs in zip(*layer, strict=True)]
-                for layer in zip(*kept, strict=True)
-            ]
         parents, codes = trie.all_nodes(level)
-        scores = scores[:, parents] + torch.cat(log_probs, dim=1)
+        wanted = prefixes.softmax_of(torch.bincount(parents).expand(batch, -1))
+        columns = torch.arange(scores.shape[1], device=device) if wanted is None else wanted[0].nonzero().squeeze(1)
+        log_probs = torch.zeros(batch, len(codes), device=device)
+        for part in columns.split(EXACT_BUDGET) if len(columns) else ():
+            chosen = torch.zeros(batch, scores.shape[1], dtype=torch.bool, device=device)
+            chosen[:, part] = True
+            rows, hidden = prefixes.decode(level, chosen)
+            child, child_codes, exists = trie.expand(part, level)
+            each = (table.repeat(batch, 1) for table in (child, child_codes, exists))
+            found = net.log_probs(hidden, level, *each, memory.items[rows.users])
+            log_probs[:, child[exists]] = found.view(batch, *exists.shape)[:, exists]
+        if level + 1 < trie.levels:
+            prefixes.go_on(parents.expand(batch, -1), codes.expand(batch, -1))
+        scores = scores[:, parents] + log_probs
     result = scores.new_full((batch, len(trie.item_of) + 1), -torch.inf)
     result[:, trie.item_of.long()] = scores
     return result
-
-
-def _joined(pieces):
-    """Pieces [batch, prefixes of the piece, ...] -> [batch, prefixes, ...]; a level of a single prefix is in every piece."""
-    return pieces[0] if pieces[0].shape[1] == 1 else torch.cat(pieces, dim=1)
 
 
 def log_likelihood(net, memory, items):

@@ -22,6 +22,55 @@ PREFIX_GAIN = 4.0
 TEXT_SCALE = 0.5
 
 
+class Rows(NamedTuple):
+    """Prefixes of a batch of histories that are decoded together: one a row, not all histories have the same number of them.
+
+    Attributes:
+        users: int tensor [rows], the history that each belongs to, ascending.
+        index: int tensor [rows], where they stand in a table [batch, prefixes]; None where they are the whole table.
+        place: int tensor [rows], where they stand in a table [batch, width]; None where they fill it.
+        width: the most prefixes of a history.
+    """
+
+    users: torch.Tensor
+    index: torch.Tensor | None
+    place: torch.Tensor | None
+    width: int
+
+    @classmethod
+    def all_of(cls, table):
+        """The rows of a whole table [batch, prefixes]; nothing waits for the device."""
+        batch, prefixes = table.shape
+        return cls(torch.arange(batch, device=table.device).repeat_interleave(prefixes), None, None, prefixes)
+
+    @classmethod
+    def where(cls, wanted):
+        """The rows of a bool table [batch, prefixes] that are true."""
+        counts = wanted.sum(dim=1)
+        index = wanted.flatten().nonzero().squeeze(1)
+        users = index // wanted.shape[1]
+        width = int(counts.max())
+        within = torch.arange(len(index), device=index.device) - (counts.cumsum(0) - counts)[users]
+        return cls(users, index, users * width + within, width)
+
+    def of(self, table):
+        """Their values of a table [batch, prefixes, ...], [rows, ...]."""
+        flat = table.flatten(0, 1)
+        return flat if self.index is None else flat[self.index]
+
+    def side_by_side(self, x, batch):
+        """``x`` [rows, width of x] -> [batch, width, width of x], zeros where a history has fewer rows."""
+        if self.place is None:
+            return x.view(batch, self.width, -1)
+        table = x.new_zeros(batch * self.width, x.shape[-1])
+        return table.index_copy_(0, self.place, x).view(batch, self.width, -1)
+
+    def one_by_one(self, table):
+        """The other way round."""
+        flat = table.flatten(0, 1)
+        return flat if self.place is None else flat[self.place]
+
+
 class Dropout(nn.Module):
     """Dropout whose mask the tokens of a sequence share, as in T5X, by which the paper's model was made.
 
@@ -67,10 +116,18 @@ class Attention(nn.Module):
 
         ``bias`` broadcasts to [batch, n_heads, tokens, keys].
         """
-        scores = torch.matmul(self.split(self.query(x)), keys.transpose(-1, -2))
+        return self.output(self._mixed(self.query(x), keys, values, bias))
+
+    def _mixed(self, query, keys, values, bias):
+        scores = torch.matmul(self.split(query), keys.transpose(-1, -2))
         weights = torch.add(bias, scores, alpha=self.head_size**-0.5).softmax(dim=-1)
         mixed = torch.matmul(self.dropout(weights).to(values.dtype), values)
-        return self.output(mixed.transpose(1, 2).flatten(2))
+        return mixed.transpose(1, 2).flatten(2)
+
+    def from_rows(self, x, rows, keys, values, bias):
+        """As :meth:`forward`, from ``x`` [rows, hidden_size]."""
+        query = rows.side_by_side(self.query(x), len(keys))
+        return self.output(rows.one_by_one(self._mixed(query, keys, values, bias)))
 
     def step(self, x, past, bias):
         """Attend from one level of prefixes to itself and to the levels before it.
@@ -78,22 +135,23 @@ class Attention(nn.Module):
         Element by element: products of matrices with a handful of rows are slower, and need the levels joined.
 
         Args:
-            x: [batch, prefixes, hidden_size].
-            past: list of keys and values of each level before, [batch, prefixes or 1, n_heads, head_size].
+            x: [rows, hidden_size].
+            past: list of keys and values of each level before, [rows, n_heads, head_size].
             bias: [n_heads, levels].
 
         Returns:
-            [batch, prefixes, hidden_size], and ``past`` with this level.
+            [rows, hidden_size], and keys and values of this level.
         """
         heads = (self.n_heads, self.head_size)
         query = self.query(x).unflatten(-1, heads)
-        past = [*past, tuple(part.unflatten(-1, heads) for part in self.key_value(x).chunk(2, dim=-1))]
+        own = tuple(part.unflatten(-1, heads) for part in self.key_value(x).chunk(2, dim=-1))
+        past = [*past, own]
         scores = torch.stack([(query * key).sum(dim=-1) for key, _ in past], dim=-1)
         weights = torch.add(bias, scores, alpha=self.head_size**-0.5).softmax(dim=-1).to(query.dtype)
         mixed = torch.zeros_like(query)
         for level, (_, value) in enumerate(past):
             mixed.addcmul_(weights[..., level, None], value)
-        return self.output(mixed.flatten(2)), past
+        return self.output(mixed.flatten(1)), own
 
 
 class FeedForward(nn.Module):
@@ -146,20 +204,20 @@ class DecoderLayer(nn.Module):
         """
         y = self.self_norm(x).view(x.shape[0] * targets, -1, x.shape[2])
         mixed = self.self_attention(y, *self.self_attention.keys_values(y), self_bias)
-        return self._after_self_attention(x + self.dropout(mixed.view(x.shape)), cross_keys, cross_values, cross_bias)
-
-    def step(self, x, past, self_bias, cross_keys, cross_values, cross_bias):
-        """One level of prefixes ``x`` [batch, prefixes, hidden_size]; ``past`` as in :meth:`Attention.step`.
-
-        Returns:
-            x, and ``past`` with this level.
-        """
-        mixed, past = self.self_attention.step(self.self_norm(x), past, self_bias)
-        return self._after_self_attention(x + mixed, cross_keys, cross_values, cross_bias), past
-
-    def _after_self_attention(self, x, cross_keys, cross_values, cross_bias):
+        x = x + self.dropout(mixed.view(x.shape))
         x = x + self.dropout(self.cross_attention(self.cross_norm(x), cross_keys, cross_values, cross_bias))
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+
+    def step(self, x, rows, past, self_bias, cross_keys, cross_values, cross_bias):
+        """One level of prefixes ``x`` [rows, hidden_size]; ``past`` as in :meth:`Attention.step`; for inference.
+
+        Returns:
+            x, and keys and values of this level.
+        """
+        mixed, own = self.self_attention.step(self.self_norm(x), past, self_bias)
+        x = x + mixed
+        x = x + self.cross_attention.from_rows(self.cross_norm(x), rows, cross_keys, cross_values, cross_bias)
+        return x + self.feed_forward(self.feed_forward_norm(x)), own
 
 
 class RelativeBias(nn.Module):
@@ -473,31 +531,29 @@ class Seq2Seq(nn.Module):
             x = layer(x, targets, self_bias, keys, values, cross_bias)
         return self.decoder_norm(x).view(batch, targets, levels, -1)
 
-    def step(self, memory, level, codes, caches):
-        """Decode one level for a set of prefixes of every history, from the cached keys and values of the levels before.
+    def step(self, memory, level, codes, past, rows):
+        """Decode one level of some prefixes, from the keys and values of the levels before.
 
         Args:
             memory: of :meth:`encode`.
             level: the level to predict, 0 first.
-            codes: int tensor [batch, prefixes], the code before (ignored at level 0, where there is one prefix).
-            caches: per decoder layer the list of keys and values of the levels before, each
-                [batch, prefixes or 1, n_heads, head_size]; None at level 0.
+            codes: int tensor [rows], the code before (ignored at level 0).
+            past: per decoder layer the list of keys and values of the levels before, each [rows, n_heads, head_size].
+            rows: :class:`Rows`, which prefixes they are.
 
         Returns:
-            what the level is predicted from, [batch, prefixes, hidden_size], for :meth:`continuations`; caches for the next
-            level.
+            what the level is predicted from, [rows, hidden_size], for :meth:`log_probs`; per decoder layer keys and values
+            of this level.
         """
-        batch = len(memory.items)
-        before = self.offsets[level - 1]
-        x = self.code_embedding(codes + before) if level else self.start.expand(batch, 1, -1)
+        x = self.code_embedding(codes + self.offsets[level - 1]) if level else self.start.expand(len(rows.users), -1)
         place = torch.zeros(1, 1, dtype=torch.long, device=x.device)
         self_bias = self.self_bias(place, causal=False)[:, level, : level + 1]
         cross_bias = self._cross_bias(memory, 1, level)
-        new_caches = []
-        for layer, past, (keys, values) in zip(self.decoder, caches or [[]] * len(self.decoder), memory.layers, strict=True):
-            x, past = layer.step(x, past, self_bias, keys, values, cross_bias)
-            new_caches.append(past)
-        return self.decoder_norm(x), new_caches
+        found = []
+        for layer, before, (keys, values) in zip(self.decoder, past, memory.layers, strict=True):
+            x, own = layer.step(x, rows, before, self_bias, keys, values, cross_bias)
+            found.append(own)
+        return self.decoder_norm(x), found
 
     # --- probabilities of codes ---
 
@@ -520,26 +576,22 @@ class Seq2Seq(nn.Module):
         logits = self._child_logits(hidden, level, child, codes, exists)
         return logits, self._of_history(history, level, child, exists), self.paths[items, level] - child[..., 0]
 
-    def continuations(self, memory, hidden, level, nodes):
-        """Log-probabilities of the nodes of the trie that follow ``nodes``.
+    def log_probs(self, hidden, level, child, codes, exists, history):
+        """Log-probabilities of the nodes of the trie that follow a prefix.
 
         Args:
-            memory: of :meth:`encode`.
-            hidden: [batch, prefixes, hidden_size], of :meth:`step`.
-            nodes: int tensor [batch, prefixes] of nodes of the level before (0, the root, for level 0).
+            hidden: [rows, hidden_size], of :meth:`step`.
+            child, codes, exists: of :meth:`Trie.expand`, for the prefix of each row, [rows, n].
+            history: int tensor [rows, items] of the items before, padded with zeros on the left.
 
         Returns:
-            As of :meth:`Trie.expand`: nodes, codes, mask of those that exist, each [batch, prefixes, n]; and float32
-            log-probabilities of the same shape, -inf where there is no such node.
+            float32 tensor [rows, n], -inf where there is no such node.
         """
-        child, codes, exists = self.trie.expand(nodes, level)
         if self.trie_softmax:
             logits = self._child_logits(hidden, level, child, codes, exists)
-            log_probs = (logits + self._of_history(memory.items.unsqueeze(1), level, child, exists)).log_softmax(dim=-1)
-        else:
-            log_probs = self.classifiers[level](hidden).float().log_softmax(dim=-1).gather(-1, codes)
-            log_probs = log_probs.masked_fill(~exists, -torch.inf)
-        return child, codes, exists, log_probs
+            return (logits + self._of_history(history, level, child, exists)).log_softmax(dim=-1)
+        log_probs = self.classifiers[level](hidden).float().log_softmax(dim=-1).gather(-1, codes)
+        return log_probs.masked_fill(~exists, -torch.inf)
 
     def _child_logits(self, hidden, level, child, codes, exists):
         logits = self.classifiers[level](hidden).gather(-1, codes)
