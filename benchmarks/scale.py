@@ -108,7 +108,7 @@ def measure(n_items, seconds, settings, folder):
     trainer = TIGERTrainer(config, model)
 
     watch.read()
-    windows = training_windows(train_data._dataset, config["bidirectional_encoder"])
+    windows = training_windows(train_data._dataset, config["bidirectional_encoder"]).to(config["device"])
     batches = windows.batches(config["train_batch_size"], torch.Generator().manual_seed(config["seed"]))
     result["windows_s"] = watch.read()
     targets, spent = 0, 0.0

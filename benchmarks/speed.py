@@ -3,8 +3,8 @@
 python benchmarks/speed.py --data_path=... --output=benchmarks/results/speed.json --plot=benchmarks/results/speed.png
 
 The contenders take turns, a slice of some seconds each, round after round; a rate is the median over the rounds. Any setting
-of TIGER may be given as --key=value; --enable_amp=True puts all contenders into bf16. Where the dataset does not lie under
---data_path, one of the shape of amazon-beauty is generated.
+of TIGER may be given as --key=value; --enable_amp=True puts all contenders into bf16, --gpu_id=0 on a GPU. Where the dataset
+does not lie under --data_path, one of the shape of amazon-beauty is generated.
 """
 
 import argparse
@@ -45,14 +45,13 @@ from recbole_tiger.trainer import TIGERTrainer, autocast
 
 BEAUTY = {"n_items": 12101, "n_users": 22363, "n_interactions": 198502}
 WIDTHS = (10, 20, 50)
-# Test users that all decode for.
-USERS = 256
-# Users a batch among which Hugging Face's generate has its best, found out for every width.
-HF_USERS = (8, 32)
+# Test users that all decode for; users a batch among which Hugging Face's generate has its best, found out for every width.
+USERS, HF_USERS = 256, (8, 32)
+GPU_USERS, GPU_HF_USERS = 4096, (32, 128, 512)
 # Steps of a schedule whose end nobody reaches.
 FAR_OFF = 10**9
-# The clock, the memory and the threads that are compared are the processor's.
-ON_CPU = {"gpu_id": ""}
+# A process that has asked the driver of a GPU can not be forked; the library that manages GPUs tells of them without.
+os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
 # Texts of one slice of encoding.
 TEXTS = 128
 
@@ -91,7 +90,7 @@ def in_child(function, *args):
 
 
 def peak_memory(build, *args):
-    """Bytes that building a contender and two of its steps add to the process, at most.
+    """Bytes that building a contender and two of its steps add to the process, at most; those of the GPU where it is on one.
 
     Called in a child: what is there before, the imported libraries and the data as arrays, is not counted.
     """
@@ -99,16 +98,24 @@ def peak_memory(build, *args):
     step = build(*args)
     step()
     step()
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+
+
+def finished():
+    """The clock, when the GPU has done what it was given."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def rate(step, seconds):
     """Units a second of ``step``, which does some and returns how many, called until the time is over."""
-    begin, done, spent = time.perf_counter(), 0, 0.0
-    while spent < seconds or not done:
+    begin, done = finished(), 0
+    while time.perf_counter() - begin < seconds or not done:
         done += step()
-        spent = time.perf_counter() - begin
-    return done / spent
+    return done / (finished() - begin)
 
 
 def take_turns(contenders, args, label):
@@ -131,9 +138,9 @@ def take_turns(contenders, args, label):
 
 def seconds_of(function, *args):
     """Seconds that a call takes."""
-    begin = time.perf_counter()
+    begin = finished()
     function(*args)
-    return time.perf_counter() - begin
+    return finished() - begin
 
 
 # --- the data, as plain arrays ---
@@ -146,7 +153,8 @@ def read_data(config):
     rows, test = train_data._dataset, test_data._dataset.inter_feat
     item, length = config["ITEM_ID_FIELD"], config["ITEM_LIST_LENGTH_FIELD"]
     sequence = item + config["LIST_SUFFIX"]
-    users = np.random.default_rng(config["seed"]).permutation(len(test))[:USERS]
+    users = np.random.default_rng(config["seed"]).permutation(len(test))
+    users = users[: GPU_USERS if config["device"].type == "cuda" else USERS]
     histories = left_padded(test[sequence][users], test[length][users], config["MAX_ITEM_LIST_LENGTH"])
     return SimpleNamespace(
         catalogue=dataset.catalogue,
@@ -184,6 +192,7 @@ def train_tiger(config, data, bidirectional):
     config["bidirectional_encoder"] = bidirectional
     trainer = TIGERTrainer(config, tiger(config, data))
     windows = Windows(**{name: torch.from_numpy(value) for name, value in data.windows[bidirectional].items()})
+    windows = windows.to(trainer.device)
     batches = cycle(windows.batches(config["train_batch_size"], torch.Generator().manual_seed(config["seed"])))
 
     def step():
@@ -276,7 +285,7 @@ def train_sasrec(config, data):
 def decode_tiger(config, data, width):
     """Beam search for all users; returns their number."""
     model = tiger(config, data).eval()
-    histories = torch.from_numpy(data.histories).to(config["device"])
+    histories = torch.from_numpy(data.histories)
 
     @torch.no_grad()
     def step():
@@ -409,7 +418,7 @@ def measure_decoding(config, data, width, args):
     users = {}
     for prefixes in (False, True):
         tried = {}
-        for size in HF_USERS:
+        for size in GPU_HF_USERS if config["device"].type == "cuda" else HF_USERS:
             step = decode_t5(config, data, width, size, prefixes)
             step()
             tried[size] = rate(step, 0)
@@ -602,8 +611,9 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         cache = {"cache_dir": str(home / "cache")}
         found = dataset_settings(args, folder)
-        settings = {**ON_CPU, **cache, "quantizer": "rq_kmeans", "encoder_text": False, **found, **parse_arguments(rest)}
-        shared = {**ON_CPU, **{key: settings[key] for key in ("data_path", "text_fields", "enable_amp") if key in settings}}
+        settings = {"gpu_id": "", **cache, "quantizer": "rq_kmeans", "encoder_text": False, **found, **parse_arguments(rest)}
+        of_all = ("gpu_id", "data_path", "text_fields", "enable_amp")
+        shared = {key: settings[key] for key in of_all if key in settings}
         settings["data_path"] = shared["data_path"] = str(Path(settings["data_path"]).resolve())
         config = experiment.prepare("TIGER", args.dataset, {**settings, "show_progress": False, "beam_size": max(WIDTHS)})
         sasrec_config = experiment.prepare("SASRec", args.dataset, shared)

@@ -21,7 +21,7 @@ from recbole_tiger.item_text import check_interactions, header, interaction_file
 # Elements of the [users, items] score matrix of an evaluation batch, where one is needed: 64 MB.
 SCORE_MATRIX = 2**24
 # Users beyond which a larger evaluation batch gains no speed.
-MOST_USERS = 512
+MOST_USERS, GPU_MOST_USERS = 512, 4096
 
 
 def history_field(config):
@@ -124,11 +124,13 @@ class TIGERDataset(SequentialDataset):
         super()._data_processing()
         items = self.field2id_token[self.iid_field][1:].tolist()
         if self.config["eval_batch_size"] is None:
-            most = max(1, SCORE_MATRIX // len(items)) if needs_scores(self.config) else MOST_USERS
+            most = GPU_MOST_USERS if self.config["device"].type == "cuda" else MOST_USERS
+            if needs_scores(self.config):
+                most = min(most, max(1, SCORE_MATRIX // len(items)))
             # Sampled evaluation (uni100, pop100) counts rows: a user's target and the items sampled beside it.
             modes = self.config["eval_args"]["mode"].values()
             sampled = min(int(mode[3:]) if mode[:3] in ("uni", "pop") else 0 for mode in modes)
-            self.config["eval_batch_size"] = min(MOST_USERS, most) * (1 + sampled)
+            self.config["eval_batch_size"] = most * (1 + sampled)
         self.catalogue = make_catalogue(self.config, items)
 
     def data_augmentation(self):
@@ -172,6 +174,10 @@ class Windows:
     n_targets: torch.Tensor
     lengths: torch.Tensor
     users: torch.Tensor
+
+    def to(self, device):
+        """The same with items and users on ``device``; what shapes follow from stays on the host, which need not wait."""
+        return Windows(self.items.to(device), self.n_targets, self.lengths, self.users.to(device))
 
     def batches(self, n_targets, generator):
         """Indices of the windows of each batch, in random order.

@@ -215,6 +215,16 @@ def refused_by_recbole(config):
         ) from error
 
 
+@contextlib.contextmanager
+def told_of_memory(config):
+    """What PyTorch raises where a GPU has no memory left, as a sentence."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        sizes = ", ".join(f"{name} (now {config[name]})" for name in ("train_batch_size", "eval_batch_size"))
+        raise TigerError(f"{config['label']}: the GPU is out of memory: lower {sizes} or the widths of the model") from error
+
+
 def _check_lengths(config, dataset):
     """Refuse pre-split histories that a model of RecBole's has no positions for; TIGER reads the last of them."""
     longest = dataset.field2seqlen.get(history_field(config), 0) if config["benchmark_filename"] else 0
@@ -263,7 +273,7 @@ def make_trainer(config, train_data):
     """A new model and its trainer."""
     keep_freed_memory()
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
-    with refused_by_recbole(config):
+    with refused_by_recbole(config), told_of_memory(config):
         model = get_model(config["model"])(config, train_data._dataset).to(config["device"])
     getLogger().info(model)
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
@@ -324,7 +334,8 @@ def train(config, after_epoch=None):
 
     callback = {} if after_epoch is None else {"callback_fn": lambda epoch, score: after_epoch(result())}
     try:
-        trainer.fit(train_data, valid_data, saved=True, show_progress=config["show_progress"], **callback)
+        with told_of_memory(config):
+            trainer.fit(train_data, valid_data, saved=True, show_progress=config["show_progress"], **callback)
     except OutOfTime:
         out_of_time = True
     except ValueError as error:
@@ -345,9 +356,10 @@ def finish(result, trainer, test_data, file):
     """
     keep_ranks(trainer)
     begin = time.perf_counter()
-    found = trainer.evaluate(
-        test_data, load_best_model=True, model_file=result["checkpoint"], show_progress=trainer.config["show_progress"]
-    )
+    with told_of_memory(trainer.config):
+        found = trainer.evaluate(
+            test_data, load_best_model=True, model_file=result["checkpoint"], show_progress=trainer.config["show_progress"]
+        )
     seconds = time.perf_counter() - begin
     result["test_result"] = plain(found)
     result["eval_seconds"] = round(seconds, 2)

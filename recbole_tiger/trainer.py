@@ -102,7 +102,7 @@ class TIGERTrainer(Trainer):
         """One step of the optimizer.
 
         Args:
-            windows: of :func:`training_windows`; batch: int tensor of indices of some of them.
+            windows: of :func:`training_windows`, on the trainer's device; batch: int tensor of indices of some of them.
             total_steps: of the whole schedule of the learning rate.
 
         Returns:
@@ -111,13 +111,13 @@ class TIGERTrainer(Trainer):
         factor = warmup_cosine(self.schedule_step, total_steps, self.config["warmup_ratio"], constant=bool(self.averages))
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * factor
-        length = int(windows.lengths[batch].max())
-        items = windows.items[batch, -length:].to(self.device, non_blocking=True)
-        n_targets = windows.n_targets[batch].to(self.device, non_blocking=True)
-        users = windows.users[batch].to(self.device, non_blocking=True)
+        shortest, longest = map(int, windows.lengths[batch].aminmax())
+        rows = batch.to(self.device, non_blocking=True)
         self.optimizer.zero_grad()
         with autocast(self.config):
-            loss = self.model.window_loss(items, n_targets, users)
+            loss = self.model.window_loss(
+                windows.items[rows, -longest:], windows.n_targets[batch], windows.users[rows], padded=shortest < longest
+            )
         loss.backward()
         if self.clip_grad_norm:
             clip_grad_norm_(self.model.parameters(), **self.clip_grad_norm)
@@ -224,7 +224,8 @@ class TIGERTrainer(Trainer):
         """
         if self.config["resume"] and self.start_epoch == 0 and self.state_file.is_file():
             self.resume_checkpoint(self.state_file)
-        train_data.windows = training_windows(train_data._dataset, self.config["bidirectional_encoder"])
+        windows = training_windows(train_data._dataset, self.config["bidirectional_encoder"])
+        train_data.windows = windows.to(self.device)
         self.eval_collector.data_collect(train_data)
         for epoch in range(self.start_epoch, self.epochs):
             if self.stopped:
@@ -283,4 +284,4 @@ class TIGERTrainer(Trainer):
         if not self.ranks_only:
             return super()._full_sort_batch_eval(batched_data)
         interaction, _, positive_u, positive_i = batched_data
-        return interaction, self.model.beam(interaction.to(self.device))[0], positive_u, positive_i
+        return interaction, self.model.beam(interaction)[0], positive_u, positive_i

@@ -21,6 +21,7 @@ class Trie(nn.Module):
         order = np.lexsort(table.T[::-1])
         table = table[order]
         self.levels = table.shape[1]
+        self.most_children = []  # of a node of the level above
         starts = np.zeros(1, dtype=np.int64)
         changed = np.zeros(len(table), dtype=bool)
         changed[0] = True
@@ -29,6 +30,7 @@ class Trie(nn.Module):
             rows = np.flatnonzero(changed)
             first = np.append(np.searchsorted(rows, starts), len(rows))
             # first_child of the level above (of the root, for level 0), then the code of each node.
+            self.most_children.append(int(np.diff(first).max()))
             self.register_buffer(f"first_child_{level}", torch.from_numpy(first.astype(np.int32)), persistent=False)
             node_codes = torch.from_numpy(table[rows, level].astype(np.int32))
             self.register_buffer(f"code_{level}", node_codes, persistent=False)
@@ -47,21 +49,22 @@ class Trie(nn.Module):
 
         Returns:
             nodes of the level [..., n], their codes of the same shape, and a mask of those that exist; n is the largest
-            number of children of one of the ``nodes``.
+            number of children of one of the ``nodes``, on a GPU of any node, for which the host need not wait.
         """
         first = self.get_buffer(f"first_child_{level}")
         codes = self.get_buffer(f"code_{level}")
         begin, end = first[nodes].long(), first[nodes + 1].long()
-        child = begin.unsqueeze(-1) + torch.arange(int((end - begin).max()), device=nodes.device)
+        n = self.most_children[level] if nodes.is_cuda else int((end - begin).max())
+        child = begin.unsqueeze(-1) + torch.arange(n, device=nodes.device)
         exists = child < end.unsqueeze(-1)
         child = child.clamp(max=len(codes) - 1)
         return child, codes[child].long(), exists
 
     def all_nodes(self, level):
         """The parent (a node of the level before) and the code of every node of ``level``."""
-        counts = self.get_buffer(f"first_child_{level}").long().diff()
-        parents = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
-        return parents, self.get_buffer(f"code_{level}").long()
+        counts, codes = self.get_buffer(f"first_child_{level}").long().diff(), self.get_buffer(f"code_{level}").long()
+        parents = torch.arange(len(counts), device=counts.device).repeat_interleave(counts, output_size=len(codes))
+        return parents, codes
 
     def paths(self):
         """The nodes of every item's prefixes, int64 tensor [n_items + 1, levels]; zeros for the padding item 0."""

@@ -1,6 +1,7 @@
 """The Transformer encoder-decoder over semantic IDs (Rajput et al. 2023, section 3.2)."""
 
 import math
+import warnings
 from typing import NamedTuple
 
 import torch
@@ -22,6 +23,24 @@ PREFIX_GAIN = 4.0
 TEXT_SCALE = 0.5
 
 
+def products(x, y, columns, counts):
+    """Some products of rows of two matrices, without copies of the rows; no gradient flows back.
+
+    Args:
+        x: float tensor [n, width]; y: float tensor [m, width].
+        columns: int tensor of rows of ``y``: for each row of ``x`` those to multiply it by, ascending.
+        counts: int tensor [n], how many of them belong to each.
+
+    Returns:
+        float32 tensor of the shape of ``columns``.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # PyTorch calls sparse CSR tensors a beta
+        begin = F.pad(counts.cumsum(0), (1, 0))
+        wanted = torch.sparse_csr_tensor(begin, columns, torch.zeros(len(columns)), size=(len(x), len(y)))
+    return torch.sparse.sampled_addmm(wanted, x.float(), y.float().t(), beta=0).values()
+
+
 class Rows(NamedTuple):
     """Prefixes of a batch of histories that are decoded together: one a row, not all histories have the same number of them.
 
@@ -41,7 +60,8 @@ class Rows(NamedTuple):
     def all_of(cls, table):
         """The rows of a whole table [batch, prefixes]; nothing waits for the device."""
         batch, prefixes = table.shape
-        return cls(torch.arange(batch, device=table.device).repeat_interleave(prefixes), None, None, prefixes)
+        users = torch.arange(batch, device=table.device).unsqueeze(1).expand(batch, prefixes).reshape(-1)
+        return cls(users, None, None, prefixes)
 
     @classmethod
     def where(cls, wanted):
@@ -444,12 +464,13 @@ class Seq2Seq(nn.Module):
         """Codes [..., levels] -> embeddings [..., levels, hidden_size]."""
         return self.code_embedding(codes + self.offsets)
 
-    def encode(self, items, users=None):
+    def encode(self, items, users=None, padded=True):
         """Encode histories.
 
         Args:
             items: int tensor [batch, n], padded with zeros on the left.
             users: int tensor [batch], hashed users, where the model has a user token.
+            padded: whether any history is padded; False saves the masks.
 
         Returns:
             Memory for :meth:`decode` and :meth:`step`.
@@ -471,10 +492,9 @@ class Seq2Seq(nn.Module):
 
         place = torch.arange(n, device=items.device)
         bias = self.encoder_bias(place[:, None] - place, causal=not self.bidirectional)
-        is_padding = items == 0
         padding = None
-        if bool(is_padding.any()):
-            padding = (is_padding * MASKED).repeat_interleave(tokens, dim=1)
+        if padded:
+            padding = ((items == 0) * MASKED).unsqueeze(2).expand(-1, -1, tokens).flatten(1)
         if self.user_embedding is not None:
             x = torch.cat([self.user_embedding(users).unsqueeze(1), x], dim=1)
             bias = F.pad(bias, (1, 0, 1, 0))
@@ -596,11 +616,22 @@ class Seq2Seq(nn.Module):
     def _child_logits(self, hidden, level, child, codes, exists):
         logits = self.classifiers[level](hidden).gather(-1, codes)
         if self.prefix_embedding is not None and level:
-            # Of children that exist alone: one prefix may have thousands, as items of one text are, and most others few.
-            own = self.prefix_embedding(child[exists] + self.prefix_offsets[level - 1])
-            parent = (PREFIX_GAIN * hidden).flatten(0, -2).repeat_interleave(exists.sum(dim=-1).flatten(), dim=0)
-            logits = logits.masked_scatter(exists, logits[exists] + (own * parent).sum(dim=-1).to(logits.dtype))
+            logits = self._add_prefixes(logits, PREFIX_GAIN * hidden, child + self.prefix_offsets[level - 1], exists)
         return logits.float().masked_fill(~exists, -torch.inf)
+
+    def _add_prefixes(self, logits, hidden, prefixes, exists):
+        """Add to the logits of children what the embeddings of their prefixes say."""
+        if logits.is_cuda:  # to leave out the children that do not exist, the host would wait for their number
+            of_prefixes = torch.matmul(self.prefix_embedding(prefixes), hidden.unsqueeze(-1)).squeeze(-1)
+            return logits + of_prefixes.to(logits.dtype)
+        # One prefix may have thousands of children, as items of one text are, and most others few.
+        counts, hidden = exists.sum(dim=-1).flatten(), hidden.flatten(0, -2)
+        if torch.is_grad_enabled():
+            parent = hidden.repeat_interleave(counts, dim=0)
+            of_prefixes = (self.prefix_embedding(prefixes[exists]) * parent).sum(dim=-1)
+        else:
+            of_prefixes = products(hidden, self.prefix_embedding.weight, prefixes[exists], counts)
+        return logits.masked_scatter(exists, logits[exists] + of_prefixes.to(logits.dtype))
 
     def _of_history(self, history, level, child, exists):
         """What ``history_bias`` adds to the logits of ``child``; 0 without it."""

@@ -13,8 +13,10 @@ from recbole_tiger.model.decoding import beam_search, exact_scores, log_likeliho
 from recbole_tiger.model.seq2seq import Seq2Seq
 from recbole_tiger.quantizers.rq_vae import standardised
 
-# Histories decoded at once: larger slices gain no speed and cost memory.
+# Histories decoded at once on a CPU: larger slices gain no speed and cost memory. On a GPU as many as bytes of the tables of
+# children allow, up to a number.
 DECODE_BATCH = 128
+GPU_DECODE_BATCH, GPU_DECODE_BYTES = 2048, 2**30
 
 # To be raised with every change by which the same weights make another model: older checkpoints are refused then.
 REVISION = 2
@@ -152,23 +154,28 @@ class TIGER(SequentialRecommender):
 
     # --- training ---
 
-    def window_loss(self, items, n_targets, users=None):
+    def window_loss(self, items, n_targets, users=None, padded=True):
         """Mean negative log-likelihood of a code, over the targets of a batch of windows.
 
         With ``history_bias`` that of the codes without it and that with it are added; the latter trains it alone.
 
         Args:
             items: int tensor [batch, n + 1], padded with zeros on the left; item t is predicted from those before it.
-            n_targets: int tensor [batch]: the last so many items of a window are targets.
+            n_targets: int tensor [batch] on the host, for shapes follow from it: the last so many items of a window are
+                targets.
             users: int tensor [batch] of RecBole's user ids; read where the model has a user token.
+            padded: whether any window is padded.
         """
-        memory = self.network.encode(items[:, :-1], self.slots_of(users))
+        memory = self.network.encode(items[:, :-1], self.slots_of(users), padded)
         targets = int(n_targets.max())
         wanted = items[:, -targets:]
-        counted = torch.arange(targets, 0, -1, device=items.device) <= n_targets.unsqueeze(1)
-        hidden = self.network.decode(memory, self.network.codes[wanted])[counted]
-        wanted = wanted[counted]
-        history = F.pad(items[:, :-1], (targets - 1, 0)).unfold(1, items.shape[1] - 1, 1)[counted]
+        hidden = self.network.decode(memory, self.network.codes[wanted]).flatten(0, 1)
+        wanted = wanted.flatten()
+        history = F.pad(items[:, :-1], (targets - 1, 0)).unfold(1, items.shape[1] - 1, 1).flatten(0, 1)
+        if int(n_targets.min()) < targets:
+            counted = (torch.arange(targets, 0, -1) <= n_targets.unsqueeze(1)).flatten().nonzero().squeeze(1)
+            counted = counted.to(items.device, non_blocking=True)
+            hidden, wanted, history = hidden[counted], wanted[counted], history[counted]
         loss = 0
         for level in range(self.network.levels):
             logits, of_history, own = self.network.choices(hidden[:, level], level, wanted, history)
@@ -181,11 +188,11 @@ class TIGER(SequentialRecommender):
     def calculate_loss(self, interaction):
         """Loss of RecBole's rows, one target a row."""
         items = torch.cat([self.histories_of(interaction), interaction[self.ITEM_ID].unsqueeze(1)], dim=1)
-        return self.window_loss(items, torch.ones_like(items[:, 0]), interaction[self.USER_ID])
+        return self.window_loss(items, torch.ones(len(items), dtype=torch.long), interaction[self.USER_ID])
 
     def slots_of(self, users):
         """Rows of RecBole's user ids in the table of hashed users; None where there is none."""
-        return self.user_slots[users] if self.n_user_tokens else None
+        return self.user_slots[users.to(self.user_slots.device)] if self.n_user_tokens else None
 
     # --- inference ---
 
@@ -193,7 +200,8 @@ class TIGER(SequentialRecommender):
         """The k best items after each history.
 
         Args:
-            histories: int tensor [batch, n], padded with zeros on the left.
+            histories: int tensor [batch, n], padded with zeros on the left. Where they are on the host, nothing waits for
+                the device.
             slots: int tensor [batch] of user slots, or None.
             scoring: "beam" or "exact".
 
@@ -203,23 +211,45 @@ class TIGER(SequentialRecommender):
         if scoring == "exact":
             scores, items = self.exact(histories, slots).topk(k)
             return items, scores
-        order = (histories != 0).sum(dim=1).argsort()
-        items = histories.new_empty(len(histories), k)
-        scores = torch.empty(len(histories), k, device=histories.device)
-        for rows in order.split(DECODE_BATCH):
-            found, score = beam_search(self.network, self._memory(histories, slots, rows), beam_size)
-            items[rows], scores[rows] = found[:, :k], score[:, :k]
+        memory_of, order = self._memories(histories, slots)
+        size = self._decode_batch(beam_size)
+        slices = [slice(begin, begin + size) for begin in range(0, len(histories), size)]
+        found = [beam_search(self.network, memory_of(rows), beam_size) for rows in slices]
+        back = order.argsort().to(found[0][0].device, non_blocking=True)
+        items, scores = (torch.cat(parts)[back, :k] for parts in zip(*found, strict=True))
         return items, scores
+
+    def _decode_batch(self, beam_size):
+        """How many histories to decode at once."""
+        if not self.network.codes.is_cuda:
+            return DECODE_BATCH
+        width = 1 if self.network.prefix_embedding is None else self.network.prefix_embedding.embedding_dim
+        bytes_of_one = 4 * beam_size * max(self.network.trie.most_children) * width
+        return min(GPU_DECODE_BATCH, max(1, GPU_DECODE_BYTES // bytes_of_one))
 
     def exact(self, histories, slots):
         """Log-likelihood of every item, [batch, n_items + 1]."""
-        return exact_scores(self.network, lambda rows: self._memory(histories, slots, rows), len(histories))
+        memory_of, order = self._memories(histories, slots)
+        return exact_scores(self.network, memory_of, len(histories))[order.argsort().to(self.network.codes.device)]
 
-    def _memory(self, histories, slots, rows):
-        """What the decoder reads of some of the histories, without the columns that are padding in all of them."""
-        histories = histories[rows]
-        longest = max(1, int((histories != 0).sum(dim=1).max()))
-        return self.network.encode(histories[:, -longest:], None if slots is None else slots[rows])
+    def _memories(self, histories, slots):
+        """What the decoder reads of histories, shortest first, without the columns that are padding in all of a slice.
+
+        Returns:
+            function of a slice of the ordered histories to their Memory; int tensor [batch] on the host, their order.
+        """
+        device = self.network.codes.device
+        lengths, order = (histories != 0).sum(dim=1).cpu().sort(stable=True)
+        rows = order.to(device, non_blocking=True)
+        ordered = histories.to(device, non_blocking=True)[rows]
+        ordered_slots = None if slots is None else slots[rows]
+
+        def memory_of(part):
+            longest = max(1, int(lengths[part][-1]))
+            own_slots = None if ordered_slots is None else ordered_slots[part]
+            return self.network.encode(ordered[part, -longest:], own_slots, padded=bool(lengths[part][0] < longest))
+
+        return memory_of, order
 
     def histories_of(self, interaction):
         """Histories of RecBole's rows, padded with zeros on the left."""
@@ -247,6 +277,9 @@ class TIGER(SequentialRecommender):
         slots = self.slots_of(interaction[self.USER_ID])
         keyed = history if slots is None else torch.cat([history, slots.unsqueeze(1)], dim=1)
         distinct, which = torch.unique(keyed, dim=0, return_inverse=True)
+        histories, slots = distinct[:, : history.shape[1]], None if slots is None else distinct[:, -1]
+        memory_of, by_length = self._memories(histories, slots)
+        which = by_length.argsort().to(which.device)[which]
         # Candidates of each history side by side: [histories, most candidates].
         order = which.argsort(stable=True)
         counts = torch.bincount(which, minlength=len(distinct))
@@ -254,10 +287,8 @@ class TIGER(SequentialRecommender):
         candidates = history.new_ones(len(distinct), int(counts.max()))
         candidates[which[order], column] = interaction[self.ITEM_ID][order]
         scores = torch.empty(len(history), device=history.device)
-        histories, slots = distinct[:, : history.shape[1]], None if slots is None else distinct[:, -1]
-        slices = torch.arange(len(distinct), device=history.device).split(max(1, DECODE_BATCH * 20 // candidates.shape[1]))
-        likelihood = torch.cat(
-            [log_likelihood(self.network, self._memory(histories, slots, rows), candidates[rows]) for rows in slices]
-        )
+        size = max(1, DECODE_BATCH * 20 // candidates.shape[1])
+        slices = [slice(begin, begin + size) for begin in range(0, len(distinct), size)]
+        likelihood = torch.cat([log_likelihood(self.network, memory_of(rows), candidates[rows]) for rows in slices])
         scores[order] = likelihood[which[order], column]
         return scores

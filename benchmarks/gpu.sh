@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# What a GPU brings, in nine minutes, the most valuable first; every file is written as its part ends, and a part that is there is
+# not run again.
+#
+#   benchmarks/gpu.sh DATA OUTPUT [EMBEDDINGS]
+#
+# DATA is the folder of amazon-beauty and the other datasets. OUTPUT takes tests.txt, speed-256.json, speed-4096.json and results/.
+# EMBEDDINGS is a folder of <dataset>.npz with the arrays `items` and `embeddings`; without it the texts are encoded first.
+# Nothing is downloaded. SECONDS_LEFT bounds the whole (default 540), PYTHON names the interpreter, SPEED and CELL add arguments,
+# as for a rehearsal on a CPU: SPEED="--gpu_id= --rounds=1 --seconds=0.1" CELL="--gpu_id= --epochs=1".
+set -euo pipefail
+
+data=$(realpath "$1")
+mkdir -p "$2"
+output=$(realpath "$2")
+embeddings=${3:+$(realpath "$3")}
+here=$(realpath "$(dirname "$0")")
+python=${PYTHON:-python}
+limit=${SECONDS_LEFT:-540}
+read -ra speed <<< "${SPEED:---gpu_id=0 --quick}"
+read -ra cell <<< "${CELL:-}"
+
+# Run a command within what is left of the time; what it could not end is left out.
+bounded() {
+    local left=$((limit - SECONDS))
+    [ "$left" -gt 0 ] && timeout "$left" "$@" || echo "not ended after $SECONDS s: $*"
+}
+
+if [ ! -e "$output/tests.txt" ]; then
+    (cd "$here/.." && bounded "$python" -m pytest -n 0 -q tests/test_cuda.py) 2>&1 | tee "$output/tests.part"
+    mv "$output/tests.part" "$output/tests.txt"
+fi
+
+cd "$output"
+for targets in 256 4096; do
+    [ -e "speed-$targets.json" ] || bounded "$python" -W ignore "$here/speed.py" --data_path="$data" --enable_amp=True \
+        ${embeddings:+--item_embeddings="$embeddings/amazon-beauty.npz"} --train_batch_size=$targets "${speed[@]}" \
+        --output="speed-$targets.json"
+done
+
+for seed in 2020 2021 2022; do
+    for dataset in amazon-beauty amazon-toys-games amazon-sports-outdoors; do
+        for model in TIGER-text SASRec TIGER; do
+            own=()
+            [[ -n "$embeddings" && $model == TIGER* ]] && own=(--item_embeddings="$embeddings/$dataset.npz")
+            [ -d "$data/$dataset" ] && bounded "$python" -W ignore -m recbole_tiger run --resume --model=$model \
+                --dataset="$dataset" --data_path="$data" --seed=$seed --enable_amp=True --show_progress=False "${own[@]}" "${cell[@]}"
+        done
+    done
+done

@@ -1,0 +1,162 @@
+"""On a GPU: the same results as on a CPU, and no step that waits for the device."""
+
+import numpy as np
+import pytest
+import torch
+
+from recbole_tiger import experiment
+from recbole_tiger.catalogue import quantize
+from recbole_tiger.checkpoint import load_checkpoint
+from recbole_tiger.errors import TigerError
+from recbole_tiger.model.decoding import beam_search, exact_scores
+from recbole_tiger.recommend import Recommender
+from recbole_tiger.settings.config import make_config
+from recbole_tiger.trainer import autocast
+from tests import plain
+from tests.test_recbole import built
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is here")
+
+VARIANTS = {
+    "paper": {"bidirectional_encoder": True, "n_user_tokens": 5},
+    "full softmax": {},
+    "text": {
+        "encoder_tokens": "item",
+        "encoder_text": True,
+        "trie_softmax": True,
+        "prefix_embedding": True,
+        "history_bias": True,
+        "ema_decay": 0.9,
+        "label_smoothing": 0.1,
+    },
+}
+variants = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
+
+
+@pytest.fixture
+def no_waiting():
+    """A context in which an operation that makes the host wait for the GPU is an error."""
+
+    class Forbidden:
+        def __enter__(self):
+            torch.cuda.set_sync_debug_mode("error")
+
+        def __exit__(self, *exception):
+            torch.cuda.set_sync_debug_mode("default")
+
+    return Forbidden()
+
+
+@variants
+def test_a_step_of_training_does_not_wait_for_the_device(settings, variant, no_waiting):
+    _, (train_data, _, _), model, trainer = built({**settings, **variant, "epochs": 1, "train_batch_size": 64})
+    trainer.fit(train_data, None, saved=False)  # what is made once is made
+    model.train()
+    batches = train_data.windows.batches(64, torch.Generator().manual_seed(0))
+    with no_waiting:
+        for batch in batches:
+            trainer.train_step(train_data.windows, batch, len(batches))
+
+
+@variants
+def test_decoding_does_not_wait_for_the_device(settings, variant, no_waiting):
+    _, _, model, _ = built({**settings, **variant})
+    histories = torch.tensor([[0, 0, 3, 1], [5, 9, 2, 6], [0, 7, 8, 4]])
+    slots = model.slots_of(torch.tensor([1, 2, 3]))
+    model.eval()
+    with torch.no_grad():
+        expected = model.recommend(histories, slots, 10, 20, "beam")
+        with no_waiting:
+            found = model.recommend(histories, slots, 10, 20, "beam")
+    assert torch.equal(found[0], expected[0])
+
+
+@pytest.mark.parametrize("trie_softmax", [False, True])
+def test_beam_as_wide_as_the_catalogue_ranks_as_the_exact_scorer(trie_softmax):
+    network = plain.small_network(trie_softmax=trie_softmax, prefix_embedding=trie_softmax, history_bias=trie_softmax).cuda()
+    items = torch.tensor([[0, 0, 0, 3, 1, 4], [5, 9, 2, 6, 5, 3]]).cuda()
+    found, scores = beam_search(network, network.encode(items), 30)
+    expected = exact_scores(network, lambda rows: network.encode(items[rows]), 2)
+    torch.testing.assert_close(scores, expected.gather(1, found), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(scores, expected[:, 1:].sort(dim=1, descending=True).values, atol=1e-4, rtol=1e-4)
+
+
+@variants
+@pytest.mark.parametrize(("amp", "tolerance"), [(False, 1e-4), (True, 2e-2)], ids=["float32", "bf16"])
+def test_scores_are_those_of_the_cpu(settings, variant, amp, tolerance):
+    """Weights of one training on the GPU; with bf16 both devices round in their own order."""
+    config, (train_data, _, test_data), model, trainer = built(
+        {**settings, **variant, "scoring": "exact", "enable_amp": amp}
+    )
+    trainer.fit(train_data, None, saved=False)
+    model.eval()
+    interaction = next(iter(test_data))[0]
+    found = []
+    for device in ("cuda", "cpu"):
+        model.to(device)
+        config["device"] = torch.device(device)
+        with autocast(config):
+            found.append(model.full_sort_predict(interaction.to(device)).float().cpu()[:, 1:])
+    torch.testing.assert_close(found[0], found[1], atol=tolerance, rtol=tolerance)
+
+
+def test_a_resumed_run_ends_as_the_uninterrupted_one(settings):
+    settings |= {"epochs": 4, "stopping_step": 10, "hidden_dropout_prob": 0.2, "metric_decimal_place": 10}
+    whole = experiment.run(experiment.prepare("TIGER", "tiny", settings), "whole")
+    config = experiment.prepare("TIGER", "tiny", {**settings, "checkpoint_dir": "again", "resume": True})
+    train_data, valid_data, _ = experiment.load(config)
+    trainer = experiment.make_trainer(config, train_data)
+
+    def stop(epoch, score):
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(train_data, valid_data, callback_fn=stop)
+    resumed = experiment.run(config, "resumed")
+    for name in ("train_loss", "valid_score"):
+        course = [[epoch[name] for epoch in result["epoch_log"]] for result in (whole, resumed)]
+        np.testing.assert_allclose(*course, rtol=1e-3, atol=2e-3)
+    assert resumed["test_result"]["ndcg@10"] == pytest.approx(whole["test_result"]["ndcg@10"], abs=0.01)
+
+
+def test_checkpoints_travel_both_ways(settings):
+    histories = [["i3", "i9", "i15"], ["i7"]]
+    for gpu_id, other in (("0", "cpu"), ("", "cuda")):
+        config = experiment.prepare("TIGER", "tiny", {**settings, "gpu_id": gpu_id, "checkpoint_dir": f"saved-{other}"})
+        if gpu_id == "":
+            config["device"] = torch.device("cpu")
+        result = experiment.run(config, "results")
+        lists = [Recommender.load(result["checkpoint"], device).recommend(histories) for device in ("cpu", "cuda")]
+        for one, two in zip(*lists, strict=True):
+            assert [row["item"] for row in one] == [row["item"] for row in two]
+            np.testing.assert_allclose([row["score"] for row in one], [row["score"] for row in two], rtol=1e-3, atol=1e-3)
+        weights = load_checkpoint(result["checkpoint"], other)["state_dict"]
+        assert {tensor.device.type for tensor in weights.values()} == {other}
+
+
+@pytest.mark.parametrize("quantizer", ["rq_kmeans", "rq_vae"])
+def test_semantic_ids_depend_on_the_seed_alone(settings, quantizer):
+    embeddings = np.random.default_rng(0).normal(size=(60, 16)).astype(np.float32)
+    items, found = [f"i{i}" for i in range(60)], []
+    for cache in ("one", "other"):
+        own = {**settings, "quantizer": quantizer, "rq_vae_steps": 100, "cache_dir": cache}
+        found.append(quantize(make_config("TIGER", "tiny", own), items, embeddings).codes)
+    assert np.array_equal(*found)
+
+
+def test_a_model_of_recboles_runs(settings):
+    own = {key: settings[key] for key in ("data_path", "checkpoint_dir", "show_progress", "epochs")}
+    result = experiment.run(experiment.prepare("SASRec", "tiny", own), "results")
+    assert result["hardware"]["gpu"] == torch.cuda.get_device_name()
+    assert result["test_result"]["recall@10"] > 0
+
+
+def test_no_memory_left_is_one_sentence(settings):
+    config = experiment.prepare("TIGER", "tiny", {**settings, "hidden_size": 4096, "inner_size": 65536, "n_layers": 8})
+    torch.cuda.set_per_process_memory_fraction(0.02)
+    try:
+        with pytest.raises(TigerError, match="the GPU is out of memory: lower train_batch_size"):
+            experiment.run(config, "results")
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
