@@ -1,5 +1,6 @@
 """Load a checkpoint, recommend for a history."""
 
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,9 +8,15 @@ import torch
 
 from recbole_tiger.catalogue import Catalogue
 from recbole_tiger.checkpoint import load_checkpoint
-from recbole_tiger.errors import TigerError, named
+from recbole_tiger.errors import TigerError, check_number, named
 from recbole_tiger.model.tiger import TIGER, check_revision, user_slot
 from recbole_tiger.semantic_ids import SemanticIDs
+
+
+def padded(rows):
+    """Lists of numbers as an int64 tensor, padded with zeros on the left."""
+    width = max(map(len, rows))
+    return torch.tensor([[0] * (width - len(row)) + row for row in rows])
 
 
 class Recommender:
@@ -26,6 +33,7 @@ class Recommender:
         self.semantic_ids = semantic_ids
         self.items, self.titles = model.items, model.titles
         self._row = {item: i for i, item in enumerate(self.items, start=1)}
+        self._all = set(self._row.values())
 
     @classmethod
     def load(cls, checkpoint, device=None):
@@ -66,34 +74,57 @@ class Recommender:
         model.load_state_dict(weights)
         return cls(model, catalogue.semantic_ids)
 
-    def recommend(self, history, k=10, beam_size=None, scoring="beam", exclude_history=False, user=None):
-        """The k most likely next items.
+    def recommend(
+        self,
+        history,
+        k=10,
+        beam_size=None,
+        scoring="beam",
+        exclude_history=False,
+        user=None,
+        among=None,
+        temperature=None,
+        seed=0,
+    ):
+        """The k most likely next items, or k that are drawn.
 
         Args:
             history: item tokens, oldest first, or a list of such lists; the last MAX_ITEM_LIST_LENGTH are read.
             k: length of the list.
-            beam_size: width of the beam; the default is the larger of the trained model's setting and what k needs.
+            beam_size: width of the beam; the default is the larger of the trained model's setting and k.
             scoring: "beam", or "exact" to score the whole catalogue.
-            exclude_history: leave out the items of the history.
+            exclude_history: leave out the items of the history, all of them; a list with fewer than k others is shorter.
             user: user token, or a list of them, one a history; for a model trained with user tokens.
+            among: item tokens that the list may have, as those in stock; None for all.
+            temperature: draw items without replacement from the model's distribution at this temperature; None or 0: the
+                best.
+            seed: of the draw. The same history has the same list, whatever the others are.
 
         Returns:
-            best first, a list of dicts with ``item``, ``title`` and ``score`` (log-probability); a list of such lists where
-            ``history`` was one.
+            a list of dicts with ``item``, ``title`` and ``score`` (log-probability), best first or in the order of the draw;
+            a list of such lists where ``history`` was one.
 
         Raises:
-            TigerError: a history is empty or has unknown items, or k or beam_size does not fit the catalogue.
+            TigerError: a history is empty or has unknown items, or k or beam_size does not fit the items.
         """
         batch = not isinstance(history, str) and len(history) and not isinstance(history[0], str)
         if isinstance(history, str) or (batch and not all(isinstance(one, list | tuple) for one in history)):
             raise TigerError("a history is a list of item tokens, which are strings; several are a list of such lists")
         if batch:
             users = [user] * len(history) if user is None or isinstance(user, str) else user
-            return self._recommend([list(one) for one in history], users, k, beam_size, scoring, exclude_history)
-        return self._recommend([list(history)], [user], k, beam_size, scoring, exclude_history)[0]
+        else:
+            history, users = [history], [user]
+        histories = [list(one) for one in history]
+        draw = {"temperature": temperature or None, "seed": seed}
+        self._check(histories, scoring, draw)
+        chosen = None if among is None else self._among(among)
+        left_out = [{self._row[item] for item in one} if exclude_history else set() for one in histories]
+        n_allowed = [len((chosen or self._all) - rows) for rows in left_out]
+        beam_size = self._beam_size(k, beam_size, n_allowed)
+        lists = self._lists(histories, users, k, beam_size, scoring, chosen, left_out, draw)
+        return lists if batch else lists[0]
 
-    def _recommend(self, histories, users, k, beam_size, scoring, exclude_history):
-        n_items = len(self.items)
+    def _check(self, histories, scoring, draw):
         if scoring not in ("beam", "exact"):
             raise TigerError(f"unknown scoring {scoring!r}: it may be beam or exact")
         for i, history in enumerate(histories):
@@ -103,34 +134,66 @@ class Recommender:
             unknown = [item for item in history if item not in self._row]
             if unknown:
                 raise TigerError(f"{where} has {len(unknown)} items that the model does not know: {named(unknown)}")
-        if not 1 <= k <= n_items:
-            raise TigerError(f"k = {k} does not fit the catalogue of {n_items} items: it may be 1 to {n_items}")
-        spare = max(len(set(history)) for history in histories) if exclude_history else 0
-        wanted = k + spare
-        if wanted > n_items:
-            raise TigerError(f"without the history's items the catalogue has fewer than k = {k} items")
-        beam_size = max(self.model.beam_size, wanted) if beam_size is None else beam_size
-        if scoring == "beam" and not wanted <= beam_size <= n_items:
-            raise TigerError(
-                f"beam_size {beam_size} has to be from {wanted}, what the list needs, to {n_items}, the catalogue"
-            )
+        if draw["temperature"] is not None:
+            check_number("temperature", draw["temperature"], positive=True)
+            if scoring == "exact":
+                raise TigerError("temperature draws items by the beam: leave out scoring exact")
+        if not isinstance(draw["seed"], int) or isinstance(draw["seed"], bool):
+            raise TigerError(f"seed has to be a whole number, not {draw['seed']!r}")
 
-        slots = self._slots(users, len(histories))
-        longest = self.model.max_seq_length
-        rows = [[self._row[item] for item in history[-longest:]] for history in histories]
-        width = max(map(len, rows))
-        device = self.model.network.codes.device
-        padded = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=device)
-        with torch.no_grad():
-            items, scores = self.model.recommend(padded, slots, wanted, beam_size, scoring)
-        result = []
-        for history, found, score in zip(histories, items.tolist(), scores.tolist(), strict=True):
-            left_out = {self._row[item] for item in history} if exclude_history else set()
-            kept = [(row, value) for row, value in zip(found, score, strict=True) if row not in left_out][:k]
-            result.append(
-                [{"item": self.items[row - 1], "title": self.titles[row - 1], "score": value} for row, value in kept]
+    def _among(self, among):
+        """The rows of a set of items."""
+        if isinstance(among, str):
+            raise TigerError("among is a list of item tokens, which are strings")
+        unknown = [item for item in among if item not in self._row]
+        if unknown:
+            raise TigerError(f"among has {len(unknown)} items that the model does not know: {named(unknown)}")
+        found = {self._row[item] for item in among}
+        if not found:
+            raise TigerError("among is empty: give the items that a list may have")
+        return found
+
+    def _beam_size(self, k, beam_size, n_allowed):
+        """The width of the beam for lists of k, where each may have so many items."""
+        n_items, most = len(self.items), max(n_allowed)
+        if not isinstance(k, int) or not 1 <= k <= n_items:
+            raise TigerError(f"k = {k} does not fit the catalogue of {n_items} items: it may be 1 to {n_items}")
+        if most < k:
+            raise TigerError(
+                f"without the history's items, and among those asked for, the catalogue has fewer than k = {k} items: "
+                f"lower k"
             )
-        return result
+        beam_size = max(self.model.beam_size, k) if beam_size is None else beam_size
+        if not k <= beam_size <= n_items:
+            raise TigerError(f"beam_size {beam_size} has to be from {k}, the list, to {n_items}, the catalogue")
+        return beam_size
+
+    def _lists(self, histories, users, k, beam_size, scoring, chosen, left_out, draw):
+        device, longest = self.model.network.codes.device, self.model.max_seq_length
+        among = None
+        if chosen is not None:
+            among = torch.zeros(len(self.items) + 1, dtype=torch.bool)
+            among[list(chosen)] = True
+            among = among.to(device)
+        with torch.no_grad():
+            items, scores = self.model.recommend(
+                padded([[self._row[item] for item in history[-longest:]] for history in histories]),
+                self._slots(users, len(histories)),
+                k,
+                beam_size,
+                scoring,
+                among,
+                padded([sorted(rows) for rows in left_out]).to(device) if any(left_out) else None,
+                **draw,
+            )
+        return [
+            [
+                {"item": self.items[row - 1], "title": self.titles[row - 1], "score": score}
+                for row, score in zip(*both, strict=True)
+                if score > -math.inf  # where fewer items are allowed than the list is long
+            ]
+            for both in zip(items.tolist(), scores.tolist(), strict=True)
+        ]
 
     def _slots(self, users, n):
         size = self.model.n_user_tokens

@@ -1081,11 +1081,18 @@ def test_value_that_is_code_stays_a_string(settings, stock):
         (["--histories=unknown.txt"], ["history 2 has 1 items", "x9"]),
         (["--histories=latin.txt"], ["latin.txt", "UTF-8"]),
         (["--history=i1", "--epochs=3"], ["unknown argument '--epochs=3'"]),
+        (["--history=i1", "--among=absent.txt"], ["absent.txt does not exist"]),
+        (["--history=i1", "--among=none.txt"], ["among is empty"]),
+        (["--history=i1", "--among=unknown.txt"], ["among has 1 items that the model does not know", "i2,x9"]),
+        (["--history=i1", "--among=two.txt", "--k=3"], ["among those asked for", "fewer than k = 3"]),
+        (["--history=i1", "--temperature=-1"], ["temperature has to be a positive number", "-1"]),
+        (["--history=i1", "--temperature=1", "--scoring=exact"], ["temperature draws items by the beam"]),
     ],
     ids=lambda value: " ".join(value) if value and value[0].startswith("--") else "",
 )
 def test_recommend(capsys, trained, tmp_path, arguments_of, parts):
     (tmp_path / "none.txt").write_text("")
+    (tmp_path / "two.txt").write_text("i3\ni4\n")
     (tmp_path / "gap.txt").write_text("i1\n\ni2\n")
     (tmp_path / "unknown.txt").write_text("i1\ni2,x9\n")
     (tmp_path / "latin.txt").write_bytes("i1,Crème\n".encode("latin-1"))

@@ -1,10 +1,14 @@
 """Trie, beam and exact scorer, against enumeration and a plain reading of the model."""
 
+import math
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
+from scipy.stats import chisquare, kstest
 
-from recbole_tiger.model.decoding import beam_search, exact_scores, log_likelihood
+from recbole_tiger.model.decoding import Allowed, Draw, beam_search, exact_scores, log_likelihood
 from recbole_tiger.trie import Trie
 from tests import plain
 
@@ -129,6 +133,86 @@ def test_every_beam_is_full_of_distinct_items(network, memory):
         assert found.min() >= 1
         assert all(len(set(row)) == beam_size for row in found.tolist())
         assert (scores.diff(dim=1) <= 0).all()
+
+
+SETS = {"one": [7], "few": [1, 5, 9, 30], "half": range(2, 31, 2), "all": range(1, 31)}
+
+
+@pytest.mark.parametrize("among", SETS.values(), ids=SETS.keys())
+@pytest.mark.parametrize("left_out", [None, [[5, 9, 1], [0, 0, 30], [2, 4, 6]]], ids=["", "less some"])
+def test_a_beam_among_some_items_ranks_as_the_exact_scorer(network, items, users, memory, among, left_out):
+    """However few they are, and however far down in the whole ranking."""
+    expected = exact(network, items, users)
+    chosen = torch.zeros(31, dtype=torch.bool)
+    chosen[list(among)] = True
+    each = [set(among) - set(left_out[row] if left_out else []) for row in range(3)]
+    allowed = Allowed.of(network.trie, chosen, None if left_out is None else torch.tensor(left_out))
+    found, scores = beam_search(network, memory, 30, allowed)
+    narrow, narrow_scores = beam_search(network, memory, 3, allowed)
+    for row in range(3):
+        best = sorted(each[row], key=lambda item: -expected[row, item])
+        finite = torch.isfinite(scores[row])
+        assert found[row][finite].tolist() == best
+        torch.testing.assert_close(scores[row][finite], expected[row, best], atol=1e-4, rtol=1e-4)
+        filled = narrow[row][torch.isfinite(narrow_scores[row])].tolist()
+        assert len(set(filled)) == len(filled) == min(3, len(best))
+        assert set(filled) <= each[row]
+
+
+def tempered(network, history, user, temperature, among):
+    """Probabilities of items at a temperature by the plain reading: of a level, over the codes that lead to one of them."""
+    codes, found = network.codes.tolist(), {}
+    table = dict(zip(range(1, 31), plain.log_probs(network, history, user).tolist(), strict=True))
+    for item in among:
+        probability = 1.0
+        for level in range(network.levels):
+            beside = {codes[i][level]: table[i][level] for i in among if codes[i][:level] == codes[item][:level]}
+            weights = {code: math.exp(log_prob / temperature) for code, log_prob in beside.items()}
+            probability *= weights[codes[item][level]] / sum(weights.values())
+        found[item] = probability
+    return found
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_drawn_items_follow_the_distribution(temperature):
+    """Pairs of different items in their order, by a chi-square test of 20,000 draws."""
+    network, history = plain.small_network(trie_softmax=True), [3, 1, 4]
+    among = [2, 3, 5, 8, 13, 21]
+    chosen = torch.zeros(31, dtype=torch.bool)
+    chosen[among] = True
+    probabilities = tempered(network, history, None, temperature, among)
+    assert sum(probabilities.values()) == pytest.approx(1)
+    expected = {(i, j): probabilities[i] * probabilities[j] / (1 - probabilities[i]) for i in among for j in among if i != j}
+    memory, counts, n = network.encode(torch.tensor([history] * 500)), Counter(), 20000
+    for seed in range(n // 500):
+        # As many rows of one history have one key: give each a key of its own.
+        draw = Draw(temperature, torch.arange(500) * 7919 + seed * 104729)
+        found, scores = beam_search(network, memory, 2, Allowed.of(network.trie, chosen), draw)
+        counts.update(map(tuple, found.tolist()))
+    assert set(counts) <= set(expected)
+    assert chisquare([counts[pair] for pair in expected], [n * p for p in expected.values()]).pvalue > 0.001
+    table = exact(network, torch.tensor([history]), None)[0]
+    torch.testing.assert_close(scores, table[found], atol=1e-4, rtol=1e-4)  # of the model, at no temperature
+
+
+def test_a_draw_as_wide_as_the_catalogue_holds_every_item(network, memory, items):
+    draw = Draw.of(1.0, 5, items)
+    found, scores = beam_search(network, memory, 30, None, draw)
+    assert [set(row) for row in found.tolist()] == [set(range(1, 31))] * 3
+    assert torch.isfinite(scores).all()
+    narrow, _ = beam_search(network, memory, 4, None, draw)
+    assert torch.equal(narrow, found[:, :4])  # the best of all lie below the best of each level
+    other, _ = beam_search(network, memory, 30, None, Draw.of(1.0, 6, items))
+    assert not torch.equal(other, found)
+
+
+def test_noise_is_of_the_gumbel_distribution():
+    draw = Draw.of(1.0, 3, torch.tensor([[0, 1, 2], [3, 4, 5]]))
+    noise = draw.gumbel(1, torch.arange(50000).expand(2, -1))
+    for row in noise:
+        assert kstest(row.numpy(), "gumbel_r").pvalue > 0.001
+    assert abs(np.corrcoef(noise.numpy())[0, 1]) < 0.02
+    assert torch.equal(noise[1:], Draw.of(1.0, 3, torch.tensor([[0, 0, 3, 4, 5]])).gumbel(1, torch.arange(50000)[None]))
 
 
 def test_given_items_score_as_in_the_exact_scorer(network, items, users, memory):

@@ -95,6 +95,46 @@ def test_a_list_longer_than_the_beam_widens_it(trained, recommender):
     assert len(recommender.recommend(trained["histories"][0], k=45, user=user)) == 45
 
 
+def test_a_list_among_some_items(trained, recommender):
+    """As exact scores of the set, for a beam however narrow; of a set and histories of any size."""
+    users = trained["users"]
+    everything = recommender.recommend(trained["histories"], k=60, scoring="exact", user=users)
+    for among in (["i7"], [f"i{i}" for i in range(0, 60, 6)], list(recommender.items)):
+        k = min(5, len(among))
+        for scoring, beam_size in (("beam", 60), ("exact", None)):
+            found = recommender.recommend(
+                trained["histories"], k=k, scoring=scoring, beam_size=beam_size, among=among, user=users
+            )
+            for row, whole in zip(found, everything, strict=True):
+                assert [r["item"] for r in row] == [r["item"] for r in whole if r["item"] in among][:k]
+        narrow = recommender.recommend(trained["histories"], k=k, beam_size=k, among=among, user=users)
+        assert all(len({r["item"] for r in row} & set(among)) == k for row in narrow)
+
+
+@pytest.mark.parametrize("how", [{}, {"temperature": 1.5, "seed": 4}], ids=["best", "drawn"])
+def test_a_list_depends_on_its_history_alone(trained, recommender, how):
+    histories = [trained["histories"][0], recommender.items[:30], ["i7"], recommender.items[:57]]
+    users = trained["users"] and ["u1", "u2", "u3", "u4"]
+    options = {"k": 10, "exclude_history": True, **how}
+    together = recommender.recommend(histories, user=users, **options)
+    assert [len(row) for row in together] == [10, 10, 10, 3]  # three items are left for the last
+    for i, history in enumerate(histories):
+        (alone,) = recommender.recommend([history, ["i2"]], user=users and [users[i], "u9"], **options)[:1]
+        assert [r["item"] for r in alone] == [r["item"] for r in together[i]]
+        assert not {r["item"] for r in alone} & set(history)
+
+
+def test_a_temperature_draws_and_zero_does_not(trained, recommender):
+    user = trained["users"] and trained["users"][0]
+    history = trained["histories"][0]
+    best = recommender.recommend(history, k=10, user=user)
+    assert recommender.recommend(history, k=10, temperature=0, user=user) == best
+    drawn = [recommender.recommend(history, k=10, temperature=2.0, seed=seed, user=user) for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    scores = {r["item"]: r["score"] for r in recommender.recommend(history, k=60, scoring="exact", user=user)}
+    assert all(r["score"] == pytest.approx(scores[r["item"]], abs=1e-4) for r in drawn[2])
+
+
 def test_semantic_ids_come_along(recommender):
     ids = recommender.semantic_ids
     assert torch.equal(recommender.model.network.codes[1:].cpu(), torch.tensor(ids.codes))

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 from pathlib import Path
 
 from recbole_tiger.commands.shared import write
@@ -25,14 +26,17 @@ def read_histories(file):
     Raises:
         TigerError: it does not exist or is no UTF-8 text.
     """
+    return [read_history(line) for line in _lines(file, "histories")]
+
+
+def _lines(file, what):
     path = Path(file)
     if not path.is_file():
-        raise TigerError(f"file of histories {path} does not exist")
+        raise TigerError(f"file of {what} {path} does not exist")
     try:
-        lines = read_lines(path)
+        return read_lines(path)
     except UnicodeDecodeError as error:
-        raise TigerError(f"file of histories {path} is not UTF-8 text ({error}); save it as UTF-8") from error
-    return [read_history(line) for line in lines]
+        raise TigerError(f"file of {what} {path} is not UTF-8 text ({error}); save it as UTF-8") from error
 
 
 def add_arguments(parser):
@@ -51,6 +55,9 @@ def add_arguments(parser):
     parser.add_argument("--beam_size", type=int, help="width of the beam")
     parser.add_argument("--scoring", default="beam", help="beam, or exact to score the whole catalogue")
     parser.add_argument("--exclude_history", action="store_true", help="leave out the items of the history")
+    parser.add_argument("--among", help="file with the items that a list may have, one a line, as those in stock")
+    parser.add_argument("--temperature", type=float, help="draw items at this temperature, in place of the best")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw (default: %(default)s)")
     parser.add_argument("--user", help="user token, for a model trained with user tokens")
     parser.add_argument("--output", help="file for the JSON lines of --histories (default: standard output)")
 
@@ -69,6 +76,9 @@ def execute(args):
         "beam_size": args.beam_size,
         "scoring": args.scoring,
         "exclude_history": args.exclude_history,
+        "among": None if args.among is None else [line for line in _lines(args.among, "items") if line],
+        "temperature": args.temperature,
+        "seed": args.seed,
     }
     if args.histories is None:
         found = recommender.recommend(args.history, user=args.user, **options)
@@ -79,8 +89,9 @@ def execute(args):
     if not histories:
         raise TigerError(f"{args.histories} has no histories: one a line, items separated by commas")
     found = recommender.recommend(histories, user=args.user, **options)
+    plain = not args.output and (sys.stdout.encoding or "utf-8").lower().replace("-", "") != "utf8"
     lines = "".join(
-        json.dumps({"history": history, "recommendations": rows}, ensure_ascii=False) + "\n"
+        json.dumps({"history": history, "recommendations": rows}, ensure_ascii=plain) + "\n"
         for history, rows in zip(histories, found, strict=True)
     )
     write(lines, args.output)

@@ -1,6 +1,9 @@
 """From a history to items: beam search, exact scores of the whole catalogue, likelihood of given items."""
 
+from typing import NamedTuple
+
 import torch
+import torch.nn.functional as F
 
 from recbole_tiger.model.seq2seq import Rows
 
@@ -77,12 +80,127 @@ class Prefixes:
         self.row = [*(table.gather(1, parents) for table in self.row), torch.full_like(codes, -1)]
 
 
+class Allowed(NamedTuple):
+    """The items that may be in a list: the same for all histories, but for some that each leaves out.
+
+    Attributes:
+        below: for each level, int tensor [nodes] of how many items of the set a node of the trie leads to.
+        left_out: int tensor [batch, n, levels], the nodes of the items that each list leaves out, -1 for none; or None.
+    """
+
+    below: list
+    left_out: torch.Tensor | None
+
+    @classmethod
+    def of(cls, trie, among=None, left_out=None):
+        """Those of the catalogue of a trie.
+
+        Args:
+            among: bool tensor [n_items + 1] of the set, or None for all items.
+            left_out: int tensor [batch, n] of items that a list leaves out, different ones, padded with zeros; or None.
+        """
+        items = trie.item_of.long()
+        below = [torch.ones_like(items) if among is None else among[items].long()]
+        for level in reversed(range(1, trie.levels)):
+            total = F.pad(below[0].cumsum(0), (1, 0))
+            first = trie.get_buffer(f"first_child_{level}").long()
+            below.insert(0, total[first[1:]] - total[first[:-1]])
+        if left_out is not None:
+            counted = left_out > 0 if among is None else among[left_out] & (left_out > 0)
+            left_out = trie.paths()[left_out].masked_fill(~counted.unsqueeze(-1), -1)
+        return cls(below, left_out)
+
+    def part(self, rows):
+        """The same for some of the histories."""
+        return self if self.left_out is None else self._replace(left_out=self.left_out[rows])
+
+    def leads_to_one(self, level, child):
+        """Which of the ``child`` [batch, prefixes, n] of :meth:`Trie.expand` lead to such an item."""
+        count = self.below[level][child]
+        if self.left_out is not None:
+            place = self.left_out[:, None, :, level] - child[..., :1]
+            under = (place >= 0) & (place < child.shape[-1])
+            count = count.scatter_add(-1, place.clamp(0, child.shape[-1] - 1), -under.long())
+        return count > 0
+
+
+class Draw(NamedTuple):
+    """Noise by which a beam draws items instead of taking the best: the same for a seed, a history and a node of the trie.
+
+    So a list depends neither on the other rows of a batch nor on the device.
+
+    Attributes:
+        temperature: by which log-probabilities are divided, above 0.
+        key: int64 tensor [batch], of the seed and the history.
+    """
+
+    temperature: float
+    key: torch.Tensor
+
+    @classmethod
+    def of(cls, temperature, seed, histories):
+        """That of a whole number ``seed`` and of histories [batch, n], padded with zeros on the left."""
+        key = torch.full_like(histories[:, 0], _mixed(torch.tensor(_signed(seed))).item())
+        for items in histories.T:
+            key = torch.where(items > 0, _mixed(key ^ items), key)
+        return cls(temperature, key)
+
+    def part(self, rows):
+        """The same for some of the histories."""
+        return self._replace(key=self.key[rows])
+
+    def gumbel(self, level, child):
+        """A draw from the standard Gumbel distribution for each node ``child`` [batch, ...] of a level, in float64."""
+        key = _mixed(self.key + level + 1).view(-1, *[1] * (child.dim() - 1))
+        bits = (_mixed(key ^ child) >> 11) & (2**53 - 1)
+        uniform = (bits.double() + 0.5) / 2**53
+        return -(-uniform.log()).log()
+
+
+def _signed(number):
+    """A whole number as int64 holds it."""
+    return (number + 2**63) % 2**64 - 2**63
+
+
+def _mixed(x):
+    """An int64 tensor whose bits all depend on all bits of ``x`` (SplitMix64's finalizer)."""
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        x = (x ^ ((x >> shift) & (2 ** (64 - shift) - 1))) * _signed(factor)
+    return x ^ ((x >> 31) & (2**33 - 1))
+
+
+def _perturbed(parents, log_probs, noise):
+    """Gumbel noise of children whose largest is their parent's: so the best of all leaves lie below the best of each level.
+
+    Kool et al. 2019, "Stochastic Beams and Where to Find Them", appendix B.3.
+
+    Args:
+        parents: float tensor [...], perturbed log-probability of the parent.
+        log_probs: float tensor [..., n] of the children, in all; noise: of the same shape.
+
+    Returns:
+        float tensor [..., n], -inf where a log-probability is.
+    """
+    own = log_probs + noise
+    largest = own.max(dim=-1, keepdim=True).values
+    parents = parents.unsqueeze(-1)
+    v = parents - own + torch.log1p(-(own - largest).exp())
+    found = parents - v.clamp(min=0) - torch.log1p((-v.abs()).exp())
+    return torch.where(own == largest, parents, found).masked_fill(log_probs.isneginf(), -torch.inf)
+
+
 @torch.no_grad()
-def beam_search(net, memory, beam_size):
-    """The ``beam_size`` most likely items that a beam finds, best first.
+def beam_search(net, memory, beam_size, allowed=None, draw=None):
+    """The ``beam_size`` most likely items that a beam finds, best first; or drawn ones, in their order.
 
     A score is the sum of the codes' log-probabilities in float32. Every prefix of the trie leads to an item, so a beam no
     wider than the catalogue always ends with as many items as it is wide.
+
+    Args:
+        allowed: :class:`Allowed`, or None for all items. Where fewer are allowed than the beam is wide, the last have scores
+            of -inf.
+        draw: :class:`Draw`, to draw items without replacement from the distribution in which each level's is that of the
+            codes that lead to an allowed item, at a temperature; None for the most likely.
 
     Returns:
         items (RecBole's ids) and scores, each [batch, beam_size].
@@ -90,6 +208,8 @@ def beam_search(net, memory, beam_size):
     trie, prefixes = net.trie, Prefixes(net, memory)
     scores = torch.zeros(len(memory.items), 1, device=trie.item_of.device)
     nodes = torch.zeros_like(scores, dtype=torch.long)
+    if draw is not None:
+        tempered = perturbed = torch.zeros_like(scores, dtype=torch.double)
     for level in range(trie.levels):
         child, codes, exists = trie.expand(nodes, level)
         wanted = prefixes.softmax_of(exists.sum(dim=-1))
@@ -103,8 +223,18 @@ def beam_search(net, memory, beam_size):
             else:
                 log_probs = torch.zeros(child.shape, device=scores.device).masked_fill_(~exists, -torch.inf)
                 log_probs.view(-1, child.shape[-1])[rows.index] = found
+        if allowed is not None:
+            log_probs = log_probs.masked_fill(~allowed.leads_to_one(level, child), -torch.inf)
         candidates = (scores.unsqueeze(-1) + log_probs).flatten(1)
-        scores, picked = candidates.topk(min(beam_size, trie.n_nodes(level)), dim=1)
+        width = min(beam_size, trie.n_nodes(level))
+        if draw is None:
+            scores, picked = candidates.topk(width, dim=1)
+        else:
+            of_level = (log_probs.double() / draw.temperature).log_softmax(dim=-1).nan_to_num(-torch.inf, neginf=-torch.inf)
+            of_level = tempered.unsqueeze(-1) + of_level
+            noise = _perturbed(perturbed, of_level, draw.gumbel(level, child))
+            perturbed, picked = noise.nan_to_num(-torch.inf, neginf=-torch.inf).flatten(1).topk(width, dim=1)
+            tempered, scores = of_level.flatten(1).gather(1, picked), candidates.gather(1, picked)
         nodes = child.flatten(1).gather(1, picked)
         if level + 1 < trie.levels:
             prefixes.go_on(picked // child.shape[-1], codes.flatten(1).gather(1, picked))

@@ -9,7 +9,7 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 
 from recbole_tiger.errors import TigerError
-from recbole_tiger.model.decoding import beam_search, exact_scores, log_likelihood
+from recbole_tiger.model.decoding import Allowed, Draw, beam_search, exact_scores, log_likelihood
 from recbole_tiger.model.seq2seq import Seq2Seq
 from recbole_tiger.quantizers.rq_vae import standardised
 
@@ -196,25 +196,41 @@ class TIGER(SequentialRecommender):
 
     # --- inference ---
 
-    def recommend(self, histories, slots, k, beam_size, scoring):
-        """The k best items after each history.
+    def recommend(self, histories, slots, k, beam_size, scoring, among=None, left_out=None, temperature=None, seed=0):
+        """The k best items after each history, or k that are drawn.
 
         Args:
             histories: int tensor [batch, n], padded with zeros on the left. Where they are on the host, nothing waits for
                 the device.
             slots: int tensor [batch] of user slots, or None.
             scoring: "beam" or "exact".
+            among, left_out: of :class:`~recbole_tiger.model.decoding.Allowed`. Each history has at least k allowed items.
+            temperature, seed: of :class:`~recbole_tiger.model.decoding.Draw`, for the beam; None for the best.
 
         Returns:
-            items (RecBole's ids) and scores (log-probabilities), each [batch, k], best first.
+            items (RecBole's ids) and scores (log-probabilities), each [batch, k], best first or in the order of the draw.
         """
         if scoring == "exact":
-            scores, items = self.exact(histories, slots).topk(k)
+            scores = self.exact(histories, slots)
+            if among is not None:
+                scores = scores.masked_fill(~among, -torch.inf)
+            if left_out is not None:
+                scores = scores.scatter(1, left_out, -torch.inf)
+            scores, items = scores.topk(k)
             return items, scores
         memory_of, order = self._memories(histories, slots)
         size = self._decode_batch(beam_size)
         slices = [slice(begin, begin + size) for begin in range(0, len(histories), size)]
-        found = [beam_search(self.network, memory_of(rows), beam_size) for rows in slices]
+        rows = order.to(self.network.codes.device, non_blocking=True)
+        allowed = draw = None
+        if among is not None or left_out is not None:
+            allowed = Allowed.of(self.network.trie, among, None if left_out is None else left_out[rows])
+        if temperature is not None:
+            draw = Draw.of(temperature, seed, histories.to(rows.device, non_blocking=True)[rows])
+        found = [
+            beam_search(self.network, memory_of(part), beam_size, allowed and allowed.part(part), draw and draw.part(part))
+            for part in slices
+        ]
         back = order.argsort().to(found[0][0].device, non_blocking=True)
         items, scores = (torch.cat(parts)[back, :k] for parts in zip(*found, strict=True))
         return items, scores
