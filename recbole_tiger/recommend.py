@@ -119,8 +119,9 @@ class Recommender:
         self._check(histories, scoring, draw)
         chosen = None if among is None else self._among(among)
         left_out = [{self._row[item] for item in one} if exclude_history else set() for one in histories]
-        n_allowed = [len((chosen or self._all) - rows) for rows in left_out]
-        beam_size = self._beam_size(k, beam_size, n_allowed)
+        base = self._all if chosen is None else chosen
+        most = max(len(base) - len(rows & base) for rows in left_out)
+        beam_size = self._beam_size(k, beam_size, scoring, most)
         lists = self._lists(histories, users, k, beam_size, scoring, chosen, left_out, draw)
         return lists if batch else lists[0]
 
@@ -153,9 +154,9 @@ class Recommender:
             raise TigerError("among is empty: give the items that a list may have")
         return found
 
-    def _beam_size(self, k, beam_size, n_allowed):
-        """The width of the beam for lists of k, where each may have so many items."""
-        n_items, most = len(self.items), max(n_allowed)
+    def _beam_size(self, k, beam_size, scoring, most):
+        """The width of the beam for lists of k, of which the longest may have ``most`` items."""
+        n_items = len(self.items)
         if not isinstance(k, int) or not 1 <= k <= n_items:
             raise TigerError(f"k = {k} does not fit the catalogue of {n_items} items: it may be 1 to {n_items}")
         if most < k:
@@ -164,7 +165,7 @@ class Recommender:
                 f"lower k"
             )
         beam_size = max(self.model.beam_size, k) if beam_size is None else beam_size
-        if not k <= beam_size <= n_items:
+        if scoring == "beam" and not k <= beam_size <= n_items:
             raise TigerError(f"beam_size {beam_size} has to be from {k}, the list, to {n_items}, the catalogue")
         return beam_size
 
