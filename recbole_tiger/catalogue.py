@@ -119,9 +119,14 @@ def check_codes(semantic_ids, source):
         )
 
 
-def needs_embeddings(config):
-    """Whether the codes or the encoder's input are made of the items' embeddings."""
-    return not config["semantic_ids"] or config["encoder_text"]
+def needs_embeddings(settings):
+    """Whether the codes, what they start from or the encoder's input are made of the items' embeddings."""
+    return not settings["semantic_ids"] or settings["encoder_text"] or settings["text_initializer"]
+
+
+def needs_text(settings):
+    """Whether the embeddings are made of the items' text; without, text serves as titles alone."""
+    return needs_embeddings(settings) and not settings["item_embeddings"]
 
 
 def make_catalogue(config, items):
@@ -135,7 +140,7 @@ def make_catalogue(config, items):
             IDs say.
     """
     check_sizes(config, len(items))
-    texts, titles = text_of_items(config, items)
+    texts, titles = text_of_items(config, items, needs_text(config))
     own_ids = config["semantic_ids"]
     if own_ids:
         semantic_ids = SemanticIDs.load(own_ids).reordered(items, own_ids)

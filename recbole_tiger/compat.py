@@ -135,6 +135,22 @@ def report_as_a_dict(module):
     module.tune = SimpleNamespace(report=lambda **metrics: report(metrics))
 
 
+@wrapt.when_imported("recbole.data.dataset.dataset")
+def one_reader(module):
+    """RecBole reads headers in the terminal's encoding, and rows by pandas' slow parser, which ends some otherwise."""
+    import pandas
+
+    from recbole_tiger.item_text import read_csv
+
+    def open_text(file, mode="r", encoding=None):
+        return open(file, mode, encoding=encoding or "utf-8")
+
+    module.open = open_text
+    module.pd = ModuleType("pandas")
+    module.pd.__getattr__ = functools.partial(getattr, pandas)
+    module.pd.read_csv = read_csv
+
+
 @wrapt.when_imported("recbole.trainer.hyper_tuning")
 def random_generator(module):
     """``exhaustive_search`` gives HyperOpt a RandomState, where HyperOpt 0.3 wants NumPy's Generator."""

@@ -17,11 +17,12 @@ from recbole.data import create_dataset, data_preparation
 from recbole.data.utils import get_dataloader
 from recbole.utils import get_model, get_trainer, init_logger, init_seed
 
-from recbole_tiger.dataset import check_aliases, history_field, text_load_col
+from recbole_tiger.catalogue import needs_text
+from recbole_tiger.dataset import check_aliases, text_load_col
 from recbole_tiger.download import ensure_dataset
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import make_folder
-from recbole_tiger.item_text import check_interactions
+from recbole_tiger.item_text import check_interactions, history_field
 from recbole_tiger.memory import keep_freed_memory
 from recbole_tiger.results import SCHEMA, read_result, write_result
 from recbole_tiger.semantic_ids import SemanticIDs
@@ -51,13 +52,13 @@ def fit_to_data(config, user_settings):
     """Check a config against its dataset, which is fetched where RecBole's list has it, and fill in the columns to load."""
     ensure_dataset(config)
     if config["load_col"] is None:
-        config["load_col"] = text_load_col(config)
+        # The columns are the same for every model of a comparison, and so are the settings of TIGER that decide on text.
+        config["load_col"] = text_load_col(config, needs_text({**property_file("model", "TIGER"), **user_settings}))
     if "load_col" not in user_settings:
         config["load_col"] = {**_of_knowledge(config), **config["load_col"]}
     check_aliases(config)
     _check_columns(config)
-    if "item" in config["load_col"]:
-        check_interactions(config)
+    check_interactions(config)
 
 
 def _of_knowledge(config):
@@ -205,6 +206,8 @@ def refused_by_recbole(config):
         raise
     except (ValueError, TypeError, KeyError, NotImplementedError, ImportError) as error:
         reason = " ".join(str(error).split())
+        if "num_samples=0" in reason:
+            raise _nothing_left(config, "training") from error
         if "Some feat is empty" in reason:
             reason = (
                 "its filters leave no interaction, user or item: loosen user_inter_num_interval, val_interval and the like"
@@ -213,6 +216,13 @@ def refused_by_recbole(config):
             f"{config['label']} on {config['dataset']}: RecBole refuses the data or the settings, "
             f"{type(error).__name__}: {reason}"
         ) from error
+
+
+def _nothing_left(config, part):
+    return TigerError(
+        f"dataset {config['dataset']}: with eval_args split {config['eval_args']['split']} no interaction is left "
+        f"for {part}; leave-one-out needs users with at least four"
+    )
 
 
 def _check_lengths(config, dataset):
@@ -239,10 +249,7 @@ def load(config):
         train_data, valid_data, test_data = data_preparation(config, dataset)
     for part, data in (("training", train_data), ("validation", valid_data), ("test", test_data)):
         if not len(data._dataset):
-            raise TigerError(
-                f"dataset {config['dataset']}: with eval_args split {config['eval_args']['split']} no interaction is left "
-                f"for {part}; leave-one-out needs users with at least four"
-            )
+            raise _nothing_left(config, part)
     if config["valid_users"] is not None:
         valid_data = of_some_users(config, valid_data)
     return train_data, valid_data, test_data

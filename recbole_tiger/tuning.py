@@ -20,7 +20,7 @@ from recbole.data.dataset import SequentialDataset
 from tqdm import tqdm
 
 from recbole_tiger import experiment
-from recbole_tiger.catalogue import check_sizes, item_embeddings, needs_embeddings
+from recbole_tiger.catalogue import check_sizes, item_embeddings, needs_embeddings, needs_text
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import make_folder
 from recbole_tiger.item_text import text_of_items
@@ -75,7 +75,7 @@ def check_and_embed(sweep):
     for config in configs:
         kind = [config[key] for key in ("text_fields", "text_encoder", "item_embeddings")]
         if kind not in done and needs_embeddings(config):
-            item_embeddings(config, items, text_of_items(config, items)[0])
+            item_embeddings(config, items, text_of_items(config, items, needs_text(config))[0])
             done.append(kind)
 
 

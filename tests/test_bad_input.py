@@ -1,6 +1,7 @@
 """Bad input: a clear sentence with the fact, the place and the remedy, before any long work, and nothing half-written."""
 
 import contextlib
+import gzip
 import os
 import pickle
 import re
@@ -34,6 +35,7 @@ from recbole_tiger.checkpoint import load_checkpoint, save_checkpoint
 from recbole_tiger.cli import main
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import whole_file
+from recbole_tiger.item_text import read_item_text
 from recbole_tiger.model.tiger import TIGER
 from recbole_tiger.results import read_results
 from recbole_tiger.settings.config import make_config
@@ -309,6 +311,185 @@ def test_interactions_whose_order_or_items_recbole_would_lose(capsys, own, model
     file = folder / "tiny.inter"
     file.write_text(change(file.read_text()))
     has(run(capsys, of_model(settings, model), model=model), *parts)
+
+
+def spoil(file, old, new, count=1):
+    """Replace bytes of a file, which has them."""
+    content = file.read_bytes()
+    assert old in content
+    file.write_bytes(content.replace(old, new, count))
+
+
+@pytest.mark.parametrize("model", ["TIGER", "SASRec"])
+@pytest.mark.parametrize(
+    ("kind", "old", "new", "parts"),
+    [
+        ("item", b"The soap number 8", b"The \rsoap", ["tiny.item, line 10", "carriage return", "replace it by a space"]),
+        ("item", b"The soap number 8", b"The \0soap", ["tiny.item, line 10", "NUL", "replace it by a space"]),
+        ("item", b"item_id", b"item_id\r", ["tiny.item, line 1", "carriage return"]),
+        ("inter", b"\n", b"\r", ["tiny.inter, line 1", "carriage return"]),
+        ("inter", b"u3\t", b"\t", ["tiny.inter: 1 rows have no user_id", "first row", "leave them out"]),
+        ("inter", b"\ti9\t", b"\t\t", ["tiny.inter: 1 rows have no item_id", "leave them out"]),
+        ("item", b"i9\t", b"\t", ["tiny.item: 1 rows have no item_id", "leave them out"]),
+    ],
+)
+def test_rows_that_readers_would_end_or_drop(capsys, own, model, kind, old, new, parts):
+    """A lone carriage return in a title made an item of the rest of the row."""
+    folder, settings = own
+    spoil(folder / f"tiny.{kind}", old, new, -1 if old == b"\n" else 1)
+    has(run(capsys, of_model(settings, model), model=model), *parts)
+
+
+def test_a_file_that_pandas_reads_otherwise(capsys, own):
+    """To pandas a separator of two characters is a regular expression."""
+    folder, settings = own
+    for separator, part in (("..", "cannot read it with the separator '..'"), ("~.", "another item_id in row 9")):
+        write_dataset(folder.parent)
+        for kind in ("item", "inter"):
+            file = folder / f"tiny.{kind}"
+            file.write_text(re.sub(r"\bi8\b", "~~8", file.read_text()).replace("\t", separator))
+        has(run(capsys, {**settings, "field_separator": separator}), "tiny.item", part, "--field_separator")
+
+
+@pytest.mark.parametrize("kind", ["item", "inter"])
+@pytest.mark.parametrize("model", ["TIGER", "SASRec"])
+def test_windows_line_ends(own, kind, model):
+    folder, settings = own
+    spoil(folder / f"tiny.{kind}", b"\n", b"\r\n", -1)
+    config = experiment.prepare(model, "tiny", {**of_model(settings, model), "text_fields": ["title"]})
+    assert read_item_text(config).loc["i8", "text"] == "The soap number 8"
+
+
+@pytest.mark.parametrize("kind", ["item", "inter"])
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (lambda data: gzip.compress(data), ["is a gzip file: unpack it"]),
+        (lambda data: b"", ["has no header"]),
+        (lambda data: b"\n" + data, ["has no header: its first line"]),
+        (lambda data: data.replace(b"\t", b";"), [";", "name:type", "--field_separator="]),
+        (lambda data: data.replace(b"\t", b" "), ["name:type", "--field_separator="]),
+        (lambda data: data.replace(b":token", b":tokens", 1), ["_id:tokens'", "token, token_seq, float, float_seq"]),
+        (lambda data: data.replace(b"\n", b"\titem_id:token\n", 1), ["the header has the column item_id twice"]),
+        (lambda data: b'"' + data.replace(b"\t", b'"\t', 1), ["name:type", "without quotes"]),
+    ],
+    ids=["gzip", "empty", "first line empty", "semicolons", "blanks", "type", "twice", "quotes"],
+)
+def test_a_header_that_is_none(capsys, own, kind, change, parts):
+    folder, settings = own
+    file = folder / f"tiny.{kind}"
+    file.write_bytes(change(file.read_bytes()))
+    has(run(capsys, settings), file, *parts)
+
+
+def test_a_header_alone(capsys, own):
+    folder, settings = own
+    file = folder / "tiny.inter"
+    file.write_text(file.read_text().partition("\n")[0] + "\n")
+    for model in ("TIGER", "SASRec"):
+        has(run(capsys, of_model(settings, model), model=model), file, "a header and no interaction")
+
+
+def test_interactions_without_times(capsys, own):
+    folder, settings = own
+    file = folder / "tiny.inter"
+    file.write_text(re.sub(r"\t[^\t]*$", "", file.read_text(), flags=re.MULTILINE))
+    has(run(capsys, settings), file, "no column timestamp", "running numbers as timestamp:float")
+
+
+@pytest.mark.parametrize("model", ["TIGER", "SASRec"])
+def test_every_user_with_one_interaction(capsys, own, model):
+    folder, settings = own
+    lines = ["user_id:token\titem_id:token\ttimestamp:float", *(f"u{i}\ti{i}\t{i}" for i in range(60))]
+    (folder / "tiny.inter").write_text("\n".join(lines) + "\n")
+    settings["item_embeddings"] = str(folder / "embeddings.npz")
+    call = ["run", f"--model={model}", "--dataset=tiny", *arguments({**of_model(settings, model), **QUIET})]
+    assert main(call) == 2
+    has(sentence(capsys), "no interaction is left for training", "at least four")
+
+
+# --- text ---
+
+
+def with_rows(folder, kinds, rows):
+    """Put rows of these columns, beside item_id, in place of the item file's."""
+    lines = ["\t".join(["item_id:token", *kinds]), *("\t".join([f"i{i}", *row]) for i, row in enumerate(rows))]
+    (folder / "tiny.item").write_text("\n".join(lines) + "\n")
+
+
+def test_values_that_are_written_for_absent_ones(own):
+    """A number that is none, and an empty list."""
+    folder, settings = own
+    prices = ["nan", "NaN", "", "inf", "<NA>", "12.50"]
+    with_rows(
+        folder,
+        ["title:token", "price:float", "tags:token_seq"],
+        [[f"Soap {i}", prices[i % 6], "[]" if i % 2 else "red blue"] for i in range(N_ITEMS)],
+    )
+    config = experiment.prepare("TIGER", "tiny", {**settings, "text_fields": ["title", "price", "tags"]})
+    text = read_item_text(config)["text"]
+    assert text["i0"] == "Soap 0, red blue"
+    assert [text[f"i{i}"] for i in (1, 3)] == ["Soap 1", "Soap 3"]
+    assert [text[f"i{i}"] for i in (2, 4, 5)] == ["Soap 2, red blue", "Soap 4, red blue", "Soap 5, 12.50"]
+
+
+@pytest.mark.parametrize("word", ["nan", "None", "NaT"])
+def test_the_word_for_an_absent_value_as_title_of_several_items(capsys, own, word):
+    folder, settings = own
+    with_rows(folder, ["title:token"], [[word if i in (5, 7) else f"Soap {i}"] for i in range(N_ITEMS)])
+    has(run(capsys, settings), "tiny.item", f"the title of i5, i7 is '{word}'", "leave it empty", "(2 items)")
+
+
+def test_the_word_for_an_absent_value_as_title_of_one_item(own, caplog):
+    """A title, perhaps: it stays, and is told."""
+    caplog.set_level("WARNING")
+    folder, settings = own
+    with_rows(folder, ["title:token"], [["None" if i == 5 else f"Soap {i}"] for i in range(N_ITEMS)])
+    assert read_item_text(experiment.prepare("TIGER", "tiny", settings)).loc["i5", "text"] == "None"
+    assert "the title of i5 is 'None'" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["no file", "no text", "not for all"])
+def test_own_embeddings_need_no_text(own, kind):
+    folder, settings = own
+    settings = {**settings, "item_embeddings": str(folder / "embeddings.npz"), "epochs": 1}
+    if kind == "no file":
+        (folder / "tiny.item").unlink()
+    else:
+        rows = [["" if i % 2 else f"Soap {i}"] for i in range(N_ITEMS)]
+        with_rows(folder, ["colour:token" if kind == "no text" else "title:token"], rows)
+    used = {item for items in read_sequences(folder).values() for item in items}
+    assert main(["compare", "--models=Pop,TIGER", "--dataset=tiny", *arguments({**settings, **QUIET})]) == 0
+    results = {result["model"]: result for result in read_results("results")}
+    assert results["TIGER"]["semantic_ids"]["items"] == len(used if kind == "no file" else range(N_ITEMS))
+    columns = [result["settings"]["load_col"].get("item") for result in results.values()]
+    expected = {"no file": None, "no text": ["item_id"], "not for all": ["item_id", "title"]}[kind]
+    assert columns == [expected, expected]
+    assert Recommender.load(results["TIGER"]["checkpoint"]).recommend(["i0"], k=3)
+
+
+def test_own_semantic_ids_without_text(capsys, own, tmp_path):
+    """What the codes start from is the text, unless that is switched off."""
+    folder, settings = own
+    (folder / "tiny.item").unlink()
+    (tmp_path / "ids.tsv").write_text(spoiled_ids("none"))
+    settings = {**settings, "semantic_ids": "ids.tsv", "epochs": 1}
+    has(run(capsys, settings), "no item file", "--text_initializer=False")
+    settings["text_initializer"] = False
+    assert main(["run", "--model=TIGER", "--dataset=tiny", *arguments({**settings, **QUIET})]) == 0
+
+
+def test_own_semantic_ids_start_from_the_text(own, tmp_path):
+    """IDs that tokenize wrote train the weights that a run without them trains."""
+    folder, settings = own
+    settings = {**settings, "item_embeddings": str(folder / "embeddings.npz"), "epochs": 1, **QUIET}
+    assert main(["tokenize", "--dataset=tiny", "--output=ids.tsv", *arguments(settings)]) == 0
+    call = ["run", "--model=TIGER", "--dataset=tiny", *arguments(settings)]
+    assert main([*call, "--results_dir=own"]) == main([*call, "--results_dir=given", "--semantic_ids=ids.tsv"]) == 0
+    own_result, given = (read_results(folder)[0] for folder in ("own", "given"))
+    weights = [load_checkpoint(result["checkpoint"], "cpu")["state_dict"] for result in (own_result, given)]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    assert given["settings"]["text_initializer"] is True
 
 
 # --- settings ---
@@ -1279,6 +1460,27 @@ def test_split_data_without_histories(capsys, split):
         file.write_text(re.sub(r"^(.*)\t(.*)\t(.*)$", r"\1\t\3", file.read_text(), flags=re.MULTILINE))
     message = run(capsys, {**settings, **NO_ENCODER})
     has(message, folder / "tiny.train.inter", "no column item_id_list", "user_id, item_id")
+
+
+@pytest.mark.parametrize("model", ["TIGER", "SASRec"])
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (lambda items: f"{items} 0 0", ["1 values of item_id_list", "first 0;", "without padding"]),
+        (lambda items: items.replace(" ", ","), ["first i", "with ' ' between them (--seq_separator=...)"]),
+        (lambda items: f"{items} x1 x2", ["2 values of item_id_list", "first x1, x2", "are no items of"]),
+    ],
+    ids=["padding", "commas", "unknown"],
+)
+def test_split_data_with_histories_of_other_than_items(capsys, split, model, change, parts):
+    folder, settings = split
+    file = folder / "tiny.test.inter"
+    rows = [line.split("\t") for line in file.read_text().splitlines()]
+    rows[1:] = [[user, change(items), item] for user, items, item in rows[1:]]
+    file.write_text("\n".join("\t".join(row) for row in rows) + "\n")
+    names = ("data_path", "benchmark_filename", "alias_of_item_id", "epochs")
+    own = {**settings, **NO_ENCODER} if model == "TIGER" else {name: settings[name] for name in names}
+    has(run(capsys, own, model=model), file, *parts, folder / "tiny.item")
 
 
 def test_split_data_with_a_file_missing(capsys, split):
