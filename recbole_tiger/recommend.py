@@ -72,9 +72,10 @@ class Recommender:
         Args:
             history: item tokens, oldest first, or a list of such lists; the last MAX_ITEM_LIST_LENGTH are read.
             k: length of the list.
-            beam_size: width of the beam; the default is the larger of the trained model's setting and what k needs.
+            beam_size: width of the beam; the default is the larger of the trained model's setting and k. With
+                ``exclude_history`` it is as wide as a history needs, whatever the others are.
             scoring: "beam", or "exact" to score the whole catalogue.
-            exclude_history: leave out the items of the history.
+            exclude_history: leave out the items of the history; where fewer than k others are, the list is shorter.
             user: user token, or a list of them, one a history; for a model trained with user tokens.
 
         Returns:
@@ -105,28 +106,32 @@ class Recommender:
                 raise TigerError(f"{where} has {len(unknown)} items that the model does not know: {named(unknown)}")
         if not 1 <= k <= n_items:
             raise TigerError(f"k = {k} does not fit the catalogue of {n_items} items: it may be 1 to {n_items}")
-        spare = max(len(set(history)) for history in histories) if exclude_history else 0
-        wanted = k + spare
-        if wanted > n_items:
+        spare = [len(set(history)) if exclude_history else 0 for history in histories]
+        if min(spare) + k > n_items:
             raise TigerError(f"without the history's items the catalogue has fewer than k = {k} items")
-        beam_size = max(self.model.beam_size, wanted) if beam_size is None else beam_size
-        if scoring == "beam" and not wanted <= beam_size <= n_items:
-            raise TigerError(
-                f"beam_size {beam_size} has to be from {wanted}, what the list needs, to {n_items}, the catalogue"
-            )
+        beam_size = max(self.model.beam_size, k) if beam_size is None else beam_size
+        if scoring == "beam" and not k <= beam_size <= n_items:
+            raise TigerError(f"beam_size {beam_size} has to be from {k}, what the list needs, to {n_items}, the catalogue")
 
         slots = self._slots(users, len(histories))
         longest = self.model.max_seq_length
         rows = [[self._row[item] for item in history[-longest:]] for history in histories]
-        width = max(map(len, rows))
         device = self.model.network.codes.device
-        padded = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=device)
-        with torch.no_grad():
-            items, scores = self.model.recommend(padded, slots, wanted, beam_size, scoring)
+        found, scored = [None] * len(rows), [None] * len(rows)
+        for more in sorted(set(spare)):  # a list depends on its own history alone
+            group = [i for i, own in enumerate(spare) if own == more]
+            width = max(len(rows[i]) for i in group)
+            padded = torch.tensor([[0] * (width - len(rows[i])) + rows[i] for i in group], device=device)
+            wanted = min(k + more, n_items)
+            own_slots = None if slots is None else slots[torch.tensor(group, device=device)]
+            with torch.no_grad():
+                items, scores = self.model.recommend(padded, own_slots, wanted, max(beam_size, wanted), scoring)
+            for i, own_items, own_scores in zip(group, items.tolist(), scores.tolist(), strict=True):
+                found[i], scored[i] = own_items, own_scores
         result = []
-        for history, found, score in zip(histories, items.tolist(), scores.tolist(), strict=True):
+        for history, items, scores in zip(histories, found, scored, strict=True):
             left_out = {self._row[item] for item in history} if exclude_history else set()
-            kept = [(row, value) for row, value in zip(found, score, strict=True) if row not in left_out][:k]
+            kept = [(row, value) for row, value in zip(items, scores, strict=True) if row not in left_out][:k]
             result.append(
                 [{"item": self.items[row - 1], "title": self.titles[row - 1], "score": value} for row, value in kept]
             )

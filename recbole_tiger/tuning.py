@@ -28,6 +28,7 @@ from recbole_tiger.memory import ONE_HEAP
 from recbole_tiger.plots import codebook_heat_map, collision_scatter
 from recbole_tiger.results import read_result
 from recbole_tiger.settings.config import make_config
+from recbole_tiger.settings.identity import run_key
 from recbole_tiger.sweep import DRAWN_FIRST, ENDED, Space, write_tables
 
 # ASHA lets one in so many of the trials that reach a rung go on, to the next one so many times as far.
@@ -107,6 +108,8 @@ def run_trial(chosen, sweep, folder, threads):
     try:
         gpus = ",".join(map(str, ray.get_gpu_ids()))
         config = make_config(sweep.model, sweep.dataset, {**trial.settings, "gpu_id": gpus, "show_progress": False})
+        if run_key(config) != trial.key:
+            raise TigerError(f"the files of {sweep.dataset} have changed since the sweep began: begin it anew")
         experiment.start_logging(config)
         result, trainer, _ = experiment.train(config, after_epoch)
     except Exception as error:
@@ -309,6 +312,8 @@ def start_ray(ray_address):
     Raises:
         TigerError: the cluster is not there.
     """
+    if ray.is_initialized():
+        raise TigerError("Ray runs in this process already, by ray.init(): call ray.shutdown() before a sweep")
     for name, value in PATIENCE.items():
         os.environ.setdefault(name, value)
     if ray_address:
@@ -381,6 +386,8 @@ def tune_sweep(sweep, *, resume, **how):
             )
         if sweep.trials[0].values["model"] == "TIGER":
             check_and_embed(sweep)
+        else:
+            experiment.load(make_config(sweep.model, sweep.dataset, sweep.trials[0].settings))
         make_folder(sweep.folder)
         run_trials(sweep, **how)
     write_tables(sweep)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 from pathlib import Path
 
 from recbole_tiger.commands.shared import write
@@ -79,8 +80,9 @@ def execute(args):
     if not histories:
         raise TigerError(f"{args.histories} has no histories: one a line, items separated by commas")
     found = recommender.recommend(histories, user=args.user, **options)
+    plain = not args.output and (sys.stdout.encoding or "utf-8").lower().replace("-", "") != "utf8"
     lines = "".join(
-        json.dumps({"history": history, "recommendations": rows}, ensure_ascii=False) + "\n"
+        json.dumps({"history": history, "recommendations": rows}, ensure_ascii=plain) + "\n"
         for history, rows in zip(histories, found, strict=True)
     )
     write(lines, args.output)
