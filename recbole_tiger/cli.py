@@ -54,7 +54,7 @@ def _check_arguments(argv):
     """Refuse what this locale does not decode: half of what is written later could not hold it."""
     for argument in argv:
         if any("\ud800" <= character <= "\udfff" for character in argument):
-            raise TigerError(f"the argument {ascii(argument)} is no text in this locale: set PYTHONUTF8=1 for UTF-8")
+            raise TigerError(f"the argument {argument!a} is no text in this locale: set PYTHONUTF8=1 for UTF-8")
 
 
 def _execute(args, rest):
