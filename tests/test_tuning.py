@@ -262,7 +262,7 @@ import sys
 import ray
 from recbole_tiger.cli import main
 
-ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
 status = main(sys.argv[1:])
 assert ray.is_initialized()
 sys.exit(status)
