@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from recbole_tiger.encoder import encode, load_embeddings
+from recbole_tiger.encoder import encode, load_embeddings, load_encoder
 from recbole_tiger.errors import TigerError
 from recbole_tiger.item_text import text_of_items
 from recbole_tiger.quantizers import REVISION, make_quantizer, quantizer_settings
@@ -40,16 +40,23 @@ class Catalogue:
         return self.semantic_ids.items
 
 
+class CollapseError(TigerError):
+    """Codes that hardly tell items apart."""
+
+
 def check_codebooks(statistics, codebook_size, quantizer):
     """Refuse codes that hardly tell items apart.
 
     Raises:
-        TigerError: with the level and what to try.
+        CollapseError: with the level and what to try.
     """
     other = "rq_vae" if quantizer == "rq_kmeans" else "rq_kmeans"
+    told_apart = [1, *statistics["distinct_prefixes"]]
     for level, perplexity in enumerate(statistics["perplexity"], start=1):
+        if statistics["items"] - told_apart[level - 1] < codebook_size and level > 1:
+            return  # there are fewer items left to tell apart than codes for it
         if perplexity < max(1.5, COLLAPSED * codebook_size):
-            raise TigerError(
+            raise CollapseError(
                 f"codebook {level} has collapsed: {statistics['used_codes'][level - 1]} of {codebook_size} codes used, "
                 f"perplexity {perplexity}; try --quantizer={other}, a smaller codebook_size, or check that the item "
                 f"texts differ"
@@ -119,9 +126,14 @@ def check_codes(semantic_ids, source):
         )
 
 
-def needs_embeddings(config):
-    """Whether the codes or the encoder's input are made of the items' embeddings."""
-    return not config["semantic_ids"] or config["encoder_text"]
+def needs_embeddings(settings):
+    """Whether the codes, what they start from or the encoder's input are made of the items' embeddings."""
+    return not settings["semantic_ids"] or settings["encoder_text"] or settings["text_initializer"]
+
+
+def needs_text(settings):
+    """Whether the embeddings are made of the items' text; without, text serves as titles alone."""
+    return needs_embeddings(settings) and not settings["item_embeddings"]
 
 
 def make_catalogue(config, items):
@@ -135,12 +147,21 @@ def make_catalogue(config, items):
             IDs say.
     """
     check_sizes(config, len(items))
-    texts, titles = text_of_items(config, items)
+    texts, titles = text_of_items(config, items, needs_text(config))
     own_ids = config["semantic_ids"]
     if own_ids:
         semantic_ids = SemanticIDs.load(own_ids).reordered(items, own_ids)
         check_codes(semantic_ids, own_ids)
     embeddings = item_embeddings(config, items, texts) if needs_embeddings(config) else None
     if not own_ids:
-        semantic_ids = quantize(config, items, embeddings)
+        try:
+            semantic_ids = quantize(config, items, embeddings)
+        except CollapseError as error:
+            if not needs_text(config) or len(set(map(bytes, embeddings))) == len(set(texts)):
+                raise
+            longest = load_encoder(config["text_encoder"], "cpu").max_seq_length
+            raise TigerError(
+                f"{error}; they do, but {config['text_encoder']} reads the first {longest} tokens of a text: name what "
+                f"differs first in text_fields, or another text_encoder"
+            ) from error
     return Catalogue(titles, semantic_ids, embeddings)

@@ -1,6 +1,8 @@
 """The command line: recbole-tiger run | compare | tokenize | tune | recommend | leaderboard | download."""
 
 import argparse
+import io
+import os
 import sys
 import threading
 import warnings
@@ -48,6 +50,13 @@ def make_parser():
     return parser
 
 
+def _check_arguments(argv):
+    """Refuse what this locale does not decode: half of what is written later could not hold it."""
+    for argument in argv:
+        if any("\ud800" <= character <= "\udfff" for character in argument):
+            raise TigerError(f"the argument {argument!a} is no text in this locale: set PYTHONUTF8=1 for UTF-8")
+
+
 def _execute(args, rest):
     command = COMMANDS[args.command]
     if command.SETTINGS:
@@ -70,9 +79,13 @@ def main(argv=None):
             threading.__excepthook__(failure)
 
     threading.excepthook = thread_failed
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a title that the terminal cannot show ends no command
     args, rest = make_parser().parse_known_args(argv)
     try:
+        _check_arguments(sys.argv[1:] if argv is None else argv)
         _execute(args, rest)
+        sys.stdout.flush()
     except TigerError as error:
         print(f"recbole-tiger: error: {error}", file=sys.stderr)
         return 2
@@ -81,6 +94,9 @@ def main(argv=None):
             raise
         print(f"recbole-tiger: error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # as of `| head`; what is left in the buffer is not wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except OSError as error:
         reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         print(f"recbole-tiger: error: {reason}; make room or choose another folder", file=sys.stderr)

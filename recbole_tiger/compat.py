@@ -7,8 +7,10 @@ already. So this module itself imports nothing of RecBole.
 import ast
 import functools
 import importlib
+import os
 import sys
 import zipfile
+from http.client import HTTPException
 from types import ModuleType, SimpleNamespace
 
 import wrapt
@@ -52,6 +54,31 @@ def settings_without_eval(module):
         return config_dict
 
     module.Config._convert_config_dict = _convert_config_dict
+
+
+@wrapt.when_imported("recbole.config.configurator")
+def dataset_of_ones_own(module):
+    """RecBole reads its sample for whatever dataset is called ml-100k, and gives it settings of the sample."""
+    Config = module.Config
+    load_internal, set_default = Config._load_internal_config_dict, Config._set_default_parameters
+
+    def sample(self, dataset):
+        from recbole_tiger.settings.properties import is_sample
+
+        return dataset != "ml-100k" or is_sample(dataset, self.external_config_dict.get("data_path", "dataset/"))
+
+    @functools.wraps(load_internal)
+    def _load_internal_config_dict(self, model, model_class, dataset):
+        return load_internal(self, model, model_class, dataset if sample(self, dataset) else "")
+
+    @functools.wraps(set_default)
+    def _set_default_parameters(self):
+        data_path = self.final_config_dict["data_path"]
+        set_default(self)
+        if not sample(self, self.dataset):
+            self.final_config_dict["data_path"] = os.path.join(data_path, self.dataset)
+
+    Config._load_internal_config_dict, Config._set_default_parameters = _load_internal_config_dict, _set_default_parameters
 
 
 @wrapt.when_imported("recbole.config.configurator")
@@ -133,6 +160,22 @@ def report_as_a_dict(module):
     """``objective_function`` reports metrics to Ray Tune as keywords, which Ray >= 2.7 takes as one dict."""
     report = module.tune.report
     module.tune = SimpleNamespace(report=lambda **metrics: report(metrics))
+
+
+@wrapt.when_imported("recbole.data.dataset.dataset")
+def one_reader(module):
+    """RecBole reads headers in the terminal's encoding, and rows by pandas' slow parser, which ends some otherwise."""
+    import pandas
+
+    from recbole_tiger.item_text import read_csv
+
+    def open_text(file, mode="r", encoding=None):
+        return open(file, mode, encoding=encoding or "utf-8")
+
+    module.open = open_text
+    module.pd = ModuleType("pandas")
+    module.pd.__getattr__ = functools.partial(getattr, pandas)
+    module.pd.read_csv = read_csv
 
 
 @wrapt.when_imported("recbole.trainer.hyper_tuning")
@@ -221,7 +264,9 @@ def download_in_one_process(module):
             with whole_folder(path) as temporary:
                 self.dataset_path = str(temporary)
                 original(self)
-        except (OSError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
+        except TigerError:
+            raise
+        except (OSError, ValueError, RuntimeError, HTTPException, zipfile.BadZipFile) as error:
             raise TigerError(
                 f"dataset {self.dataset_name} is not at {path} and could not be fetched ({error}); "
                 f"put its atomic files there or give their parent folder by --data_path=..."

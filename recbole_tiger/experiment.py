@@ -1,6 +1,7 @@
 """One run from settings to a result file, for any model; and several side by side."""
 
 import contextlib
+import copy
 import os
 import platform
 import shutil
@@ -15,20 +16,23 @@ import psutil
 import torch
 from recbole.data import create_dataset, data_preparation
 from recbole.data.utils import get_dataloader
+from recbole.evaluator.register import metric_information
 from recbole.utils import get_model, get_trainer, init_logger, init_seed
 
-from recbole_tiger.dataset import check_aliases, history_field, text_load_col
+from recbole_tiger.catalogue import needs_text
+from recbole_tiger.dataset import check_aliases, text_load_col
 from recbole_tiger.download import ensure_dataset
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import make_folder
-from recbole_tiger.item_text import check_interactions
+from recbole_tiger.item_text import check_interactions, history_field
 from recbole_tiger.memory import keep_freed_memory
 from recbole_tiger.results import SCHEMA, read_result, write_result
 from recbole_tiger.semantic_ids import SemanticIDs
 from recbole_tiger.settings.arguments import check_keys
+from recbole_tiger.settings.checks import LISTS
 from recbole_tiger.settings.config import make_config
-from recbole_tiger.settings.identity import run_inputs, run_key
-from recbole_tiger.settings.properties import property_file
+from recbole_tiger.settings.identity import check_unchanged, run_inputs, run_key
+from recbole_tiger.settings.properties import dataset_properties, property_file
 from recbole_tiger.statistics import GAINS, interval, metric_of_users
 
 PACKAGES = ("recbole-tiger", "recbole", "torch", "numpy", "pandas", "sentence-transformers", "ray")
@@ -51,13 +55,13 @@ def fit_to_data(config, user_settings):
     """Check a config against its dataset, which is fetched where RecBole's list has it, and fill in the columns to load."""
     ensure_dataset(config)
     if config["load_col"] is None:
-        config["load_col"] = text_load_col(config)
+        # The columns are the same for every model of a comparison, and so are the settings of TIGER that decide on text.
+        config["load_col"] = text_load_col(config, needs_text({**property_file("model", "TIGER"), **user_settings}))
     if "load_col" not in user_settings:
         config["load_col"] = {**_of_knowledge(config), **config["load_col"]}
     check_aliases(config)
     _check_columns(config)
-    if "item" in config["load_col"]:
-        check_interactions(config)
+    check_interactions(config)
 
 
 def _of_knowledge(config):
@@ -89,9 +93,9 @@ def _check_columns(config):
             )
 
 
-def budget(name, dataset):
+def budget(name, dataset, user_settings):
     """Settings that bound the cost of a model in a comparison (``properties/budget``); {} where there are none."""
-    return property_file("budget", dataset).get(name, {})
+    return dataset_properties("budget", dataset, user_settings).get(name, {})
 
 
 class OutOfTime(Exception):
@@ -188,11 +192,22 @@ def result_path(config, results_dir):
 
 
 def start_logging(config):
-    """Hand RecBole's log over to a run."""
+    """Hand RecBole's log over to a run.
+
+    Raises:
+        TigerError: the folder of the command takes no logs.
+    """
     root = getLogger()
     for handler in root.handlers[:]:
         root.removeHandler(handler)
-    init_logger(config)
+    try:
+        init_logger(config)
+        Path("log_tensorboard").mkdir(exist_ok=True)
+    except OSError as error:
+        raise TigerError(
+            f"RecBole writes log/ and log_tensorboard/ into the folder of the command, and cannot write {error.filename} in "
+            f"{Path.cwd()} ({error.strerror}): give the command in another folder"
+        ) from error
     root.info(config)
 
 
@@ -205,6 +220,8 @@ def refused_by_recbole(config):
         raise
     except (ValueError, TypeError, KeyError, NotImplementedError, ImportError) as error:
         reason = " ".join(str(error).split())
+        if "num_samples=0" in reason:
+            raise _nothing_left(config, "training") from error
         if "Some feat is empty" in reason:
             reason = (
                 "its filters leave no interaction, user or item: loosen user_inter_num_interval, val_interval and the like"
@@ -225,6 +242,13 @@ def told_of_memory(config):
         raise TigerError(f"{config['label']}: the GPU is out of memory: lower {sizes} or the widths of the model") from error
 
 
+def _nothing_left(config, part):
+    return TigerError(
+        f"dataset {config['dataset']}: with eval_args split {config['eval_args']['split']} no interaction is left "
+        f"for {part}; leave-one-out needs users with at least four"
+    )
+
+
 def _check_lengths(config, dataset):
     """Refuse pre-split histories that a model of RecBole's has no positions for; TIGER reads the last of them."""
     longest = dataset.field2seqlen.get(history_field(config), 0) if config["benchmark_filename"] else 0
@@ -235,24 +259,34 @@ def _check_lengths(config, dataset):
         )
 
 
+def _check_lists(config, dataset):
+    """Refuse lists that are longer than the catalogue, which RecBole would find out after training."""
+    n_items = dataset.item_num - 1
+    of_lists = any(LISTS.intersection(metric_information[metric.lower()]) for metric in config["metrics"])
+    if of_lists and max(config["topk"]) > n_items:
+        raise TigerError(
+            f"topk {max(config['topk'])} of {config['label']} is longer than the catalogue of {n_items} items; lower it"
+        )
+
+
 def load(config):
     """Training, validation (cut down to ``valid_users``) and test data of a run.
 
     Raises:
-        TigerError: one of them is empty, or RecBole cannot make them.
+        TigerError: one of them is empty, RecBole cannot make them, or the files have changed since the run began.
     """
     init_seed(config["seed"], config["reproducibility"])
+    run_inputs(config)
     with refused_by_recbole(config):
         dataset = create_dataset(config)
         getLogger().info(dataset)
         _check_lengths(config, dataset)
+        _check_lists(config, dataset)
         train_data, valid_data, test_data = data_preparation(config, dataset)
+    check_unchanged(config)
     for part, data in (("training", train_data), ("validation", valid_data), ("test", test_data)):
         if not len(data._dataset):
-            raise TigerError(
-                f"dataset {config['dataset']}: with eval_args split {config['eval_args']['split']} no interaction is left "
-                f"for {part}; leave-one-out needs users with at least four"
-            )
+            raise _nothing_left(config, part)
     if config["valid_users"] is not None:
         valid_data = of_some_users(config, valid_data)
     return train_data, valid_data, test_data
@@ -269,12 +303,17 @@ def of_some_users(config, valid_data):
     return get_dataloader(config, "valid")(config, rows, valid_data._sampler, shuffle=False)
 
 
+def make_model(config, train_data):
+    """A new model."""
+    init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
+    with refused_by_recbole(config), told_of_memory(config):
+        return get_model(config["model"])(config, train_data._dataset).to(config["device"])
+
+
 def make_trainer(config, train_data):
     """A new model and its trainer."""
     keep_freed_memory()
-    init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
-    with refused_by_recbole(config), told_of_memory(config):
-        model = get_model(config["model"])(config, train_data._dataset).to(config["device"])
+    model = make_model(config, train_data)
     getLogger().info(model)
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
     if config["model"] != "TIGER":  # RecBole's name tells seconds: runs that begin together would share a file
@@ -379,6 +418,20 @@ def remove_state(trainer):
         shutil.rmtree(trainer.state_file.parent, ignore_errors=True)
 
 
+def make_folders(config, results_dir):
+    """Make the folders that a run writes to."""
+    make_folder(results_dir)
+    make_folder(config["checkpoint_dir"])
+    if config["model"] == "TIGER":
+        make_folder(config["cache_dir"])
+
+
+def rehearse(config):
+    """Make the data and the model of a run, so that what cannot work is refused before other runs begin."""
+    config = copy.deepcopy(config)  # some models write into their settings
+    make_model(config, load(config)[0])
+
+
 def run(config, results_dir):
     """Train and test one model and write the result file.
 
@@ -389,10 +442,7 @@ def run(config, results_dir):
         dict: the result, with ``checkpoint`` the path of the best epoch's.
     """
     file = result_path(config, results_dir)
-    make_folder(file.parent)
-    make_folder(config["checkpoint_dir"])
-    if config["model"] == "TIGER":
-        make_folder(config["cache_dir"])
+    make_folders(config, results_dir)
     start_logging(config)
     result, trainer, test_data = train(config)
     finish(result, trainer, test_data, file)
@@ -412,6 +462,8 @@ def run_or_read(config, results_dir):
 def compare(names, dataset, user_settings, results_dir):
     """Run several models on one dataset under one protocol; finished runs are not run again.
 
+    What cannot work is refused before any model is trained.
+
     Returns:
         list of results in the order of ``names``.
     """
@@ -422,5 +474,16 @@ def compare(names, dataset, user_settings, results_dir):
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise TigerError(f"models named twice: {', '.join(twice)}")
-    configs = [prepare(name, dataset, {**budget(name, dataset), **user_settings, "resume": True}) for name in names]
+    configs = [
+        prepare(name, dataset, {**budget(name, dataset, user_settings), **user_settings, "resume": True}) for name in names
+    ]
+    files = [result_path(config, results_dir) for config in configs]
+    for file in files:
+        if file.is_file():
+            read_result(file)
+    waiting = [config for config, file in zip(configs, files, strict=True) if not file.is_file()]
+    for config in waiting:
+        make_folders(config, results_dir)
+    for config in waiting[1:]:  # the first is checked as it begins
+        rehearse(config)
     return [run_or_read(config, results_dir) for config in configs]

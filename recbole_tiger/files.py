@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import zipfile
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 
@@ -62,6 +63,8 @@ def _renamed_at_the_end(path, make, remove, most):
         os.umask(umask)
         temporary.chmod(most & ~umask)
         os.replace(temporary, path)
+    except (ConnectionError, TimeoutError, URLError):
+        raise  # of what was to be written, not of the disk
     except OSError as error:
         raise TigerError(f"cannot write {path}: {error.strerror or error}; make room or choose another folder") from error
     finally:
@@ -101,8 +104,11 @@ def write_arrays(path, *, compress=False, **arrays):
                 np.lib.format.write_array(stream, array, allow_pickle=False)
 
 
-def read_arrays(path, *names):
+def read_arrays(path, *names, remedy="delete it and make it anew"):
     """Arrays of an npz file, nothing unpickled.
+
+    Args:
+        remedy: what to do about a damaged one.
 
     Raises:
         TigerError: the file is absent, cut short, not an npz, or lacks one of the arrays.
@@ -123,6 +129,4 @@ def read_arrays(path, *names):
                 f"{path} is not an npz file of plain arrays: one is of Python objects, which could run code; make it one of "
                 f"text by .astype(str), or of numbers"
             ) from error
-        raise TigerError(
-            f"{path} is cut short or not an npz file of plain arrays ({error}); delete it and make it anew"
-        ) from error
+        raise TigerError(f"{path} is cut short or not an npz file of plain arrays ({error}); {remedy}") from error

@@ -89,7 +89,7 @@ def register_settings(module):
 
         load_internal(self, model, model_class, dataset)
         if self.model == "TIGER":
-            self.internal_config_dict.update(plugin_layer(dataset))
+            self.internal_config_dict.update(plugin_layer(dataset, self.external_config_dict))
 
     @functools.wraps(init_device)
     def _init_device(self):

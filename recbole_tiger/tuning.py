@@ -20,7 +20,7 @@ from recbole.data.dataset import SequentialDataset
 from tqdm import tqdm
 
 from recbole_tiger import experiment
-from recbole_tiger.catalogue import check_sizes, item_embeddings, needs_embeddings
+from recbole_tiger.catalogue import check_sizes, item_embeddings, needs_embeddings, needs_text
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import make_folder
 from recbole_tiger.item_text import text_of_items
@@ -28,6 +28,7 @@ from recbole_tiger.memory import ONE_HEAP
 from recbole_tiger.plots import codebook_heat_map, collision_scatter
 from recbole_tiger.results import read_result
 from recbole_tiger.settings.config import make_config
+from recbole_tiger.settings.identity import run_key
 from recbole_tiger.sweep import DRAWN_FIRST, ENDED, Space, write_tables
 
 # ASHA lets one in so many of the trials that reach a rung go on, to the next one so many times as far.
@@ -75,7 +76,7 @@ def check_and_embed(sweep):
     for config in configs:
         kind = [config[key] for key in ("text_fields", "text_encoder", "item_embeddings")]
         if kind not in done and needs_embeddings(config):
-            item_embeddings(config, items, text_of_items(config, items)[0])
+            item_embeddings(config, items, text_of_items(config, items, needs_text(config))[0])
             done.append(kind)
 
 
@@ -107,6 +108,8 @@ def run_trial(chosen, sweep, folder, threads):
     try:
         gpus = ",".join(map(str, ray.get_gpu_ids()))
         config = make_config(sweep.model, sweep.dataset, {**trial.settings, "gpu_id": gpus, "show_progress": False})
+        if run_key(config) != trial.key:
+            raise TigerError(f"the files of {sweep.dataset} have changed since the sweep began: begin it anew")
         experiment.start_logging(config)
         result, trainer, _ = experiment.train(config, after_epoch)
     except Exception as error:
@@ -309,6 +312,8 @@ def start_ray(ray_address):
     Raises:
         TigerError: the cluster is not there.
     """
+    if ray.is_initialized():
+        raise TigerError("Ray runs in this process already, by ray.init(): call ray.shutdown() before a sweep")
     for name, value in PATIENCE.items():
         os.environ.setdefault(name, value)
     if ray_address:
@@ -381,6 +386,8 @@ def tune_sweep(sweep, *, resume, **how):
             )
         if sweep.trials[0].values["model"] == "TIGER":
             check_and_embed(sweep)
+        else:
+            experiment.load(make_config(sweep.model, sweep.dataset, sweep.trials[0].settings))
         make_folder(sweep.folder)
         run_trials(sweep, **how)
     write_tables(sweep)

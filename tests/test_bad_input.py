@@ -1,6 +1,8 @@
 """Bad input: a clear sentence with the fact, the place and the remedy, before any long work, and nothing half-written."""
 
 import contextlib
+import gzip
+import json
 import os
 import pickle
 import re
@@ -34,9 +36,11 @@ from recbole_tiger.checkpoint import load_checkpoint, save_checkpoint
 from recbole_tiger.cli import main
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import whole_file
+from recbole_tiger.item_text import read_item_text
 from recbole_tiger.model.tiger import TIGER
 from recbole_tiger.results import read_results
 from recbole_tiger.settings.config import make_config
+from recbole_tiger.settings.identity import run_key
 from tests.conftest import N_ITEMS, read_sequences, small_settings, write_dataset
 from tests.test_command_line import arguments, files_under, rows_of
 from tests.test_recbole import built
@@ -311,6 +315,185 @@ def test_interactions_whose_order_or_items_recbole_would_lose(capsys, own, model
     has(run(capsys, of_model(settings, model), model=model), *parts)
 
 
+def spoil(file, old, new, count=1):
+    """Replace bytes of a file, which has them."""
+    content = file.read_bytes()
+    assert old in content
+    file.write_bytes(content.replace(old, new, count))
+
+
+@pytest.mark.parametrize("model", ["TIGER", "SASRec"])
+@pytest.mark.parametrize(
+    ("kind", "old", "new", "parts"),
+    [
+        ("item", b"The soap number 8", b"The \rsoap", ["tiny.item, line 10", "carriage return", "replace it by a space"]),
+        ("item", b"The soap number 8", b"The \0soap", ["tiny.item, line 10", "NUL", "replace it by a space"]),
+        ("item", b"item_id", b"item_id\r", ["tiny.item, line 1", "carriage return"]),
+        ("inter", b"\n", b"\r", ["tiny.inter, line 1", "carriage return"]),
+        ("inter", b"u3\t", b"\t", ["tiny.inter: 1 rows have no user_id", "first row", "leave them out"]),
+        ("inter", b"\ti9\t", b"\t\t", ["tiny.inter: 1 rows have no item_id", "leave them out"]),
+        ("item", b"i9\t", b"\t", ["tiny.item: 1 rows have no item_id", "leave them out"]),
+    ],
+)
+def test_rows_that_readers_would_end_or_drop(capsys, own, model, kind, old, new, parts):
+    """A lone carriage return in a title made an item of the rest of the row."""
+    folder, settings = own
+    spoil(folder / f"tiny.{kind}", old, new, -1 if old == b"\n" else 1)
+    has(run(capsys, of_model(settings, model), model=model), *parts)
+
+
+def test_a_file_that_pandas_reads_otherwise(capsys, own):
+    """To pandas a separator of two characters is a regular expression."""
+    folder, settings = own
+    for separator, part in (("..", "cannot read it with the separator '..'"), ("~.", "another item_id in row 9")):
+        write_dataset(folder.parent)
+        for kind in ("item", "inter"):
+            file = folder / f"tiny.{kind}"
+            file.write_text(re.sub(r"\bi8\b", "~~8", file.read_text()).replace("\t", separator))
+        has(run(capsys, {**settings, "field_separator": separator}), "tiny.item", part, "--field_separator")
+
+
+@pytest.mark.parametrize("kind", ["item", "inter"])
+@pytest.mark.parametrize("model", ["TIGER", "SASRec"])
+def test_windows_line_ends(own, kind, model):
+    folder, settings = own
+    spoil(folder / f"tiny.{kind}", b"\n", b"\r\n", -1)
+    config = experiment.prepare(model, "tiny", {**of_model(settings, model), "text_fields": ["title"]})
+    assert read_item_text(config).loc["i8", "text"] == "The soap number 8"
+
+
+@pytest.mark.parametrize("kind", ["item", "inter"])
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (lambda data: gzip.compress(data), ["is a gzip file: unpack it"]),
+        (lambda data: b"", ["has no header"]),
+        (lambda data: b"\n" + data, ["has no header: its first line"]),
+        (lambda data: data.replace(b"\t", b";"), [";", "name:type", "--field_separator="]),
+        (lambda data: data.replace(b"\t", b" "), ["name:type", "--field_separator="]),
+        (lambda data: data.replace(b":token", b":tokens", 1), ["_id:tokens'", "token, token_seq, float, float_seq"]),
+        (lambda data: data.replace(b"\n", b"\titem_id:token\n", 1), ["the header has the column item_id twice"]),
+        (lambda data: b'"' + data.replace(b"\t", b'"\t', 1), ["name:type", "without quotes"]),
+    ],
+    ids=["gzip", "empty", "first line empty", "semicolons", "blanks", "type", "twice", "quotes"],
+)
+def test_a_header_that_is_none(capsys, own, kind, change, parts):
+    folder, settings = own
+    file = folder / f"tiny.{kind}"
+    file.write_bytes(change(file.read_bytes()))
+    has(run(capsys, settings), file, *parts)
+
+
+def test_a_header_alone(capsys, own):
+    folder, settings = own
+    file = folder / "tiny.inter"
+    file.write_text(file.read_text().partition("\n")[0] + "\n")
+    for model in ("TIGER", "SASRec"):
+        has(run(capsys, of_model(settings, model), model=model), file, "a header and no interaction")
+
+
+def test_interactions_without_times(capsys, own):
+    folder, settings = own
+    file = folder / "tiny.inter"
+    file.write_text(re.sub(r"\t[^\t]*$", "", file.read_text(), flags=re.MULTILINE))
+    has(run(capsys, settings), file, "no column timestamp", "running numbers as timestamp:float")
+
+
+@pytest.mark.parametrize("model", ["TIGER", "SASRec"])
+def test_every_user_with_one_interaction(capsys, own, model):
+    folder, settings = own
+    lines = ["user_id:token\titem_id:token\ttimestamp:float", *(f"u{i}\ti{i}\t{i}" for i in range(60))]
+    (folder / "tiny.inter").write_text("\n".join(lines) + "\n")
+    settings["item_embeddings"] = str(folder / "embeddings.npz")
+    call = ["run", f"--model={model}", "--dataset=tiny", *arguments({**of_model(settings, model), **QUIET})]
+    assert main(call) == 2
+    has(sentence(capsys), "no interaction is left for training", "at least four")
+
+
+# --- text ---
+
+
+def with_rows(folder, kinds, rows):
+    """Put rows of these columns, beside item_id, in place of the item file's."""
+    lines = ["\t".join(["item_id:token", *kinds]), *("\t".join([f"i{i}", *row]) for i, row in enumerate(rows))]
+    (folder / "tiny.item").write_text("\n".join(lines) + "\n")
+
+
+def test_values_that_are_written_for_absent_ones(own):
+    """A number that is none, and an empty list."""
+    folder, settings = own
+    prices = ["nan", "NaN", "", "inf", "<NA>", "12.50"]
+    with_rows(
+        folder,
+        ["title:token", "price:float", "tags:token_seq"],
+        [[f"Soap {i}", prices[i % 6], "[]" if i % 2 else "red blue"] for i in range(N_ITEMS)],
+    )
+    config = experiment.prepare("TIGER", "tiny", {**settings, "text_fields": ["title", "price", "tags"]})
+    text = read_item_text(config)["text"]
+    assert text["i0"] == "Soap 0, red blue"
+    assert [text[f"i{i}"] for i in (1, 3)] == ["Soap 1", "Soap 3"]
+    assert [text[f"i{i}"] for i in (2, 4, 5)] == ["Soap 2, red blue", "Soap 4, red blue", "Soap 5, 12.50"]
+
+
+@pytest.mark.parametrize("word", ["nan", "None", "NaT"])
+def test_the_word_for_an_absent_value_as_title_of_several_items(capsys, own, word):
+    folder, settings = own
+    with_rows(folder, ["title:token"], [[word if i in (5, 7) else f"Soap {i}"] for i in range(N_ITEMS)])
+    has(run(capsys, settings), "tiny.item", f"the title of i5, i7 is '{word}'", "leave it empty", "(2 items)")
+
+
+def test_the_word_for_an_absent_value_as_title_of_one_item(own, caplog):
+    """A title, perhaps: it stays, and is told."""
+    caplog.set_level("WARNING")
+    folder, settings = own
+    with_rows(folder, ["title:token"], [["None" if i == 5 else f"Soap {i}"] for i in range(N_ITEMS)])
+    assert read_item_text(experiment.prepare("TIGER", "tiny", settings)).loc["i5", "text"] == "None"
+    assert "the title of i5 is 'None'" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["no file", "no text", "not for all"])
+def test_own_embeddings_need_no_text(own, kind):
+    folder, settings = own
+    settings = {**settings, "item_embeddings": str(folder / "embeddings.npz"), "epochs": 1}
+    if kind == "no file":
+        (folder / "tiny.item").unlink()
+    else:
+        rows = [["" if i % 2 else f"Soap {i}"] for i in range(N_ITEMS)]
+        with_rows(folder, ["colour:token" if kind == "no text" else "title:token"], rows)
+    used = {item for items in read_sequences(folder).values() for item in items}
+    assert main(["compare", "--models=Pop,TIGER", "--dataset=tiny", *arguments({**settings, **QUIET})]) == 0
+    results = {result["model"]: result for result in read_results("results")}
+    assert results["TIGER"]["semantic_ids"]["items"] == len(used if kind == "no file" else range(N_ITEMS))
+    columns = [result["settings"]["load_col"].get("item") for result in results.values()]
+    expected = {"no file": None, "no text": ["item_id"], "not for all": ["item_id", "title"]}[kind]
+    assert columns == [expected, expected]
+    assert Recommender.load(results["TIGER"]["checkpoint"]).recommend(["i0"], k=3)
+
+
+def test_own_semantic_ids_without_text(capsys, own, tmp_path):
+    """What the codes start from is the text, unless that is switched off."""
+    folder, settings = own
+    (folder / "tiny.item").unlink()
+    (tmp_path / "ids.tsv").write_text(spoiled_ids("none"))
+    settings = {**settings, "semantic_ids": "ids.tsv", "epochs": 1}
+    has(run(capsys, settings), "no item file", "--text_initializer=False")
+    settings["text_initializer"] = False
+    assert main(["run", "--model=TIGER", "--dataset=tiny", *arguments({**settings, **QUIET})]) == 0
+
+
+def test_own_semantic_ids_start_from_the_text(own, tmp_path):
+    """IDs that tokenize wrote train the weights that a run without them trains."""
+    folder, settings = own
+    settings = {**settings, "item_embeddings": str(folder / "embeddings.npz"), "epochs": 1, **QUIET}
+    assert main(["tokenize", "--dataset=tiny", "--output=ids.tsv", *arguments(settings)]) == 0
+    call = ["run", "--model=TIGER", "--dataset=tiny", *arguments(settings)]
+    assert main([*call, "--results_dir=own"]) == main([*call, "--results_dir=given", "--semantic_ids=ids.tsv"]) == 0
+    own_result, given = (read_results(folder)[0] for folder in ("own", "given"))
+    weights = [load_checkpoint(result["checkpoint"], "cpu")["state_dict"] for result in (own_result, given)]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    assert given["settings"]["text_initializer"] is True
+
+
 # --- settings ---
 
 
@@ -398,6 +581,164 @@ def test_interactions_whose_order_or_items_recbole_would_lose(capsys, own, model
 def test_setting_that_cannot_work(capsys, own, change, parts):
     _, settings = own
     has(run(capsys, {**settings, **change}), *parts)
+
+
+@pytest.mark.parametrize("model", ["TIGER", "SASRec"])
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ({"threshold": {"price": 4}}, ["threshold is for models of labels", "--val_interval="]),
+        ({"LABEL_FIELD": "bought"}, ["LABEL_FIELD is for models of labels", "--val_interval="]),
+        ({"load_col": {"inter": ["user_id", "item_id", "label"]}}, ["the column label in load_col is for models of labels"]),
+        ({"use_gpu": False}, ["use_gpu does not choose", "--gpu_id="]),
+        ({"valid_metric_bigger": False}, ["valid_metric_bigger follows from valid_metric, NDCG@10"]),
+        ({"TIME_FIELD": None}, ["TIME_FIELD has to be text, not None", '"timestamp"']),
+        ({"USER_ID_FIELD": None}, ["USER_ID_FIELD has to be text, not None", '"user_id"']),
+        ({"ITEM_ID_FIELD": None}, ["ITEM_ID_FIELD has to be text, not None", '"item_id"']),
+        ({"topk": "5,10"}, ["topk has to be a list", "[5,10]", "'5,10'"]),
+        ({"topk": [5, "10"]}, ["topk has to be a list", "[5, '10']"]),
+        ({"topk": [5, -1]}, ["topk has to be a list"]),
+        ({"load_col": ["user_id", "item_id"]}, ["load_col has to be of the form"]),
+        ({"benchmark_filename": ["train", "test"]}, ["benchmark_filename has to be a list of three", "['train', 'test']"]),
+        ({"benchmark_filename": "train"}, ["benchmark_filename has to be a list of three", "'train'"]),
+        ({"encoding": "base64"}, ["encoding 'base64'", "utf-8-sig"]),
+        ({"log_wandb": True}, ["log_wandb needs the package wandb", "pip install wandb"]),
+        ({"neg_sampling": {"uniform": 1}}, ["older versions of RecBole: give train_neg_sample_args"]),
+        ({"min_user_inter_num": 5}, ["older versions of RecBole: give user_inter_num_interval"]),
+    ],
+    ids=str,
+)
+def test_setting_that_works_with_no_model(capsys, own, model, change, parts):
+    _, settings = own
+    has(run(capsys, {**of_model(settings, model), **change}, model=model), *parts)
+
+
+@pytest.mark.parametrize("change", [{"val_interval": {"price": "[1,inf)"}}, {"user_inter_num_interval": "[5,inf)"}], ids=str)
+def test_filters_that_pre_split_files_pass_by(capsys, split, change):
+    (key,) = change
+    has(run(capsys, {**split[1], **change}), f"{key} does nothing with pre-split files")
+
+
+def test_ratings_that_an_interval_leaves_out(own):
+    """What a refused threshold is told to be replaced by."""
+    folder, settings = own
+    lines = (folder / "tiny.inter").read_text().splitlines()
+    lines = [lines[0] + "\trating:float", *(f"{line}\t{number % 5 + 1}" for number, line in enumerate(lines[1:]))]
+    (folder / "tiny.inter").write_text("\n".join(lines) + "\n")
+    more = {
+        "load_col": {"inter": ["user_id", "item_id", "timestamp", "rating"], "item": ["item_id", "title"]},
+        "val_interval": {"rating": "[4,inf)"},
+    }
+    dataset = create_dataset(experiment.prepare("SASRec", "tiny", {**of_model(settings, "SASRec"), **more}))
+    assert len(dataset.inter_feat) == sum(line.endswith(("\t4", "\t5")) for line in lines[1:])
+
+
+@pytest.mark.parametrize("key", ["on", "1", "2.5", "null"])
+def test_yaml_key_that_is_no_text(capsys, settings, tmp_path, key):
+    (tmp_path / "mine.yaml").write_text(f"{key}: 3\n")
+    has(run(capsys, settings, "--config_files=mine.yaml"), "mine.yaml is no name of a setting", "YAML reads")
+
+
+@pytest.mark.parametrize("name", ["ml-100k", "netflix"])
+@pytest.mark.parametrize("model", ["TIGER", "SASRec"])
+def test_a_dataset_of_ones_own_with_a_name_of_recboles(tmp_path, settings, name, model):
+    """RecBole bundles ml-100k and lists netflix."""
+    write_dataset(tmp_path / "data", name)
+    settings = {**of_model(settings, model), "data_path": str(tmp_path / "data")}
+    config = experiment.prepare(model, name, settings)
+    assert Path(config["data_path"]) == tmp_path / "data" / name
+    assert config["load_col"]["item"] == ["item_id", "title", "brand", "price"]
+    assert create_dataset(config).item_num == N_ITEMS + 1
+    plain = experiment.prepare(model, "tiny", {**settings, "data_path": str(write_dataset(tmp_path / "data").parent)})
+    different = {key for key, value in config.final_config_dict.items() if plain[key] != value}
+    assert different <= {"dataset", "data_path", "eval_batch_size", "input_hashes"}
+
+
+def test_recboles_sample_where_there_is_no_dataset_of_that_name(tmp_path):
+    config = experiment.prepare("SASRec", "ml-100k", {"data_path": str(tmp_path)})
+    assert Path(config["data_path"]).parent.name == "dataset_example"
+    assert config["text_fields"] == ["movie_title", "class", "release_year"]
+
+
+def test_files_that_change_during_a_run(own):
+    """Its result would bear the hash of other files than it was made of."""
+    folder, settings = own
+    config = experiment.prepare("SASRec", "tiny", of_model(settings, "SASRec"))
+    key = run_key(config)
+    file = folder / "tiny.inter"
+    file.write_text(file.read_text() + "u3\ti7\t9000\n")
+    assert run_key(config) == key
+    with pytest.raises(TigerError, match="have changed since this run began: run it again"):
+        experiment.load(config)
+    assert run_key(experiment.prepare("SASRec", "tiny", of_model(settings, "SASRec"))) != key
+
+
+def test_a_folder_that_takes_no_logs(capsys, data_path):
+    Path("log").touch()
+    call = ["run", "--model=Pop", "--dataset=tiny", f"--data_path={data_path}"]
+    has(refused(capsys, call), "log/ and log_tensorboard/", str(Path.cwd()), "give the command in another folder")
+
+
+def compared(capsys, settings, models="SASRec,TIGER"):
+    """The sentence with which compare is refused, before any of its models is trained."""
+    capsys.readouterr()
+    assert main(["compare", f"--models={models}", "--dataset=tiny", *arguments({**settings, **QUIET})]) == 2
+    assert not list(Path().rglob("*.pth")) and not list(Path().rglob("*.json"))
+    return sentence(capsys)
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ({"codebook_size": 61}, ["codebook_size 61 is larger than the catalogue of 60 items"]),
+        ({"item_embeddings": "absent.npz"}, ["absent.npz does not exist"]),
+        ({"item_embeddings": None, "text_encoder": "no/such/encoder"}, ["text_encoder 'no/such/encoder'", "give a folder"]),
+        ({"item_embeddings": "same.npz"}, ["codebook 1 has collapsed"]),
+        ({"semantic_ids": "absent.tsv"}, ["absent.tsv does not exist"]),
+        ({"n_heads": 3, "models": "TIGER,SASRec"}, ["SASRec on tiny: RecBole refuses"]),
+        ({"topk": [61], "beam_size": 61, "valid_metric": "NDCG@61", "models": "TIGER,SASRec"}, ["61", "60 items", "lower"]),
+        ({"checkpoint_dir": "file"}, ["cannot make the folder file"]),
+    ],
+    ids=str,
+)
+def test_compare_checks_all_models_before_it_trains_one(capsys, settings, tmp_path, change, parts):
+    np.savez("same.npz", items=np.array([f"i{i}" for i in range(N_ITEMS)]), embeddings=np.ones((N_ITEMS, 4)))
+    Path("file").touch()
+    models = change.get("models", "SASRec,TIGER")
+    has(compared(capsys, {**settings, **{k: v for k, v in change.items() if k != "models"}}, models), *parts)
+
+
+def test_compare_checks_the_text_before_it_trains(capsys, own):
+    folder, settings = own
+    with_rows(folder, ["title:token"], [["" if i == 5 else f"Soap {i}"] for i in range(N_ITEMS)])
+    has(compared(capsys, settings), "1 items have no text", "i5")
+
+
+def test_compare_reads_results_before_it_trains(capsys, settings, tmp_path):
+    settings = {**settings, **QUIET}
+    call = ["compare", "--dataset=tiny", *arguments(settings)]
+    assert main([*call, "--models=Pop"]) == 0
+    (file,) = Path("results").glob("*.json")
+    file.write_text("{")
+    before = files_under(".")
+    assert main([*call, "--models=TIGER,Pop"]) == 2
+    assert files_under(".") == before
+
+
+@pytest.mark.parametrize("models", ["SASRec", "TIGER"])
+def test_lists_longer_than_the_catalogue(capsys, settings, models):
+    more = {"topk": [10, 100], "beam_size": 100}
+    has(compared(capsys, {**settings, **more}, models), "100", "catalogue of 60 items", "lower it")
+
+
+def test_rehearsing_changes_no_result(settings):
+    """Each model of a comparison is made twice."""
+    settings = {**settings, **QUIET, "epochs": 1}
+    assert main(["compare", "--models=TIGER,SASRec", "--dataset=tiny", "--results_dir=both", *arguments(settings)]) == 0
+    assert main(["compare", "--models=SASRec", "--dataset=tiny", "--results_dir=one", *arguments(settings)]) == 0
+    both, one = ({r["model"]: r for r in read_results(folder)} for folder in ("both", "one"))
+    for key in ("test_result", "best_valid_result", "settings", "data_hash"):
+        assert both["SASRec"][key] == one["SASRec"][key]
 
 
 def test_text_fields_that_cannot_work_with_another_model(capsys, data_path):
@@ -650,6 +991,61 @@ def test_embeddings_file_of_another_format(capsys, settings, data_path, tmp_path
         file.write_bytes({"text": b"1 2 3\n", "empty": b"", "short": whole[: len(whole) // 2]}[kind])
     has(run(capsys, {**settings, "item_embeddings": "mine.npz"}), "mine.npz", "npz file", "make it anew")
     assert not (tmp_path / "marker").exists()
+
+
+def test_a_file_of_embeddings_is_never_to_be_deleted(capsys, settings, tmp_path):
+    for content in (b"", b"1 2 3", pickle.dumps({"i0": [1.0]}), b'{"__metadata__": {}}'):
+        (tmp_path / "mine.bin").write_bytes(content)
+        message = has(run(capsys, {**settings, "item_embeddings": "mine.bin"}), "mine.bin", "numpy.savez(")
+        assert "delete" not in message
+
+
+def test_embeddings_in_an_npy_file(capsys, settings, data_path):
+    with np.load(data_path / "tiny" / "embeddings.npz") as arrays:
+        tokens, x = arrays["items"], arrays["embeddings"]
+    call = ["tokenize", "--dataset=tiny"]
+    assert main([*call, "--output=npz.tsv", *arguments({**settings, **QUIET})]) == 0
+    settings = {**settings, "item_embeddings": "mine.npy"}
+    order = np.random.default_rng(0).permutation(len(tokens))
+    np.save("mine.npy", x[order])
+    has(refused(capsys, call, settings), "mine.npy has no item tokens", "mine.txt, one a line")
+    Path("mine.txt").write_text("".join(f"{token}\n" for token in tokens[order[:-1]]))
+    has(refused(capsys, call, settings), "mine.npy", "one row an item is needed")
+    Path("mine.txt").write_text("".join(f"{token}\n" for token in tokens[order]))
+    assert main([*call, "--output=npy.tsv", *arguments({**settings, **QUIET})]) == 0
+    assert Path("npy.tsv").read_bytes() == Path("npz.tsv").read_bytes()
+    before = run_key(experiment.prepare("TIGER", "tiny", settings))
+    Path("mine.txt").write_text("".join(f"{token}\n" for token in tokens))
+    assert run_key(experiment.prepare("TIGER", "tiny", settings)) != before
+    np.save("mine.npy", np.array([Runs("marker")] * 60, dtype=object))
+    has(refused(capsys, call, settings), "mine.npy", "Python objects")
+    assert not Path("marker").exists()
+
+
+def test_texts_that_differ_beyond_what_the_encoder_reads(capsys, own):
+    folder, settings = own
+    with_rows(folder, ["title:token"], [[" ".join(["soap"] * 400 + [f"number {i}"])] for i in range(N_ITEMS)])
+    settings = {**settings, "text_encoder": "all-MiniLM-L6-v2"}
+    assert main(["run", "--model=TIGER", "--dataset=tiny", *arguments({**settings, **QUIET})]) == 2
+    has(sentence(capsys), "codebook 1 has collapsed", "all-MiniLM-L6-v2 reads the first 256 tokens", "text_fields")
+
+
+@pytest.mark.parametrize("quantizer", ["rq_kmeans", "rq_vae"])
+def test_a_small_catalogue_that_two_levels_tell_apart(own, tmp_path, quantizer):
+    """The third level has nothing left to tell."""
+    folder, settings = own
+    n = 20
+    write_dataset(folder.parent, n_items=n)
+    more = {
+        "item_embeddings": str(folder / "embeddings.npz"),
+        "codebook_size": 16,
+        "codebook_depth": 3,
+        "quantizer": quantizer,
+    }
+    call = ["tokenize", "--dataset=tiny", "--output=ids.tsv", *arguments({**settings, **more, **QUIET})]
+    assert main(call) == 0
+    codes = SemanticIDs.load("ids.tsv").codes
+    assert len(np.unique(codes[:, :2], axis=0)) > n - 16
 
 
 # --- semantic IDs ---
@@ -1113,6 +1509,87 @@ def test_recommend_from_python(trained):
             recommender.recommend(history)
 
 
+def test_a_list_that_leaves_out_the_history_depends_on_no_other(trained):
+    recommender = Recommender.load(trained[0]["TIGER"])
+    short, long = ["i1", "i2"], [f"i{i}" for i in range(10, 40)]
+    options = {"k": 10, "exclude_history": True, "scoring": "beam"}
+    together = recommender.recommend([short, long, short[::-1]], **options)
+    for history, found in zip([short, long, short[::-1]], together, strict=True):
+        alone = recommender.recommend(history, **options)
+        assert [row["item"] for row in found] == [row["item"] for row in alone]
+        assert [row["score"] for row in found] == pytest.approx([row["score"] for row in alone], abs=1e-5)
+        assert len(found) == 10 and not {row["item"] for row in found} & set(history)
+
+
+def test_one_long_history_refuses_no_others(trained):
+    """It gets what is left."""
+    recommender = Recommender.load(trained[0]["TIGER"])
+    everything = [f"i{i}" for i in range(N_ITEMS)]
+    for beam_size in (None, 12):
+        lists = recommender.recommend([everything[5:], ["i1"], everything], exclude_history=True, beam_size=beam_size)
+        assert {row["item"] for row in lists[0]} == set(everything[:5])
+        assert list(map(len, lists)) == [5, 10, 0]
+
+
+# --- the terminal ---
+
+TERMINALS = [{"PYTHONIOENCODING": "latin-1"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}]
+
+
+def in_terminal(terminal, *command):
+    """A command's standard output, as bytes, in a process of its own."""
+    environment = {key: value for key, value in os.environ.items() if key not in ("LC_ALL", "LANG", "PYTHONUTF8")}
+    done = subprocess.run(
+        [sys.executable, "-m", "recbole_tiger", *command], env={**environment, **terminal}, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"Traceback" not in done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("terminal", TERMINALS, ids=["latin-1", "C"])
+def test_titles_that_the_terminal_cannot_show(own, terminal):
+    folder, settings = own
+    settings = {**settings, "item_embeddings": str(folder / "embeddings.npz"), "epochs": 1, **QUIET}
+    rows = [[f"红茶 {i} \N{TEACUP WITHOUT HANDLE}", "Acme"] for i in range(N_ITEMS)]
+    with_rows(folder, ["title:token", "品牌:token"], rows)
+    settings["text_fields"] = ["title", "品牌"]
+    shown = in_terminal(terminal, "tokenize", "--dataset=tiny", "--output=ids.tsv", *arguments(settings))
+    assert b"\\u7ea2\\u8336" in shown
+    assert SemanticIDs.load("ids.tsv").items
+    in_terminal(terminal, "run", "--model=TIGER", "--dataset=tiny", *arguments(settings))
+    (checkpoint,) = Path(settings["checkpoint_dir"]).glob("*.pth")
+    Path("histories.txt").write_text("i1\n")
+    lines = in_terminal(terminal, "recommend", f"--checkpoint={checkpoint}", "--histories=histories.txt", "--k=2")
+    (answer,) = [json.loads(line) for line in lines.decode("ascii").splitlines()]
+    assert all(row["title"].startswith("红茶") for row in answer["recommendations"])
+
+
+@pytest.mark.parametrize("written", ["茶", '"\\u8336"'], ids=["as it is", "escaped"])
+def test_a_label_that_the_file_system_cannot_spell(settings, written):
+    """Before the training, whose result could not be written."""
+    command = [sys.executable, "-m", "recbole_tiger", "run", "--model=Pop", "--dataset=tiny", f"--label={written}"]
+    command += [f"--data_path={settings['data_path']}"]
+    done = subprocess.run(command, env={**os.environ, **TERMINALS[1]}, capture_output=True, check=False)
+    assert done.returncode == 2, done.stderr.decode()
+    assert b"PYTHONUTF8=1" in done.stderr
+    assert b"Traceback" not in done.stderr and not Path("saved").exists()
+
+
+def test_output_that_nobody_reads(trained):
+    """As of ``leaderboard | head``."""
+    files, _ = trained
+    folder = files["TIGER"].parents[1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "recbole_tiger", "leaderboard", f"--results_dir={folder / 'results'}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 141
+
+
 # --- results ---
 
 
@@ -1286,6 +1763,27 @@ def test_split_data_without_histories(capsys, split):
         file.write_text(re.sub(r"^(.*)\t(.*)\t(.*)$", r"\1\t\3", file.read_text(), flags=re.MULTILINE))
     message = run(capsys, {**settings, **NO_ENCODER})
     has(message, folder / "tiny.train.inter", "no column item_id_list", "user_id, item_id")
+
+
+@pytest.mark.parametrize("model", ["TIGER", "SASRec"])
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (lambda items: f"{items} 0 0", ["1 values of item_id_list", "first 0;", "without padding"]),
+        (lambda items: items.replace(" ", ","), ["first i", "with ' ' between them (--seq_separator=...)"]),
+        (lambda items: f"{items} x1 x2", ["2 values of item_id_list", "first x1, x2", "are no items of"]),
+    ],
+    ids=["padding", "commas", "unknown"],
+)
+def test_split_data_with_histories_of_other_than_items(capsys, split, model, change, parts):
+    folder, settings = split
+    file = folder / "tiny.test.inter"
+    rows = [line.split("\t") for line in file.read_text().splitlines()]
+    rows[1:] = [[user, change(items), item] for user, items, item in rows[1:]]
+    file.write_text("\n".join("\t".join(row) for row in rows) + "\n")
+    names = ("data_path", "benchmark_filename", "alias_of_item_id", "epochs")
+    own = {**settings, **NO_ENCODER} if model == "TIGER" else {name: settings[name] for name in names}
+    has(run(capsys, own, model=model), file, *parts, folder / "tiny.item")
 
 
 def test_split_data_with_a_file_missing(capsys, split):

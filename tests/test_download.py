@@ -178,6 +178,16 @@ def test_broken_download_of_recbole_leaves_nothing(tmp_path, monkeypatch, capsys
     assert Path("data/mine/mine.inter").read_text() == INTER
 
 
+def test_no_network(monkeypatch, capsys):
+    """A server that cannot be reached is no disk without room."""
+    monkeypatch.setattr(Dataset, "_get_download_url", lambda self, file, allow_none=False: "http://127.0.0.1:9/mine.zip")
+    assert main(["download", "--dataset=mine", "--data_path=data"]) == 2
+    message = capsys.readouterr().err
+    assert "dataset mine is not at data/mine and could not be fetched" in message
+    assert "refused" in message and "make room" not in message
+    assert not list(Path("data").iterdir())
+
+
 def test_unknown_argument(capsys):
     assert main(["download", "--dataset=ml-100k", "--users=5"]) == 2
     assert "unknown argument '--users=5' of download" in capsys.readouterr().err

@@ -257,6 +257,33 @@ def test_a_cluster_wants_its_token(token, cluster, settings):
     assert "Traceback" not in done.stderr
 
 
+RUNNING = """
+import sys
+import ray
+from recbole_tiger.cli import main
+
+ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+status = main(sys.argv[1:])
+assert ray.is_initialized()
+sys.exit(status)
+"""
+
+
+def test_ray_that_runs_in_the_process_already(settings):
+    """It is not ours to shut down."""
+    settings = {key: value for key, value in settings.items() if key != "inner_size"}
+    call = ["tune", "--dataset=tiny", "--sweep=TIGER", *arguments(settings)]
+    done = subprocess.run([sys.executable, "-c", RUNNING, *call], capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("recbole-tiger: error: Ray runs in this process already, by ray.init()")
+
+
+def test_lists_longer_than_the_catalogue_before_any_trial(capsys, data_path):
+    (Path("rates.yaml")).write_text("learning_rate: [0.001, 0.002]\n")
+    call = ["tune", "--model=SASRec", "--dataset=tiny", "--sweep=rates.yaml"]
+    has(refused(capsys, call, {"data_path": str(data_path), "topk": [10, 100]}), "topk 100", "60 items", "lower it")
+
+
 PAGES = """
 import json, sys, threading
 import ray

@@ -27,6 +27,8 @@ def execute(args, settings):
     from recbole_tiger import experiment
     from recbole_tiger.dataset import TIGERDataset
 
+    if settings.get("semantic_ids"):  # a model alone would read embeddings beside them
+        settings = {**settings, "text_initializer": False, "encoder_text": False}
     config = experiment.prepare(args.model, args.dataset, settings)
     if args.output:
         if Path(args.output).is_dir():
@@ -34,6 +36,8 @@ def execute(args, settings):
         make_folder(Path(args.output).parent)
     catalogue = TIGERDataset(config).catalogue
     ids = catalogue.semantic_ids
+    if args.output:
+        ids.save(args.output)
     statistics = ids.statistics()
     levels = [
         [level + 1, *(statistics[name][level] for name in ("used_codes", "perplexity", "distinct_prefixes"))]
@@ -47,7 +51,6 @@ def execute(args, settings):
     print("\nitems that share a prefix:")
     print(tabulate(_examples(catalogue), ["semantic ID", "item", "title"], tablefmt="github"))
     if args.output:
-        ids.save(args.output)
         print(f"\nsemantic IDs: {args.output}")
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import yaml
 
 from recbole_tiger.errors import TigerError
-from recbole_tiger.settings.properties import Loader, known_settings, nearest, parse_yaml
+from recbole_tiger.settings.properties import OLDER, Loader, known_settings, nearest, parse_yaml
 
 
 def _glued(value):
@@ -25,6 +25,13 @@ def check_keys(settings, source):
         TigerError: with the nearest known one.
     """
     for key, value in settings.items():
+        if not isinstance(key, str):
+            raise TigerError(
+                f"{key!r} in {source} is no name of a setting: YAML reads on, off, yes and no as truth values, and digits "
+                f"as numbers; take it out"
+            )
+        if key in OLDER:
+            raise TigerError(f"{key} in {source} is a setting of older versions of RecBole: give {OLDER[key]}")
         if glued := _glued(value):
             raise TigerError(f"{key} in {source}: {glued[0]!r} lacks the space after its colon, which YAML wants")
         if key in ("model", "dataset"):

@@ -1,6 +1,7 @@
 """The checks of settings, before any long work."""
 
-import codecs
+import importlib.util
+import os
 import re
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from recbole.utils import ModelType
 from recbole_tiger.errors import TigerError, check_number
 from recbole_tiger.quantizers import QUANTIZERS, make_quantizer
 
+# What is given where a text is missing.
+EXAMPLES = {"USER_ID_FIELD": "user_id", "ITEM_ID_FIELD": "item_id", "TIME_FIELD": "timestamp"}
 # NumPy takes seeds below this.
 SEEDS = 2**32
 # What RecBole's metrics of lists look at: their names carry the length.
@@ -37,7 +40,7 @@ def _check_whole(key, value):
 def _check_texts(config, keys):
     for key in keys:
         if not isinstance(config[key], str) or not config[key]:
-            quoted = f"'\"{config[key] or '|'}\"'"
+            quoted = f"'\"{config[key] or EXAMPLES.get(key, '|')}\"'"
             raise TigerError(f"{key} has to be text, not {config[key]!r}: quote it for YAML, as in --{key}={quoted}")
 
 
@@ -52,6 +55,20 @@ def _check_intervals(config):
     for key, value in ranges.items():
         if value is not None and not INTERVALS.fullmatch(str(value).strip()):
             raise TigerError(f"{key} has to be an interval as '[5,inf)', or several joined by a semicolon, not {value!r}")
+
+
+def _check_columns(config):
+    """Refuse what names no columns and no files, before RecBole looks for them letter by letter."""
+    columns, files = config["load_col"], config["benchmark_filename"]
+    if columns is not None and not (
+        isinstance(columns, dict) and all(names == "*" or isinstance(names, list) for names in columns.values())
+    ):
+        raise TigerError(f"load_col has to be of the form {{'inter': ['user_id', 'item_id']}}, not {columns!r}")
+    if files is not None and not (isinstance(files, list) and len(files) == 3 and all(isinstance(x, str) for x in files)):
+        raise TigerError(
+            f"benchmark_filename has to be a list of three, of training, validation and test, as [train,valid,test], not "
+            f"{files!r}; where one is missing, cut it off another"
+        )
 
 
 def _check_optimizer(config):
@@ -79,6 +96,13 @@ def _check_text_fields(config):
         raise TigerError(f"text_fields has {config['ITEM_ID_FIELD']}, which holds no text: name the columns with text")
 
 
+def check_topk(topk):
+    """Refuse lengths of lists that are none, before RecBole compares them."""
+    lengths = topk if isinstance(topk, list) else [topk]
+    if not lengths or not all(isinstance(k, int) and not isinstance(k, bool) and k > 0 for k in lengths):
+        raise TigerError(f"topk has to be a list of positive whole numbers, as [5,10], not {topk!r}")
+
+
 def check_run(config):
     """Refuse settings with which a run of any model would fail after its data are made or its epochs are over, or unpickle.
 
@@ -88,12 +112,15 @@ def check_run(config):
     _check_counts(config, ["epochs", "eval_step"])
     _check_text_fields(config)
     texts = ["field_separator", "seq_separator", "LIST_SUFFIX", "checkpoint_dir", "data_path", "label", "valid_metric"]
+    texts += [f"{name}_FIELD" for name in ("USER_ID", "ITEM_ID", "TIME", "RATING", "LABEL", "ITEM_LIST_LENGTH")]
     _check_texts(config, [*texts, *(["encoding"] if config["encoding"] is not None else [])])
     try:
-        codecs.lookup(config["encoding"] or "utf-8")
+        "".encode(config["encoding"] or "utf-8")
     except LookupError as error:
         raise TigerError(f"encoding {config['encoding']!r} is none that Python knows; try utf-8-sig or latin-1") from error
     refuse_pickles(config)
+    if config["log_wandb"] and importlib.util.find_spec("wandb") is None:
+        raise TigerError("log_wandb needs the package wandb, which is not installed: pip install wandb, or leave it out")
     _check_whole("seed", config["seed"])
     if config["seed"] >= SEEDS:
         raise TigerError(f"seed {config['seed']} is too large: it may be 0 to {SEEDS - 1}")
@@ -105,6 +132,7 @@ def check_run(config):
         )
     _check_whole("metric_decimal_place", config["metric_decimal_place"])
     _check_intervals(config)
+    _check_columns(config)
     check_number("learning_rate", config["learning_rate"], positive=True)
     if config["valid_users"] is not None:
         _check_counts(config, ["valid_users"])
@@ -114,6 +142,12 @@ def check_run(config):
     # The label is part of the name of the result file.
     if Path(config["label"]).name != config["label"]:
         raise TigerError(f"label {config['label']!r} has to be usable in a file name: leave out its slashes")
+    try:
+        os.fsencode(config["label"])
+    except UnicodeEncodeError as error:
+        raise TigerError(
+            f"label {config['label']!r} cannot be part of a file name in this locale: choose another, or set PYTHONUTF8=1"
+        ) from error
     metric, _, k = config["valid_metric"].partition("@")
     of_lists = not LISTS.isdisjoint(metric_information.get(metric.lower(), ()))
     lengths = [str(length) for length in config["topk"]] if of_lists else [""]
@@ -141,6 +175,35 @@ def check_run(config):
             f"eval_args: the split {split} leaves no validation or no test set, and a run needs both; "
             f"try {{LS: valid_and_test}} or {{RS: [0.8,0.1,0.1]}}"
         )
+
+
+def check_effect(config, settings):
+    """Refuse settings of the user's that RecBole takes without a word and that do nothing here.
+
+    Raises:
+        TigerError: with the setting and what to give in its place.
+    """
+    label, kept = config["LABEL_FIELD"], config["val_interval"] or {}
+    reads_labels = "labeled" in config["eval_args"]["mode"].values() or config["MODEL_TYPE"] == ModelType.CONTEXT
+    loaded = (settings.get("load_col") or {}).get("inter", [])
+    unread = next((key for key in ("threshold", "LABEL_FIELD") if settings.get(key) is not None), None)
+    if unread is None and label in loaded and label not in kept:
+        unread = f"the column {label} in load_col"
+    if unread and not reads_labels:
+        raise TigerError(
+            f"{unread} is for models of labels, which {config['label']} is not: interactions of every label would stay in "
+            f"histories and targets; leave the unwanted out by --val_interval=\"{{'rating': '[4,inf)'}}\", with that column "
+            f"in --load_col=..."
+        )
+    if config["benchmark_filename"]:
+        filters = ["val_interval", "rm_dup_inter", "user_inter_num_interval", "item_inter_num_interval"]
+        given = [key for key in filters if settings.get(key) is not None]
+        if given:
+            raise TigerError(f"{', '.join(given)} does nothing with pre-split files: filter them, and leave it out")
+    if settings.get("use_gpu") is False:
+        raise TigerError("use_gpu does not choose the device: give --gpu_id= for the CPU, and leave it out")
+    if settings.get("valid_metric_bigger", config["valid_metric_bigger"]) != config["valid_metric_bigger"]:
+        raise TigerError(f"valid_metric_bigger follows from valid_metric, {config['valid_metric']}: leave it out")
 
 
 def check_tiger(config):

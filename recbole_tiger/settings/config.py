@@ -10,15 +10,23 @@ from recbole.config import Config
 from recbole.utils import get_model
 
 from recbole_tiger.errors import TigerError
-from recbole_tiger.settings.checks import check_run
-from recbole_tiger.settings.properties import model_of, own_to_tiger, property_file, protocol, read_file, recbole_folder
+from recbole_tiger.settings.checks import check_effect, check_run, check_topk
+from recbole_tiger.settings.properties import (
+    dataset_properties,
+    model_of,
+    own_to_tiger,
+    property_file,
+    protocol,
+    read_file,
+    recbole_folder,
+)
 
 EVAL_ARGS = ("split", "group_by", "order", "mode")
 
 
-def plugin_layer(dataset):
+def plugin_layer(dataset, user_settings):
     """What lies over RecBole's properties and under the user's settings, for TIGER."""
-    return {**protocol(), **property_file("model", "TIGER"), **property_file("dataset", dataset)}
+    return {**protocol(), **property_file("model", "TIGER"), **dataset_properties("dataset", dataset, user_settings)}
 
 
 def _check_packages(model):
@@ -41,7 +49,7 @@ def make_config(name, dataset, user_settings):
     """
     model = model_of(name)
     _check_packages(model)
-    layers = {**protocol(), **property_file("dataset", dataset)}
+    layers = {**protocol(), **dataset_properties("dataset", dataset, user_settings)}
     if model != "TIGER":
         # The keys of the item text serve to load the same columns for every model.
         layers["text_fields"] = layers.get("text_fields", property_file("model", "TIGER")["text_fields"])
@@ -51,6 +59,7 @@ def make_config(name, dataset, user_settings):
         if foreign := sorted(map(str, set(layers["eval_args"]) - set(EVAL_ARGS))):
             raise TigerError(f"eval_args has no {', '.join(foreign)}: it may have {', '.join(EVAL_ARGS)}")
         layers["eval_args"] = {**protocol()["eval_args"], **layers["eval_args"]}
+    check_topk(layers["topk"])
     layers.setdefault("label", name)
     if "gpu_id" in layers and layers["gpu_id"] is None:
         layers["gpu_id"] = ""  # --gpu_id= is nothing in YAML, which RecBole would read as a GPU called None
@@ -69,6 +78,7 @@ def make_config(name, dataset, user_settings):
         except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, RuntimeError, AssertionError) as error:
             raise TigerError(f"{model}: {error}") from error
     check_run(config)
+    check_effect(config, user_settings)
     return config
 
 

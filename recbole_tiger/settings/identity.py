@@ -4,7 +4,8 @@ import hashlib
 import json
 from pathlib import Path
 
-from recbole_tiger.encoder import encoder_hash
+from recbole_tiger.encoder import encoder_hash, tokens_file
+from recbole_tiger.errors import TigerError
 from recbole_tiger.files import content_hash
 from recbole_tiger.item_text import interaction_files
 from recbole_tiger.settings.properties import NOT_OF_THE_RUN
@@ -36,13 +37,36 @@ def own_inputs(config):
     if config["model"] != "TIGER":
         return []
     files = [Path(config[name]) for name in ("item_embeddings", "semantic_ids") if config[name]]
+    files += [tokens_file(file) for file in files if file.suffix == ".npy"]
     encoder = [encoder_hash(config["text_encoder"])] if Path(str(config["text_encoder"])).is_dir() else []
     return [*(content_hash(file).hex() for file in files if file.is_file()), *encoder]
 
 
+def _input_hashes(config):
+    return {"data_hash": data_hash(config), "inputs": own_inputs(config)}
+
+
 def run_inputs(config):
-    """What decides what a run computes, as result files have it: settings and hashes of files."""
-    return {"settings": run_settings(config), "data_hash": data_hash(config), "inputs": own_inputs(config)}
+    """What decides what a run computes, as result files have it: settings and hashes of files.
+
+    The files are hashed once for a config: all that a run writes is named by what they were at its start.
+    """
+    if config["input_hashes"] is None:
+        config["input_hashes"] = _input_hashes(config)
+    return {"settings": run_settings(config), **config["input_hashes"]}
+
+
+def check_unchanged(config):
+    """Refuse files that have changed since :func:`run_inputs` hashed them.
+
+    Raises:
+        TigerError: with what to do.
+    """
+    if _input_hashes(config) != config["input_hashes"]:
+        raise TigerError(
+            f"files of {config['dataset']} in {config['data_path']}, or of your embeddings, semantic IDs or encoder, have "
+            f"changed since this run began: run it again"
+        )
 
 
 def run_key(config):

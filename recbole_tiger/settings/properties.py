@@ -16,6 +16,18 @@ PROPERTIES = "recbole_tiger.properties"
 # Keys that RecBole reads and no file of its properties lists.
 UNLISTED = {"benchmark_filename", "encoding", "token_num_threshold", "selected_features", "label"}
 
+# Settings of RecBole before 1.1, and those in their place.
+OLDER = {
+    **dict.fromkeys(
+        ("neg_sampling", "training_neg_sample_num", "training_neg_sample_distribution"), "train_neg_sample_args"
+    ),
+    **dict.fromkeys(("eval_setting", "group_by_user", "split_ratio", "leave_one_num", "real_time_process"), "eval_args"),
+    **dict.fromkeys(("min_user_inter_num", "max_user_inter_num"), "user_inter_num_interval"),
+    **dict.fromkeys(("min_item_inter_num", "max_item_inter_num"), "item_inter_num_interval"),
+    **dict.fromkeys(("lowest_val", "highest_val", "equal_val", "not_equal_val"), "val_interval"),
+    "fields_in_same_space": "alias_of_item_id",
+}
+
 # Settings that do not change what a run computes: a resumed or moved run may differ in them.
 NOT_OF_THE_RUN = {
     "data_path",
@@ -36,6 +48,7 @@ NOT_OF_THE_RUN = {
     "dataset_save_path",
     "save_dataloaders",
     "dataloaders_save_path",
+    "input_hashes",  # these are told beside the settings
 }
 
 
@@ -78,6 +91,16 @@ def recbole_folder():
 def property_file(*place):
     """What a file of ``properties/`` holds, named by its place: ("model", "TIGER"); {} where there is none."""
     return read_file(resources.files(PROPERTIES).joinpath(*place[:-1], f"{place[-1]}.yaml"))
+
+
+def is_sample(dataset, data_path):
+    """Whether a dataset is the ml-100k within RecBole, and none of one's own with that name under ``data_path``."""
+    return dataset == "ml-100k" and not (Path(str(data_path)) / dataset).is_dir()
+
+
+def dataset_properties(kind, dataset, settings):
+    """What ``properties/<kind>`` holds for a dataset that comes along, as :func:`property_file`; {} for one of one's own."""
+    return property_file(kind, dataset) if is_sample(dataset, settings.get("data_path", "dataset/")) else {}
 
 
 def property_files(kind):
