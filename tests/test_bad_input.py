@@ -946,6 +946,8 @@ def spoiled_embeddings(kind, tokens, x, marker):
         return {"items": tokens, "embeddings": x}
     if kind == "text":
         return {"items": tokens, "embeddings": np.full(x.shape, "x")}
+    if kind == "complex":
+        return {"items": tokens, "embeddings": x * 1j}
     if kind == "one item":
         return {"items": np.array("i0"), "embeddings": x}
     if kind == "pickle":
@@ -963,6 +965,7 @@ def spoiled_embeddings(kind, tokens, x, marker):
         ("nan", ["2 items have NaN or inf", "i4, i9"]),
         ("inf", ["2 items have NaN or inf", "i4, i9"]),
         ("text", ["not numbers"]),
+        ("complex", ["complex128, not numbers"]),
         ("one item", ["items ()", "one row an item"]),
         ("pickle", ["not an npz file of plain arrays", ".astype(str)"]),
         ("no array", ["lacks an array", "items and embeddings"]),
@@ -1017,6 +1020,8 @@ def test_embeddings_in_an_npy_file(capsys, settings, data_path):
     before = run_key(experiment.prepare("TIGER", "tiny", settings))
     Path("mine.txt").write_text("".join(f"{token}\n" for token in tokens))
     assert run_key(experiment.prepare("TIGER", "tiny", settings)) != before
+    Path("mine.npy").write_bytes(Path("mine.npy").read_bytes().replace(b"'shape': (60, 16), }", b"'shape': (60, 16)   ", 1))
+    has(refused(capsys, call, settings), "mine.npy is cut short", "numpy.savez(")
     np.save("mine.npy", np.array([Runs("marker")] * 60, dtype=object))
     has(refused(capsys, call, settings), "mine.npy", "Python objects")
     assert not Path("marker").exists()
@@ -1191,6 +1196,18 @@ def test_checkpoint_cut_short(capsys, trained, tmp_path):
             load_data_and_model("short.pth")
     has(refused(capsys, ["recommend", "--checkpoint=absent.pth", "--history=i1"]), "absent.pth does not exist")
     has(refused(capsys, ["recommend", "--checkpoint=.", "--history=i1"]), ". is a folder, not a checkpoint")
+
+
+def test_checkpoint_with_a_flipped_bit(capsys, trained, tmp_path):
+    """PyTorch reads on where it is in the settings, or in the weights of the model."""
+    whole = trained[0]["TIGER"].read_bytes()
+    places = [whole.index(b"gpu_id") - 2, whole.index(b"item_embeddings") + 3, len(whole) // 2]
+    for place in places:
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        (tmp_path / "mine.pth").write_bytes(damaged)
+        message = refused(capsys, ["recommend", "--checkpoint=mine.pth", "--history=i1,i2"])
+        has(message, "mine.pth is a damaged checkpoint", "give another")
 
 
 @pytest.mark.parametrize("content", [torch.ones(3), {"state_dict": {}}, [1, 2]], ids=["tensor", "dict", "list"])
