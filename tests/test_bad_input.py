@@ -7,8 +7,10 @@ import os
 import pickle
 import re
 import resource
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -35,7 +37,7 @@ from recbole_tiger import (
 from recbole_tiger.checkpoint import load_checkpoint, save_checkpoint
 from recbole_tiger.cli import main
 from recbole_tiger.errors import TigerError
-from recbole_tiger.files import whole_file
+from recbole_tiger.files import locked, whole_file
 from recbole_tiger.item_text import read_item_text
 from recbole_tiger.model.tiger import TIGER
 from recbole_tiger.results import read_results
@@ -1623,6 +1625,36 @@ def test_damaged_result_file(capsys, trained, tmp_path, content, parts):
 def test_results_dir_that_is_a_file(capsys, own, tmp_path):
     (tmp_path / "results").write_text("mine")
     has(run(capsys, own[1]), "results", "choose another folder")
+
+
+# --- two runs at once ---
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_the_same_run_twice_at_once(settings, capsys, end):
+    """The second names the first; one that was killed holds nothing."""
+    settings = {**settings, **QUIET, "epochs": 200, "stopping_step": 200}
+    call = ["run", "--model=TIGER", "--dataset=tiny", "--resume", *arguments(settings)]
+    first = subprocess.Popen([sys.executable, "-m", "recbole_tiger", *call], stderr=subprocess.PIPE)
+    saved = Path(settings["checkpoint_dir"])
+    while not list(saved.glob("*/last.pth")):
+        assert first.poll() is None, first.stderr.read()
+        time.sleep(0.05)
+    assert main(call) == 2
+    message = has(sentence(capsys), "the same run of TIGER is running already", f"in process {first.pid} ", "wait until")
+    (lock,) = saved.glob("*.lock")
+    assert str(lock) in message
+    assert list(saved.glob("*/last.pth"))  # its state is there
+    first.send_signal(end)
+    first.wait()
+    assert first.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 143}[end]
+    assert lock.exists() == (end == signal.SIGKILL)
+    with locked(lock, "this"):
+        assert lock.read_text() == str(os.getpid())
+    assert not lock.exists()
+    if end == signal.SIGTERM:
+        assert first.stderr.read().decode().splitlines()[-1] == "recbole-tiger: terminated"
+        assert not list(Path().rglob(".*.pth*"))
 
 
 # --- a disk without room ---
