@@ -218,7 +218,7 @@ def refused_by_recbole(config):
         yield
     except TigerError:
         raise
-    except (ValueError, TypeError, KeyError, NotImplementedError, ImportError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, NotImplementedError, ImportError) as error:
         reason = " ".join(str(error).split())
         if "num_samples=0" in reason:
             raise _nothing_left(config, "training") from error

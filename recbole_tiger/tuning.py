@@ -389,7 +389,7 @@ def tune_sweep(sweep, *, resume, **how):
         else:
             experiment.load(make_config(sweep.model, sweep.dataset, sweep.trials[0].settings))
         make_folder(sweep.folder)
-        with locked(sweep.folder.with_name(f"{sweep.folder.name}.lock"), f"the sweep of {sweep.folder}"):
+        with locked(sweep.checkpoints.with_name(f"{sweep.checkpoints.name}.lock"), f"the sweep of {sweep.folder}"):
             run_trials(sweep, **how)
     write_tables(sweep)
     draw_pictures(sweep)

@@ -601,6 +601,8 @@ def test_setting_that_cannot_work(capsys, own, change, parts):
         ({"topk": [5, "10"]}, ["topk has to be a list", "[5, '10']"]),
         ({"topk": [5, -1]}, ["topk has to be a list"]),
         ({"load_col": ["user_id", "item_id"]}, ["load_col has to be of the form"]),
+        ({"alias_of_item_id": True}, ["alias_of_item_id has to be a list of columns", "True"]),
+        ({"numerical_features": "price"}, ["numerical_features has to be a list of columns", "'price'"]),
         ({"benchmark_filename": ["train", "test"]}, ["benchmark_filename has to be a list of three", "['train', 'test']"]),
         ({"benchmark_filename": "train"}, ["benchmark_filename has to be a list of three", "'train'"]),
         ({"encoding": "base64"}, ["encoding 'base64'", "utf-8-sig"]),
