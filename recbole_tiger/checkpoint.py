@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import importlib
-import pickle
+import zipfile
 
 import numpy as np
 import scipy.sparse
@@ -149,6 +149,19 @@ def safe_globals_of(file):
     return result
 
 
+def _check_content(file):
+    """Refuse an archive whose content is not what was written: PyTorch reads on where a byte of the settings has changed."""
+    if not zipfile.is_zipfile(file):
+        return
+    try:
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+    except Exception as error:  # many kinds, for what is damaged
+        raise TigerError(f"{file} is a damaged checkpoint ({error}); give another") from error
+    if damaged:
+        raise TigerError(f"{file} is a damaged checkpoint ({damaged} has other content than was written); give another")
+
+
 def load_checkpoint(file, device):
     """Read a checkpoint.
 
@@ -156,16 +169,17 @@ def load_checkpoint(file, device):
         the dict that was saved, tensors on ``device``.
 
     Raises:
-        TigerError: the file is absent, cut short, or carries executable pickles.
+        TigerError: the file is absent, cut short or damaged, or carries executable pickles.
     """
+    _check_content(file)
     allowed = safe_globals_of(file)
     try:
         with allowing(allowed):
             state = torch.load(file, map_location=device, weights_only=True)
     except TigerError as error:
         raise TigerError(f"{file}: {error}") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # many kinds, for what is damaged
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise TigerError(
             f"{file} cannot be read as a checkpoint ({reason}); give another, or delete what was cut short"
         ) from error

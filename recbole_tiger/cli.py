@@ -3,6 +3,7 @@
 import argparse
 import io
 import os
+import signal
 import sys
 import threading
 import warnings
@@ -50,6 +51,14 @@ def make_parser():
     return parser
 
 
+class Terminated(BaseException):
+    """SIGTERM has come: what was begun to be written is removed on the way out."""
+
+
+def _terminate(number, frame):
+    raise Terminated
+
+
 def _check_arguments(argv):
     """Refuse what this locale does not decode: half of what is written later could not hold it."""
     for argument in argv:
@@ -82,6 +91,8 @@ def main(argv=None):
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a title that the terminal cannot show ends no command
     args, rest = make_parser().parse_known_args(argv)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         _check_arguments(sys.argv[1:] if argv is None else argv)
         _execute(args, rest)
@@ -104,6 +115,9 @@ def main(argv=None):
     except KeyboardInterrupt:
         print("recbole-tiger: interrupted", file=sys.stderr)
         return 130
+    except Terminated:
+        print("recbole-tiger: terminated", file=sys.stderr)
+        return 143
     for error in unwritten:
         print(f"recbole-tiger: warning: the tensorboard log is cut short: {error}", file=sys.stderr)
     return 0

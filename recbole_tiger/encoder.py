@@ -104,7 +104,7 @@ def _read_embeddings(path):
         raise TigerError(f"{path} has no item tokens: give them in {beside}, one a line; or as npz file, {remedy}")
     try:
         return np.array(read_lines(beside), dtype=str), np.load(path, allow_pickle=False)
-    except ValueError as error:  # UnicodeDecodeError is one
+    except Exception as error:  # many kinds, for what is damaged
         raise TigerError(
             f"{path} is cut short or of Python objects, or {beside} no UTF-8 text ({error}); {remedy}"
         ) from error
@@ -137,8 +137,8 @@ def load_embeddings(path, items):
     missing = [item for item in items if item not in row]
     if missing:
         raise TigerError(f"{path} lacks {len(missing)} items of the dataset: {named(missing)}; add their rows")
-    if not np.issubdtype(embeddings.dtype, np.number):
-        raise TigerError(f"{path}: embeddings holds {embeddings.dtype}, not numbers")
+    if embeddings.dtype.kind not in "iuf":
+        raise TigerError(f"{path}: embeddings holds {embeddings.dtype}, not numbers; make it float32")
     embeddings = embeddings[[row[item] for item in items]].astype(np.float32)
     bad = ~np.isfinite(embeddings).all(axis=1)
     if bad.any():

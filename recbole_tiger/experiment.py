@@ -23,7 +23,7 @@ from recbole_tiger.catalogue import needs_text
 from recbole_tiger.dataset import check_aliases, text_load_col
 from recbole_tiger.download import ensure_dataset
 from recbole_tiger.errors import TigerError
-from recbole_tiger.files import make_folder
+from recbole_tiger.files import locked, make_folder
 from recbole_tiger.item_text import check_interactions, history_field
 from recbole_tiger.memory import keep_freed_memory
 from recbole_tiger.results import SCHEMA, read_result, write_result
@@ -218,7 +218,7 @@ def refused_by_recbole(config):
         yield
     except TigerError:
         raise
-    except (ValueError, TypeError, KeyError, NotImplementedError, ImportError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, NotImplementedError, ImportError) as error:
         reason = " ".join(str(error).split())
         if "num_samples=0" in reason:
             raise _nothing_left(config, "training") from error
@@ -438,15 +438,20 @@ def run(config, results_dir):
     Args:
         config: of :func:`prepare`.
 
+    Raises:
+        TigerError: another process trains the same in the same ``checkpoint_dir``, or the run cannot work.
+
     Returns:
         dict: the result, with ``checkpoint`` the path of the best epoch's.
     """
     file = result_path(config, results_dir)
     make_folders(config, results_dir)
-    start_logging(config)
-    result, trainer, test_data = train(config)
-    finish(result, trainer, test_data, file)
-    remove_state(trainer)
+    key = run_key(config)  # some models write into their settings as they run
+    with locked(Path(config["checkpoint_dir"]) / f"{config['model']}-{key}.lock", f"the same run of {config['label']}"):
+        start_logging(config)
+        result, trainer, test_data = train(config)
+        finish(result, trainer, test_data, file)
+        remove_state(trainer)
     return result
 
 

@@ -1,6 +1,7 @@
 """Files: written whole or not at all, arrays without pickles."""
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
@@ -24,6 +25,42 @@ def make_folder(path):
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TigerError(f"cannot make the folder {path}: {error.strerror or error}; choose another folder") from error
+
+
+@contextlib.contextmanager
+def locked(path, what):
+    """Hold a lock file, which the system releases when the process ends, however it ends.
+
+    Args:
+        what: is held, for the message.
+
+    Raises:
+        TigerError: another process holds it.
+    """
+    make_folder(Path(path).parent)
+    while True:
+        file = open(path, "a+", encoding="ascii")  # noqa: SIM115 - it stays open as long as it is held
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            with file:
+                holder = file.read()
+            raise TigerError(
+                f"{what} is running already, in process {holder} ({path}): wait until it ends, or end it"
+            ) from error
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(path), os.fstat(file.fileno())):
+                break
+        file.close()  # the one who held it has removed it in between
+    try:
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+    finally:
+        Path(path).unlink(missing_ok=True)
+        file.close()
 
 
 def read_lines(path):

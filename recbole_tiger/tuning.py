@@ -22,7 +22,7 @@ from tqdm import tqdm
 from recbole_tiger import experiment
 from recbole_tiger.catalogue import check_sizes, item_embeddings, needs_embeddings, needs_text
 from recbole_tiger.errors import TigerError
-from recbole_tiger.files import make_folder
+from recbole_tiger.files import locked, make_folder
 from recbole_tiger.item_text import text_of_items
 from recbole_tiger.memory import ONE_HEAP
 from recbole_tiger.plots import codebook_heat_map, collision_scatter
@@ -389,7 +389,8 @@ def tune_sweep(sweep, *, resume, **how):
         else:
             experiment.load(make_config(sweep.model, sweep.dataset, sweep.trials[0].settings))
         make_folder(sweep.folder)
-        run_trials(sweep, **how)
+        with locked(sweep.checkpoints.with_name(f"{sweep.checkpoints.name}.lock"), f"the sweep of {sweep.folder}"):
+            run_trials(sweep, **how)
     write_tables(sweep)
     draw_pictures(sweep)
 

@@ -7,8 +7,10 @@ import os
 import pickle
 import re
 import resource
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -35,7 +37,7 @@ from recbole_tiger import (
 from recbole_tiger.checkpoint import load_checkpoint, save_checkpoint
 from recbole_tiger.cli import main
 from recbole_tiger.errors import TigerError
-from recbole_tiger.files import whole_file
+from recbole_tiger.files import locked, whole_file
 from recbole_tiger.item_text import read_item_text
 from recbole_tiger.model.tiger import TIGER
 from recbole_tiger.results import read_results
@@ -599,6 +601,8 @@ def test_setting_that_cannot_work(capsys, own, change, parts):
         ({"topk": [5, "10"]}, ["topk has to be a list", "[5, '10']"]),
         ({"topk": [5, -1]}, ["topk has to be a list"]),
         ({"load_col": ["user_id", "item_id"]}, ["load_col has to be of the form"]),
+        ({"alias_of_item_id": True}, ["alias_of_item_id has to be a list of columns", "True"]),
+        ({"numerical_features": "price"}, ["numerical_features has to be a list of columns", "'price'"]),
         ({"benchmark_filename": ["train", "test"]}, ["benchmark_filename has to be a list of three", "['train', 'test']"]),
         ({"benchmark_filename": "train"}, ["benchmark_filename has to be a list of three", "'train'"]),
         ({"encoding": "base64"}, ["encoding 'base64'", "utf-8-sig"]),
@@ -946,6 +950,8 @@ def spoiled_embeddings(kind, tokens, x, marker):
         return {"items": tokens, "embeddings": x}
     if kind == "text":
         return {"items": tokens, "embeddings": np.full(x.shape, "x")}
+    if kind == "complex":
+        return {"items": tokens, "embeddings": x * 1j}
     if kind == "one item":
         return {"items": np.array("i0"), "embeddings": x}
     if kind == "pickle":
@@ -963,6 +969,7 @@ def spoiled_embeddings(kind, tokens, x, marker):
         ("nan", ["2 items have NaN or inf", "i4, i9"]),
         ("inf", ["2 items have NaN or inf", "i4, i9"]),
         ("text", ["not numbers"]),
+        ("complex", ["complex128, not numbers"]),
         ("one item", ["items ()", "one row an item"]),
         ("pickle", ["not an npz file of plain arrays", ".astype(str)"]),
         ("no array", ["lacks an array", "items and embeddings"]),
@@ -1017,6 +1024,8 @@ def test_embeddings_in_an_npy_file(capsys, settings, data_path):
     before = run_key(experiment.prepare("TIGER", "tiny", settings))
     Path("mine.txt").write_text("".join(f"{token}\n" for token in tokens))
     assert run_key(experiment.prepare("TIGER", "tiny", settings)) != before
+    Path("mine.npy").write_bytes(Path("mine.npy").read_bytes().replace(b"'shape': (60, 16), }", b"'shape': (60, 16)   ", 1))
+    has(refused(capsys, call, settings), "mine.npy is cut short", "numpy.savez(")
     np.save("mine.npy", np.array([Runs("marker")] * 60, dtype=object))
     has(refused(capsys, call, settings), "mine.npy", "Python objects")
     assert not Path("marker").exists()
@@ -1191,6 +1200,18 @@ def test_checkpoint_cut_short(capsys, trained, tmp_path):
             load_data_and_model("short.pth")
     has(refused(capsys, ["recommend", "--checkpoint=absent.pth", "--history=i1"]), "absent.pth does not exist")
     has(refused(capsys, ["recommend", "--checkpoint=.", "--history=i1"]), ". is a folder, not a checkpoint")
+
+
+def test_checkpoint_with_a_flipped_bit(capsys, trained, tmp_path):
+    """PyTorch reads on where it is in the settings, or in the weights of the model."""
+    whole = trained[0]["TIGER"].read_bytes()
+    places = [whole.index(b"gpu_id") - 2, whole.index(b"item_embeddings") + 3, len(whole) // 2]
+    for place in places:
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        (tmp_path / "mine.pth").write_bytes(damaged)
+        message = refused(capsys, ["recommend", "--checkpoint=mine.pth", "--history=i1,i2"])
+        has(message, "mine.pth is a damaged checkpoint", "give another")
 
 
 @pytest.mark.parametrize("content", [torch.ones(3), {"state_dict": {}}, [1, 2]], ids=["tensor", "dict", "list"])
@@ -1613,6 +1634,36 @@ def test_damaged_result_file(capsys, trained, tmp_path, content, parts):
 def test_results_dir_that_is_a_file(capsys, own, tmp_path):
     (tmp_path / "results").write_text("mine")
     has(run(capsys, own[1]), "results", "choose another folder")
+
+
+# --- two runs at once ---
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_the_same_run_twice_at_once(settings, capsys, end):
+    """The second names the first; one that was killed holds nothing."""
+    settings = {**settings, **QUIET, "epochs": 200, "stopping_step": 200}
+    call = ["run", "--model=TIGER", "--dataset=tiny", "--resume", *arguments(settings)]
+    first = subprocess.Popen([sys.executable, "-m", "recbole_tiger", *call], stderr=subprocess.PIPE)
+    saved = Path(settings["checkpoint_dir"])
+    while not list(saved.glob("*/last.pth")):
+        assert first.poll() is None, first.stderr.read()
+        time.sleep(0.05)
+    assert main(call) == 2
+    message = has(sentence(capsys), "the same run of TIGER is running already", f"in process {first.pid} ", "wait until")
+    (lock,) = saved.glob("*.lock")
+    assert str(lock) in message
+    assert list(saved.glob("*/last.pth"))  # its state is there
+    first.send_signal(end)
+    first.wait()
+    assert first.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 143}[end]
+    assert lock.exists() == (end == signal.SIGKILL)
+    with locked(lock, "this"):
+        assert lock.read_text() == str(os.getpid())
+    assert not lock.exists()
+    if end == signal.SIGTERM:
+        assert first.stderr.read().decode().splitlines()[-1] == "recbole-tiger: terminated"
+        assert not list(Path().rglob(".*.pth*"))
 
 
 # --- a disk without room ---

@@ -421,3 +421,15 @@ def test_documented_searches_can_be_planned(real_data, command):
     options = {name: getattr(args, name) for name in names}
     planned = sweep.plan(args.model, args.dataset, settings, config, **options)
     assert planned.size == {"codebook": 12, "SASRec": 4}[args.sweep]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "count"), [(["fuzz.py", "--examples=12"], 12), (["kills.py", "--kills=2", "--commands=tokenize"], 2)]
+)
+def test_faults_are_searched_for(arguments, count):
+    done = subprocess.run(
+        [sys.executable, BENCHMARKS / arguments[0], *arguments[1:]], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "FAULT" not in done.stdout
+    assert sum(map(int, re.findall(r"(?:: |, )(\d+)", done.stdout))) == count

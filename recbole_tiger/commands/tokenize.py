@@ -34,7 +34,8 @@ def execute(args, settings):
         if Path(args.output).is_dir():
             raise TigerError(f"--output={args.output} is a folder: name a file for the semantic IDs")
         make_folder(Path(args.output).parent)
-    catalogue = TIGERDataset(config).catalogue
+    with experiment.refused_by_recbole(config):
+        catalogue = TIGERDataset(config).catalogue
     ids = catalogue.semantic_ids
     if args.output:
         ids.save(args.output)

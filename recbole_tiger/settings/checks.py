@@ -13,6 +13,9 @@ from recbole_tiger.quantizers import QUANTIZERS, make_quantizer
 
 # What is given where a text is missing.
 EXAMPLES = {"USER_ID_FIELD": "user_id", "ITEM_ID_FIELD": "item_id", "TIME_FIELD": "timestamp"}
+# Settings that RecBole takes for lists without looking.
+LISTS_OF_COLUMNS = [f"alias_of_{kind}_id" for kind in ("user", "item", "entity", "relation")]
+LISTS_OF_COLUMNS += ["numerical_features", "normalize_field", "selected_features"]
 # NumPy takes seeds below this.
 SEEDS = 2**32
 # What RecBole's metrics of lists look at: their names carry the length.
@@ -60,6 +63,10 @@ def _check_intervals(config):
 def _check_columns(config):
     """Refuse what names no columns and no files, before RecBole looks for them letter by letter."""
     columns, files = config["load_col"], config["benchmark_filename"]
+    for key in LISTS_OF_COLUMNS:
+        value = config[key]
+        if value is not None and not (isinstance(value, list) and all(isinstance(name, str) for name in value)):
+            raise TigerError(f"{key} has to be a list of columns, as [item_id_list], not {value!r}")
     if columns is not None and not (
         isinstance(columns, dict) and all(names == "*" or isinstance(names, list) for names in columns.values())
     ):

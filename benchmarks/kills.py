@@ -1,0 +1,124 @@
+"""Does a command that was killed end as an uninterrupted one when it is given again?
+
+Kills run, compare, tokenize and tune at random moments by SIGKILL, SIGTERM and SIGINT, and gives the same command again, run
+and tune with --resume. Its result files and semantic IDs have to tell what those of an uninterrupted command tell, and the
+killed one must have ended by its signal or with a sentence.
+
+    python benchmarks/kills.py --kills=200 --seed=0
+"""
+
+import argparse
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from generated import write_dataset
+from tqdm import tqdm
+
+from recbole_tiger.results import read_results
+
+ITEMS = 60
+SIGNALS = {signal.SIGKILL: {-9}, signal.SIGTERM: {-15, 143}, signal.SIGINT: {-2, 130}}
+SHARED = ["--dataset=mine", "--data_path=data", "--show_progress=False", "--state=ERROR", "--epochs=4", "--stopping_step=4"]
+OF_TIGER = ["--item_embeddings=mine.npz", "--quantizer=rq_kmeans", "--codebook_size=8", "--codebook_depth=2"]
+OF_TIGER += ["--hidden_size=32", "--n_heads=2", "--head_size=16", "--inner_size=64", "--n_layers=1", "--n_decoder_layers=1"]
+COMMANDS = {
+    "run": ["run", "--model=TIGER", "--resume", *SHARED, *OF_TIGER],
+    "compare": ["compare", "--models=SASRec,TIGER", *SHARED, *OF_TIGER],
+    "tokenize": ["tokenize", "--output=ids.tsv", *SHARED, *OF_TIGER],
+    "tune": ["tune", "--sweep=sizes.yaml", "--scheduler=none", "--resume", *SHARED, *OF_TIGER],
+}
+COMMANDS["tune"].remove("--codebook_size=8")
+
+
+def prepare(folder):
+    """Write the data set, its embeddings and a sweep into a folder."""
+    write_dataset(folder / "data", "mine", ITEMS, 100, 1000)
+    x = np.random.default_rng(0).normal(size=(ITEMS, 16))
+    np.savez(folder / "mine.npz", items=np.array([f"i{i}" for i in range(ITEMS)]), embeddings=x)
+    (folder / "sizes.yaml").write_text("codebook_size: [4, 8]\n", encoding="utf-8")
+
+
+def begin(name, folder):
+    """Start a command in a folder."""
+    call = [sys.executable, "-m", "recbole_tiger", *COMMANDS[name]]
+    output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(call, cwd=folder, **output)  # noqa: S603 - this package
+
+
+def told(folder):
+    """What the results in a folder tell: scores of the models, and the table of semantic IDs."""
+    results = read_results(folder / "results")
+    scores = {result["label"]: (result["best_valid_result"], result["test_result"], result["epochs"]) for result in results}
+    ids = folder / "ids.tsv"
+    return scores, ids.read_text(encoding="utf-8") if ids.is_file() else None
+
+
+def one(name, seconds, expected, draw):
+    """Kill a command once and give it again; returns what became of the killed one.
+
+    Args:
+        seconds: that it takes uninterrupted. expected: what :func:`told` says of that.
+
+    Raises:
+        AssertionError: with the fault.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        prepare(folder)
+        number = draw.choice(list(SIGNALS))
+        process = begin(name, folder)
+        time.sleep(draw.uniform(0, 1.1 * seconds))
+        process.send_signal(number)
+        err = process.communicate()[1]
+        where = f"{name}, {number.name}"
+        assert process.returncode in {0, *SIGNALS[number]}, f"{where}: status {process.returncode}: {err[-2000:]}"
+        killed = process.returncode != 0
+        again = begin(name, folder)
+        err = again.communicate(timeout=600)[1]
+        assert again.returncode == 0, f"{where}, then again: status {again.returncode}: {err[-2000:]}"
+        assert told(folder) == expected, f"{where}, then again: another result: {told(folder)} and not {expected}"
+        half = [file for file in folder.rglob(".*") if file.is_file()]
+        assert number == signal.SIGKILL or not half, f"{where}: left {half}"
+    return f"{number.name} {'killed it' if killed else 'came late'}"
+
+
+def main(argv=None):
+    """Kill commands in turn and print the counts; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=200, help="of all commands together (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--commands", default=",".join(COMMANDS), help="separated by commas (default: %(default)s)")
+    args = parser.parse_args(argv)
+    names = args.commands.split(",")
+    draw, usual, counts, faults = random.Random(args.seed), {}, Counter(), []
+    for name in names:
+        with tempfile.TemporaryDirectory() as folder:
+            prepare(Path(folder))
+            start = time.perf_counter()
+            process = begin(name, folder)
+            err = process.communicate()[1]
+            if process.returncode:
+                raise SystemExit(f"{name}, uninterrupted: status {process.returncode}: {err}")
+            usual[name] = (time.perf_counter() - start, told(Path(folder)))
+    for i in tqdm(range(args.kills), desc="kills"):
+        name = names[i % len(names)]
+        try:
+            counts[f"{name}: {one(name, *usual[name], draw)}"] += 1
+        except AssertionError as error:
+            faults.append(str(error))
+    for what, count in sorted(counts.items()):
+        print(f"{what}: {count}")
+    for fault in faults:
+        print(f"FAULT: {fault}")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
