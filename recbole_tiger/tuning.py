@@ -136,6 +136,10 @@ class Settle(tune.Callback):
     def __init__(self, sweep, bar):
         self.sweep, self.bar = sweep, bar
 
+    def __getstate__(self):
+        """Without the bar: Ray Tune pickles its settings, and a terminal cannot be."""
+        return {"sweep": self.sweep}
+
     def on_trial_result(self, iteration, trials, trial, result, **info):
         """A trial was evaluated."""
         self.bar.set_postfix_str(

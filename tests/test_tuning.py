@@ -241,6 +241,7 @@ def test_a_cluster_of_two_nodes_runs_a_trial_on_each(cluster, data_path, tmp_pat
     assert len(list(Path("saved").glob("*/*/SASRec-*.pth"))) == len(by_status["completed"])
 
 
+@pytest.mark.skipif(not hasattr(ray.exceptions, "AuthenticationError"), reason="this Ray knows no tokens")
 @pytest.mark.parametrize("token", ["none", "another"])
 def test_a_cluster_wants_its_token(token, cluster, settings):
     if token == "none":
