@@ -20,6 +20,7 @@ from types import SimpleNamespace
 import numpy as np
 import psutil
 import pytest
+import ray
 from PIL import Image
 
 from recbole_tiger import experiment, sweep, tuning
