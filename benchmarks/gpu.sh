@@ -43,8 +43,10 @@ for seed in 2020 2021 2022; do
         for model in TIGER-text SASRec TIGER; do
             own=()
             [[ -n "$embeddings" && $model == TIGER* ]] && own=(--item_embeddings="$embeddings/$dataset.npz")
-            [ -d "$data/$dataset" ] && bounded "$python" -W ignore -m recbole_tiger run --resume --model=$model \
-                --dataset="$dataset" --data_path="$data" --seed=$seed --enable_amp=True --show_progress=False "${own[@]}" "${cell[@]}"
+            if [ -d "$data/$dataset" ]; then
+                bounded "$python" -W ignore -m recbole_tiger run --resume --model=$model --dataset="$dataset" \
+                    --data_path="$data" --seed=$seed --enable_amp=True --show_progress=False "${own[@]}" "${cell[@]}"
+            fi
         done
     done
 done
