@@ -25,6 +25,14 @@ def replace(name, function, *modules):
             setattr(sys.modules[module], name, function)
 
 
+def changed(library, **names):
+    """A module that is ``library`` but for some names, to be the library of one module of RecBole alone."""
+    found = ModuleType(library.__name__)
+    found.__getattr__ = functools.partial(getattr, library)
+    vars(found).update(names)
+    return found
+
+
 @wrapt.when_imported("recbole.config.configurator")
 def numpy_names(module):
     """RecBole uses names of before NumPy 1.24 (``np.float``), which it makes by names that NumPy 2 lacks (``np.float_``)."""
@@ -173,9 +181,7 @@ def one_reader(module):
         return open(file, mode, encoding=encoding or "utf-8")
 
     module.open = open_text
-    module.pd = ModuleType("pandas")
-    module.pd.__getattr__ = functools.partial(getattr, pandas)
-    module.pd.read_csv = read_csv
+    module.pd = changed(pandas, read_csv=read_csv)
 
 
 @wrapt.when_imported("recbole.trainer.hyper_tuning")
@@ -183,9 +189,7 @@ def random_generator(module):
     """``exhaustive_search`` gives HyperOpt a RandomState, where HyperOpt 0.3 wants NumPy's Generator."""
     import numpy as np
 
-    module.np = ModuleType("numpy")
-    module.np.__getattr__ = functools.partial(getattr, np)
-    module.np.random = SimpleNamespace(RandomState=np.random.default_rng)
+    module.np = changed(np, random=SimpleNamespace(RandomState=np.random.default_rng))
 
 
 @wrapt.when_imported("recbole.model.context_aware_recommender.kd_dagfm")

@@ -14,21 +14,14 @@ from recbole_tiger.settings.config import make_config
 from recbole_tiger.trainer import autocast
 from tests import plain
 from tests.test_recbole import built
+from tests.test_recommend import VARIANTS as OF_RECOMMENDER
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is here")
 
 VARIANTS = {
     "paper": {"bidirectional_encoder": True, "n_user_tokens": 5},
     "full softmax": {},
-    "text": {
-        "encoder_tokens": "item",
-        "encoder_text": True,
-        "trie_softmax": True,
-        "prefix_embedding": True,
-        "history_bias": True,
-        "ema_decay": 0.9,
-        "label_smoothing": 0.1,
-    },
+    "text": {**OF_RECOMMENDER["text"], "ema_decay": 0.9, "label_smoothing": 0.1},
 }
 variants = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
 
