@@ -182,7 +182,8 @@ def check_atomic_files(example):
     """RecBole and the package see the users, items and rows that the csv module sees."""
     from recbole.data import create_dataset
 
-    from recbole_tiger import SemanticIDs, experiment
+    from recbole_tiger import SemanticIDs
+    from recbole_tiger.runs import experiment
 
     texts, separator, encoding, told = example
     write_dataset(texts, encoding)

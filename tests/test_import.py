@@ -40,7 +40,7 @@ def test_importing_loads_neither_recbole_nor_pytorch():
 
 
 def test_importing_leaves_the_allocator_alone():
-    code = "import recbole_tiger, recbole.quick_start, sys; print('recbole_tiger.memory' in sys.modules)"
+    code = "import recbole_tiger, recbole.quick_start, sys; print('recbole_tiger.training.memory' in sys.modules)"
     assert python(code) == "False"
 
 
