@@ -13,7 +13,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 import recbole_tiger  # noqa: F401 - registers TIGER
-from recbole_tiger.results import write_result
+from recbole_tiger.report.results import write_result
 
 TOPK = 10
 

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from recbole_tiger import experiment
-from recbole_tiger.download import DAY
+from recbole_tiger.catalogue.download import DAY
+from recbole_tiger.catalogue.item_text import header, read_columns
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import whole_folder
-from recbole_tiger.item_text import header, read_columns
+from recbole_tiger.runs import experiment
 
 
 def in_time(table, user, time):

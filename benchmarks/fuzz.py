@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from tqdm import tqdm
 
 from recbole_tiger.cli import main as command
-from recbole_tiger.results import read_results
+from recbole_tiger.report.results import read_results
 from recbole_tiger.settings.config import make_config
 from recbole_tiger.settings.properties import known_settings, property_file
 
@@ -240,8 +240,9 @@ def check_atomic_files(example):
     """RecBole and the package see the users, items and rows that the csv module sees."""
     from recbole.data import create_dataset
 
-    from recbole_tiger import SemanticIDs, experiment
-    from recbole_tiger.item_text import text_of_items
+    from recbole_tiger import SemanticIDs
+    from recbole_tiger.catalogue.item_text import text_of_items
+    from recbole_tiger.runs import experiment
 
     texts, separator, encoding, told = example
     write_dataset(texts, encoding)

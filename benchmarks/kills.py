@@ -21,7 +21,7 @@ import numpy as np
 from generated import write_dataset
 from tqdm import tqdm
 
-from recbole_tiger.results import read_results
+from recbole_tiger.report.results import read_results
 
 ITEMS = 60
 SIGNALS = {signal.SIGKILL: {-9}, signal.SIGTERM: {-15, 143}, signal.SIGINT: {-2, 130}}

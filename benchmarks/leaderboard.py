@@ -23,9 +23,9 @@ from pathlib import Path
 from tabulate import tabulate
 from tqdm import tqdm
 
-from recbole_tiger import experiment
 from recbole_tiger.errors import TigerError
-from recbole_tiger.results import read_results
+from recbole_tiger.report.results import read_results
+from recbole_tiger.runs import experiment
 from recbole_tiger.settings.arguments import parse_arguments, read_yaml
 
 HERE = Path(__file__).parent

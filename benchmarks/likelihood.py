@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 import recbole_tiger  # noqa: F401 - registers TIGER
 from recbole_tiger.model.decoding import log_probs_of_levels
-from recbole_tiger.results import write_result
+from recbole_tiger.report.results import write_result
 
 
 @torch.no_grad()

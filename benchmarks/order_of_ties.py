@@ -16,8 +16,8 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 import recbole_tiger  # noqa: F401 - registers TIGER
-from recbole_tiger.download import DAY
-from recbole_tiger.results import write_result
+from recbole_tiger.catalogue.download import DAY
+from recbole_tiger.report.results import write_result
 
 from recbole.quick_start import load_data_and_model  # isort: skip - after the plugin's import
 

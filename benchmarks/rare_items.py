@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 from tabulate import tabulate
 
-from recbole_tiger import experiment
-from recbole_tiger.download import DAY
+from recbole_tiger.catalogue.download import DAY
 from recbole_tiger.errors import TigerError
-from recbole_tiger.leaderboard import comparison, rows_of
-from recbole_tiger.results import read_results, write_result
+from recbole_tiger.report.leaderboard import comparison, rows_of
+from recbole_tiger.report.results import read_results, write_result
+from recbole_tiger.report.statistics import GAINS
+from recbole_tiger.runs import experiment
 from recbole_tiger.settings.identity import run_inputs
-from recbole_tiger.statistics import GAINS
 
 EDGES = [-1, 2, 5, 10, 20, 50, np.inf]
 NAMES = ["0-2", "3-5", "6-10", "11-20", "21-50", "over 50"]

@@ -24,15 +24,15 @@ from recbole.data.dataloader import FullSortEvalDataLoader
 from tabulate import tabulate
 from tqdm import tqdm
 
-from recbole_tiger import experiment
-from recbole_tiger.catalogue import quantize
-from recbole_tiger.dataset import TIGERDataset, training_windows
-from recbole_tiger.memory import keep_freed_memory
+from recbole_tiger.catalogue.catalogue import quantize
 from recbole_tiger.model.tiger import TIGER
-from recbole_tiger.results import write_result
+from recbole_tiger.model.trie import Trie
+from recbole_tiger.report.results import write_result
+from recbole_tiger.runs import experiment
 from recbole_tiger.settings.arguments import parse_arguments
-from recbole_tiger.trainer import TIGERTrainer
-from recbole_tiger.trie import Trie
+from recbole_tiger.training.dataset import TIGERDataset, training_windows
+from recbole_tiger.training.memory import keep_freed_memory
+from recbole_tiger.training.trainer import TIGERTrainer
 
 SIZES = (10**4, 10**5, 10**6)
 MOST_INTERACTIONS = 10**6

@@ -32,16 +32,16 @@ from tqdm import tqdm
 from transformers import T5Config, T5ForConditionalGeneration
 from transformers.utils import logging as transformers_logging
 
-from recbole_tiger import experiment
-from recbole_tiger.dataset import TIGERDataset, Windows, training_windows
-from recbole_tiger.encoder import load_encoder
-from recbole_tiger.item_text import text_of_items
-from recbole_tiger.memory import keep_freed_memory
+from recbole_tiger.catalogue.encoder import load_encoder
+from recbole_tiger.catalogue.item_text import text_of_items
+from recbole_tiger.catalogue.quantizers import QUANTIZERS, quantizer_settings
 from recbole_tiger.model.tiger import TIGER, left_padded
-from recbole_tiger.quantizers import QUANTIZERS, quantizer_settings
-from recbole_tiger.results import write_result
+from recbole_tiger.report.results import write_result
+from recbole_tiger.runs import experiment
 from recbole_tiger.settings.arguments import parse_arguments
-from recbole_tiger.trainer import TIGERTrainer, autocast
+from recbole_tiger.training.dataset import TIGERDataset, Windows, training_windows
+from recbole_tiger.training.memory import keep_freed_memory
+from recbole_tiger.training.trainer import TIGERTrainer, autocast
 
 BEAUTY = {"n_items": 12101, "n_users": 22363, "n_interactions": 198502}
 WIDTHS = (10, 20, 50)

@@ -14,10 +14,10 @@ import torch
 from tabulate import tabulate
 from tqdm import tqdm
 
-from recbole_tiger.download import DAY
+from recbole_tiger.catalogue.download import DAY
 from recbole_tiger.model.tiger import TIGER
-from recbole_tiger.results import write_result
-from recbole_tiger.statistics import interval, metric_of_users
+from recbole_tiger.report.results import write_result
+from recbole_tiger.report.statistics import interval, metric_of_users
 
 from recbole.quick_start import load_data_and_model  # isort: skip - after the plugin's import
 

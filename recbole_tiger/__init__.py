@@ -10,8 +10,8 @@ from recbole_tiger import compat, plugin  # noqa: F401 - they wait for RecBole
 from recbole_tiger.version import __version__
 
 _HOMES = {
-    "Recommender": "recbole_tiger.recommend",
-    "SemanticIDs": "recbole_tiger.semantic_ids",
+    "Recommender": "recbole_tiger.runs.recommend",
+    "SemanticIDs": "recbole_tiger.catalogue.semantic_ids",
     "run_recbole": "recbole.quick_start",
 }
 

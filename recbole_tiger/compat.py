@@ -98,7 +98,7 @@ def checkpoints_name_their_model(module):
     def _load_internal_config_dict(self, model, model_class, dataset):
         import torch
 
-        from recbole_tiger.checkpoint import dotted, stand_in
+        from recbole_tiger.training.checkpoint import dotted, stand_in
 
         torch.serialization.add_safe_globals([stand_in(dotted(model_class))])
         return load_internal(self, model, model_class, dataset)
@@ -112,7 +112,7 @@ def checkpoints_read_without_code(module):
     """PyTorch >= 2.6 reads weights only, and RecBole pickles its Config: what that refers to is allowed."""
     import torch
 
-    from recbole_tiger.checkpoint import SAFE_GLOBALS
+    from recbole_tiger.training.checkpoint import SAFE_GLOBALS
 
     torch.serialization.add_safe_globals(SAFE_GLOBALS)
 
@@ -122,7 +122,7 @@ def checkpoints_written_to_be_read(module):
     """RecBole pickles with a protocol that the reader of weights rejects, and to the file itself."""
     import torch
 
-    from recbole_tiger import checkpoint
+    from recbole_tiger.training import checkpoint
 
     def _state(self, epoch):
         other = self.model.other_parameter()
@@ -155,7 +155,7 @@ def loading_allows_what_the_checkpoint_names(module):
 
     @functools.wraps(load)
     def load_data_and_model(model_file):
-        from recbole_tiger.checkpoint import allowing, safe_globals_of
+        from recbole_tiger.training.checkpoint import allowing, safe_globals_of
 
         with allowing(safe_globals_of(model_file)):
             return load(model_file)
@@ -175,7 +175,7 @@ def one_reader(module):
     """RecBole reads headers in the terminal's encoding, and rows by pandas' slow parser, which ends some otherwise."""
     import pandas
 
-    from recbole_tiger.item_text import read_csv
+    from recbole_tiger.catalogue.item_text import read_csv
 
     def open_text(file, mode="r", encoding=None):
         return open(file, mode, encoding=encoding or "utf-8")

@@ -57,13 +57,13 @@ def _register(module, name, home):
 @wrapt.when_imported("recbole.data.dataset")
 def register_dataset(module):
     """``create_dataset`` looks for the dataset here."""
-    _register(module, "TIGERDataset", "recbole_tiger.dataset")
+    _register(module, "TIGERDataset", "recbole_tiger.training.dataset")
 
 
 @wrapt.when_imported("recbole.trainer")
 def register_trainer(module):
     """``get_trainer`` looks for the trainer here."""
-    _register(module, "TIGERTrainer", "recbole_tiger.trainer")
+    _register(module, "TIGERTrainer", "recbole_tiger.training.trainer")
 
 
 @wrapt.when_imported("recbole.trainer.trainer")
@@ -72,7 +72,7 @@ def register_checkpoints(module):
     """A ``load_data_and_model`` that was imported before this package reads TIGER's checkpoints, too."""
     import torch
 
-    from recbole_tiger.checkpoint import stand_in
+    from recbole_tiger.training.checkpoint import stand_in
 
     torch.serialization.add_safe_globals([stand_in("recbole_tiger.model.tiger.TIGER")])
 

@@ -9,7 +9,7 @@ import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from recbole_tiger.amazon import AMAZON
+from recbole_tiger.catalogue.datasets import AMAZON
 
 
 def write_originals(folder, dataset, interactions, items):

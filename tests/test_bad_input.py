@@ -34,15 +34,15 @@ from recbole_tiger import (
     run_recbole,
     semantic_ids,
 )
-from recbole_tiger.checkpoint import load_checkpoint, save_checkpoint
+from recbole_tiger.catalogue.item_text import read_item_text
 from recbole_tiger.cli import main
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import locked, whole_file
-from recbole_tiger.item_text import read_item_text
 from recbole_tiger.model.tiger import TIGER
-from recbole_tiger.results import read_results
+from recbole_tiger.report.results import read_results
 from recbole_tiger.settings.config import make_config
 from recbole_tiger.settings.identity import run_key
+from recbole_tiger.training.checkpoint import load_checkpoint, save_checkpoint
 from tests.conftest import N_ITEMS, read_sequences, small_settings, write_dataset
 from tests.test_command_line import arguments, files_under, rows_of
 from tests.test_recbole import built

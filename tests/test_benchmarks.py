@@ -19,11 +19,11 @@ import pytest
 import torch
 from recbole.quick_start import load_data_and_model
 
-from recbole_tiger import experiment, sweep
-from recbole_tiger.checkpoint import load_checkpoint
 from recbole_tiger.cli import make_parser
-from recbole_tiger.results import read_results
+from recbole_tiger.report.results import read_results
+from recbole_tiger.runs import experiment, sweep
 from recbole_tiger.settings.arguments import parse_arguments
+from recbole_tiger.training.checkpoint import load_checkpoint
 from tests.conftest import read_sequences
 from tests.test_command_line import files_under, rows_of
 

@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recbole_tiger import Recommender, SemanticIDs, __version__, experiment
+from recbole_tiger import Recommender, SemanticIDs, __version__
 from recbole_tiger.cli import main
-from recbole_tiger.results import read_ranks, read_results
+from recbole_tiger.report.results import read_ranks, read_results
+from recbole_tiger.report.statistics import metric_of_users
+from recbole_tiger.runs import experiment
 from recbole_tiger.settings.arguments import parse_arguments
 from recbole_tiger.settings.identity import run_key
 from recbole_tiger.settings.properties import unread
-from recbole_tiger.statistics import metric_of_users
 from tests.conftest import read_sequences, small_settings, write_dataset
 
 # What the README says a result file holds.

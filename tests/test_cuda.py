@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_tiger import experiment
-from recbole_tiger.catalogue import quantize
-from recbole_tiger.checkpoint import load_checkpoint
+from recbole_tiger.catalogue.catalogue import quantize
 from recbole_tiger.errors import TigerError
 from recbole_tiger.model.decoding import beam_search, exact_scores
-from recbole_tiger.recommend import Recommender
+from recbole_tiger.runs import experiment
+from recbole_tiger.runs.recommend import Recommender
 from recbole_tiger.settings.config import make_config
-from recbole_tiger.trainer import autocast
+from recbole_tiger.training.checkpoint import load_checkpoint
+from recbole_tiger.training.trainer import autocast
 from tests import plain
 from tests.test_recbole import built
 from tests.test_recommend import VARIANTS as OF_RECOMMENDER

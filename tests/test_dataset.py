@@ -12,9 +12,9 @@ from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
 from recbole.utils import init_seed
 
-from recbole_tiger import experiment
-from recbole_tiger.dataset import Rows, TIGERDataset, training_windows
-from recbole_tiger.item_text import read_item_text, text_of_items
+from recbole_tiger.catalogue.item_text import read_item_text, text_of_items
+from recbole_tiger.runs import experiment
+from recbole_tiger.training.dataset import Rows, TIGERDataset, training_windows
 from tests.conftest import write_dataset
 
 LEAVE_ONE_OUT = {"split": {"LS": "valid_and_test"}, "order": "TO", "mode": "full"}

@@ -9,7 +9,7 @@ import torch
 from scipy.stats import chisquare, kstest
 
 from recbole_tiger.model.decoding import Allowed, Draw, beam_search, exact_scores, log_likelihood
-from recbole_tiger.trie import Trie
+from recbole_tiger.model.trie import Trie
 from tests import plain
 
 HISTORIES = [[3, 1, 4], [5, 9, 2, 6, 5, 3], [7]]

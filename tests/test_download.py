@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from recbole.data.dataset import Dataset
 
-from recbole_tiger.amazon import AMAZON, Amazon, Counts
+from recbole_tiger.catalogue.datasets import AMAZON, Amazon, Counts
+from recbole_tiger.catalogue.download import ATTEMPTS, download_amazon, ensure_dataset, fetch
 from recbole_tiger.cli import main
-from recbole_tiger.download import ATTEMPTS, download_amazon, ensure_dataset, fetch
 from recbole_tiger.errors import TigerError
 from recbole_tiger.settings.config import make_config
 from tests.originals import served, write_originals, write_published_size

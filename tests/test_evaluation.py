@@ -4,8 +4,8 @@ import pytest
 import torch
 from recbole.trainer import Trainer
 
-from recbole_tiger.evaluation import RankedCollector
-from recbole_tiger.experiment import keep_ranks
+from recbole_tiger.runs.experiment import keep_ranks
+from recbole_tiger.training.evaluation import RankedCollector
 from tests.conftest import N_USERS
 from tests.test_recbole import built
 
@@ -103,6 +103,6 @@ def test_sampled_evaluation_counts_users(settings):
 
 
 def test_a_matrix_that_is_needed_bounds_the_batch(settings, monkeypatch):
-    monkeypatch.setattr("recbole_tiger.dataset.SCORE_MATRIX", 600)
+    monkeypatch.setattr("recbole_tiger.training.dataset.SCORE_MATRIX", 600)
     sizes = [built({**settings, **more})[0]["eval_batch_size"] for more in ({}, {"scoring": "exact"})]
     assert sizes == [512, 10]

@@ -40,7 +40,7 @@ def test_importing_loads_neither_recbole_nor_pytorch():
 
 
 def test_importing_leaves_the_allocator_alone():
-    code = "import recbole_tiger, recbole.quick_start, sys; print('recbole_tiger.memory' in sys.modules)"
+    code = "import recbole_tiger, recbole.quick_start, sys; print('recbole_tiger.training.memory' in sys.modules)"
     assert python(code) == "False"
 
 
@@ -115,7 +115,8 @@ print(config["codebook_size"], [f"{{one.__module__}}.{{one.__name__}}" for one i
 @forks
 def test_recbole_knows_the_model_in_either_order():
     orders = [pair for first in FIRST for pair in (("import recbole_tiger", first), (first, "import recbole_tiger"))]
-    names = [f"recbole_tiger.{name}" for name in ("model.tiger.TIGER", "trainer.TIGERTrainer", "dataset.TIGERDataset")]
+    homes = ("model.tiger.TIGER", "training.trainer.TIGERTrainer", "training.dataset.TIGERDataset")
+    names = [f"recbole_tiger.{home}" for home in homes]
     shown = python(FORKS, *(KNOWN.format(imports="\n".join(order)) for order in orders))
     assert shown.splitlines() == [f"256 {names}"] * len(orders)
 

@@ -11,10 +11,10 @@ import scipy.stats
 
 from recbole_tiger.cli import main
 from recbole_tiger.errors import TigerError
-from recbole_tiger.leaderboard import leaderboard, leaderboards, published_rows
-from recbole_tiger.leaderboard import rows_of as leaderboard_rows
-from recbole_tiger.results import SCHEMA, read_ranks, read_results, write_ranks, write_result
-from recbole_tiger.statistics import metric_of_users
+from recbole_tiger.report.leaderboard import leaderboard, leaderboards, published_rows
+from recbole_tiger.report.leaderboard import rows_of as leaderboard_rows
+from recbole_tiger.report.results import SCHEMA, read_ranks, read_results, write_ranks, write_result
+from recbole_tiger.report.statistics import metric_of_users
 from tests.test_bad_input import has
 from tests.test_command_line import files_under, rows_of
 

@@ -5,12 +5,12 @@ import pytest
 import scipy.stats
 import torch
 
-from recbole_tiger.catalogue import check_codebooks
+from recbole_tiger.catalogue.catalogue import check_codebooks
+from recbole_tiger.catalogue.quantizers import QUANTIZERS, make_quantizer, quantizer_settings
+from recbole_tiger.catalogue.quantizers.kmeans import assign, kmeans, means, seed_centroids
+from recbole_tiger.catalogue.quantizers.rq_vae import Network, standardised
+from recbole_tiger.catalogue.semantic_ids import SemanticIDs, add_collision_level
 from recbole_tiger.errors import TigerError
-from recbole_tiger.quantizers import QUANTIZERS, make_quantizer, quantizer_settings
-from recbole_tiger.quantizers.kmeans import assign, kmeans, means, seed_centroids
-from recbole_tiger.quantizers.rq_vae import Network, standardised
-from recbole_tiger.semantic_ids import SemanticIDs, add_collision_level
 from recbole_tiger.settings.properties import property_file
 
 
@@ -42,7 +42,7 @@ def name(request):
 
 
 class TestContract:
-    """What :mod:`recbole_tiger.quantizers` promises of every quantizer."""
+    """What :mod:`recbole_tiger.catalogue.quantizers` promises of every quantizer."""
 
     def test_shape_and_range(self, name, clustered):
         for depth in (1, 3):

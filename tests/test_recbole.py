@@ -21,13 +21,13 @@ from recbole.utils import get_model, get_trainer, init_logger, init_seed
 from recbole.utils.case_study import full_sort_scores, full_sort_topk
 
 from recbole_tiger import SemanticIDs  # registers TIGER, too
-from recbole_tiger.checkpoint import load_checkpoint
-from recbole_tiger.dataset import TIGERDataset
 from recbole_tiger.errors import TigerError
 from recbole_tiger.model.tiger import TIGER
 from recbole_tiger.settings.arguments import parse_arguments
 from recbole_tiger.settings.config import make_config
-from recbole_tiger.trainer import TIGERTrainer
+from recbole_tiger.training.checkpoint import load_checkpoint
+from recbole_tiger.training.dataset import TIGERDataset
+from recbole_tiger.training.trainer import TIGERTrainer
 
 
 def built(settings, model="TIGER"):

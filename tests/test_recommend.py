@@ -5,9 +5,10 @@ import shutil
 import pytest
 import torch
 
-from recbole_tiger import Recommender, experiment
+from recbole_tiger import Recommender
 from recbole_tiger.commands.recommend import read_history
 from recbole_tiger.errors import TigerError
+from recbole_tiger.runs import experiment
 from tests.conftest import small_settings
 
 VARIANTS = {

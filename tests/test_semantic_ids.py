@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from recbole_tiger import SemanticIDs
-from recbole_tiger.semantic_ids import add_collision_level
+from recbole_tiger.catalogue.semantic_ids import add_collision_level
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from recbole_tiger import statistics
-from recbole_tiger.statistics import RESAMPLES, bootstrap_means, interval, metric_of_users, paired_p
+from recbole_tiger.report import statistics
+from recbole_tiger.report.statistics import RESAMPLES, bootstrap_means, interval, metric_of_users, paired_p
 
 
 def test_metrics_by_hand():

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_tiger import checkpoint, experiment
-from recbole_tiger.checkpoint import load_checkpoint, save_checkpoint
+from recbole_tiger.catalogue.semantic_ids import SemanticIDs, add_collision_level
 from recbole_tiger.errors import TigerError
-from recbole_tiger.semantic_ids import SemanticIDs, add_collision_level
+from recbole_tiger.runs import experiment
 from recbole_tiger.settings.identity import run_key
-from recbole_tiger.trainer import TIGERTrainer, warmup_cosine
+from recbole_tiger.training import checkpoint
+from recbole_tiger.training.checkpoint import load_checkpoint, save_checkpoint
+from recbole_tiger.training.trainer import TIGERTrainer, warmup_cosine
 from tests.conftest import write_dataset
 from tests.test_recbole import built
 

@@ -23,10 +23,10 @@ import pytest
 import ray
 from PIL import Image
 
-from recbole_tiger import experiment, sweep, tuning
 from recbole_tiger.cli import main
 from recbole_tiger.errors import TigerError
-from recbole_tiger.results import read_results
+from recbole_tiger.report.results import read_results
+from recbole_tiger.runs import experiment, sweep, tuning
 from recbole_tiger.settings.config import make_config
 from tests.conftest import small_settings, write_dataset
 from tests.test_bad_input import has, refused
@@ -289,7 +289,7 @@ def test_lists_longer_than_the_catalogue_before_any_trial(capsys, data_path):
 PAGES = """
 import json, sys, threading
 import ray
-from recbole_tiger import tuning
+from recbole_tiger.runs import tuning
 
 TENSORS, SIZE, THREADS = {tensors}, {size}, {threads}
 
@@ -300,7 +300,7 @@ def cleared():
 
     import torch
 
-    from recbole_tiger.memory import keep_freed_memory
+    from recbole_tiger.training.memory import keep_freed_memory
 
     keep_freed_memory()
     pages, all_there, one_at_a_time = [], threading.Barrier(THREADS), threading.Lock()

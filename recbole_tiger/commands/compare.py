@@ -18,8 +18,8 @@ def execute(args, settings):
     """Run the models that have no result yet, print their table and where their checkpoints are."""
     for name in args.models:
         model_of(name)
-    from recbole_tiger import experiment
-    from recbole_tiger.leaderboard import leaderboard, rows_of
+    from recbole_tiger.report.leaderboard import leaderboard, rows_of
+    from recbole_tiger.runs import experiment
 
     results = experiment.compare(args.models, args.dataset, settings, args.results_dir)
     modes = sorted({result["settings"]["eval_args"]["mode"]["test"] for result in results})

@@ -1,6 +1,6 @@
 """``recbole-tiger download``."""
 
-from recbole_tiger.amazon import AMAZON, OFFICIAL
+from recbole_tiger.catalogue.datasets import AMAZON, OFFICIAL
 from recbole_tiger.errors import TigerError
 
 SUMMARY = "Fetch an Amazon dataset of the paper from its official home, or a dataset of RecBole's list"
@@ -17,7 +17,7 @@ def add_arguments(parser):
 
 def execute(args):
     """Fetch a dataset, unless it is there."""
-    from recbole_tiger.download import download_amazon, ensure_dataset
+    from recbole_tiger.catalogue.download import download_amazon, ensure_dataset
 
     if args.dataset in AMAZON:
         counts = download_amazon(args.dataset, args.data_path, args.source or OFFICIAL, show_progress=True)

@@ -21,15 +21,15 @@ def add_arguments(parser):
 
 def execute(args):
     """Write the tables and draw the pictures of a folder of result files."""
-    from recbole_tiger.leaderboard import leaderboards
-    from recbole_tiger.results import read_results
+    from recbole_tiger.report.leaderboard import leaderboards
+    from recbole_tiger.report.results import read_results
 
     results = read_results(args.results_dir)
     if not results:
         raise TigerError(f"{args.results_dir} holds no result files: make some by recbole-tiger run or compare")
     write(leaderboards(results, args.results_dir, args.format, args.against), args.output)
     if args.plots:
-        from recbole_tiger.plots import plot
+        from recbole_tiger.report.plots import plot
 
         for file in plot(results, args.results_dir, args.plots):
             print(f"plot: {file}", file=sys.stderr)

@@ -68,7 +68,7 @@ def execute(args):
         raise TigerError("--output is for --histories; one --history is answered by a table")
     from tabulate import tabulate
 
-    from recbole_tiger.recommend import Recommender
+    from recbole_tiger.runs.recommend import Recommender
 
     recommender = Recommender.load(args.checkpoint)
     options = {

@@ -21,8 +21,8 @@ def add_arguments(parser):
 def execute(args, settings):
     """Train and test a model, print its row and where its files are."""
     tell_unread(args.model, settings)
-    from recbole_tiger import experiment
-    from recbole_tiger.leaderboard import leaderboard, rows_of
+    from recbole_tiger.report.leaderboard import leaderboard, rows_of
+    from recbole_tiger.runs import experiment
 
     config = experiment.prepare(args.model, args.dataset, {**settings, **({"resume": True} if args.resume else {})})
     file = experiment.result_path(config, args.results_dir)  # some models write into their settings as they run

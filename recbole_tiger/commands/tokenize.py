@@ -24,8 +24,8 @@ def execute(args, settings):
         raise TigerError(f"model {args.model} has no semantic IDs: give TIGER or a recipe of it")
     from tabulate import tabulate
 
-    from recbole_tiger import experiment
-    from recbole_tiger.dataset import TIGERDataset
+    from recbole_tiger.runs import experiment
+    from recbole_tiger.training.dataset import TIGERDataset
 
     if settings.get("semantic_ids"):  # a model alone would read embeddings beside them
         settings = {**settings, "text_initializer": False, "encoder_text": False}

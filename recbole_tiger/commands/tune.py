@@ -60,7 +60,7 @@ def add_arguments(parser):
 def _import_ray():
     """Refuse to begin where Ray Tune is not installed, or another than this package works with."""
     try:
-        from recbole_tiger import tuning  # noqa: F401
+        from recbole_tiger.runs import tuning  # noqa: F401
     except ImportError as error:
         if not (error.name or "").startswith("ray"):
             raise
@@ -77,8 +77,8 @@ def execute(args, settings):
     _import_ray()
     import torch
 
-    from recbole_tiger import experiment, sweep, tuning
-    from recbole_tiger.leaderboard import leaderboard, rows_of
+    from recbole_tiger.report.leaderboard import leaderboard, rows_of
+    from recbole_tiger.runs import experiment, sweep, tuning
 
     if args.ray_address:
         tuning.check_address(args.ray_address)

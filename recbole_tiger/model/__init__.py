@@ -1,0 +1,1 @@
+"""The models: tensors of codes -> probabilities of items."""

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from recbole_tiger.quantizers.kmeans import means
-from recbole_tiger.trie import Trie
+from recbole_tiger.catalogue.quantizers.kmeans import means
+from recbole_tiger.model.trie import Trie
 
 # A finite stand-in for minus infinity: a row in which every key is masked (padding) stays free of NaN.
 MASKED = -1e9

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 
+from recbole_tiger.catalogue.quantizers.rq_vae import standardised
 from recbole_tiger.errors import TigerError
 from recbole_tiger.model.decoding import Allowed, Draw, beam_search, exact_scores, log_likelihood
 from recbole_tiger.model.seq2seq import Seq2Seq
-from recbole_tiger.quantizers.rq_vae import standardised
 
 # Histories decoded at once on a CPU: larger slices gain no speed and cost memory. On a GPU as many as bytes of the tables of
 # children allow, up to a number.
@@ -84,7 +84,7 @@ class TIGER(SequentialRecommender):
 
     Args:
         config: RecBole's Config with the settings of ``properties/model/TIGER.yaml``.
-        dataset: has ``catalogue`` (a :class:`~recbole_tiger.catalogue.Catalogue`), as TIGERDataset does.
+        dataset: has ``catalogue`` (a :class:`~recbole_tiger.catalogue.catalogue.Catalogue`), as TIGERDataset does.
     """
 
     input_type = InputType.POINTWISE

@@ -8,8 +8,8 @@ from pathlib import Path
 from recbole.evaluator.register import metric_information
 from recbole.utils import ModelType
 
+from recbole_tiger.catalogue.quantizers import QUANTIZERS, make_quantizer
 from recbole_tiger.errors import TigerError, check_number
-from recbole_tiger.quantizers import QUANTIZERS, make_quantizer
 
 # What is given where a text is missing.
 EXAMPLES = {"USER_ID_FIELD": "user_id", "ITEM_ID_FIELD": "item_id", "TIME_FIELD": "timestamp"}

@@ -4,10 +4,10 @@ import hashlib
 import json
 from pathlib import Path
 
-from recbole_tiger.encoder import encoder_hash, tokens_file
+from recbole_tiger.catalogue.encoder import encoder_hash, tokens_file
+from recbole_tiger.catalogue.item_text import interaction_files
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import content_hash
-from recbole_tiger.item_text import interaction_files
 from recbole_tiger.settings.properties import NOT_OF_THE_RUN
 
 

@@ -3,7 +3,7 @@
 import torch
 from tqdm import tqdm
 
-from recbole_tiger.quantizers.kmeans import CHUNK, assign, kmeans
+from recbole_tiger.catalogue.quantizers.kmeans import CHUNK, assign, kmeans
 
 
 class RQKMeans:

@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from recbole_tiger.catalogue import Catalogue
-from recbole_tiger.checkpoint import load_checkpoint
+from recbole_tiger.catalogue.catalogue import Catalogue
+from recbole_tiger.catalogue.semantic_ids import SemanticIDs
 from recbole_tiger.errors import TigerError, check_number, named
 from recbole_tiger.model.tiger import TIGER, check_revision, user_slot
-from recbole_tiger.semantic_ids import SemanticIDs
+from recbole_tiger.training.checkpoint import load_checkpoint
 
 
 def padded(rows):

@@ -19,21 +19,21 @@ from recbole.data.utils import get_dataloader
 from recbole.evaluator.register import metric_information
 from recbole.utils import get_model, get_trainer, init_logger, init_seed
 
-from recbole_tiger.catalogue import needs_text
-from recbole_tiger.dataset import check_aliases, text_load_col
-from recbole_tiger.download import ensure_dataset
+from recbole_tiger.catalogue.catalogue import needs_text
+from recbole_tiger.catalogue.download import ensure_dataset
+from recbole_tiger.catalogue.item_text import check_interactions, history_field
+from recbole_tiger.catalogue.semantic_ids import SemanticIDs
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import locked, make_folder
-from recbole_tiger.item_text import check_interactions, history_field
-from recbole_tiger.memory import keep_freed_memory
-from recbole_tiger.results import SCHEMA, read_result, write_result
-from recbole_tiger.semantic_ids import SemanticIDs
+from recbole_tiger.report.results import SCHEMA, read_result, write_result
+from recbole_tiger.report.statistics import GAINS, interval, metric_of_users
 from recbole_tiger.settings.arguments import check_keys
 from recbole_tiger.settings.checks import LISTS
 from recbole_tiger.settings.config import make_config
 from recbole_tiger.settings.identity import check_unchanged, run_inputs, run_key
 from recbole_tiger.settings.properties import dataset_properties, property_file
-from recbole_tiger.statistics import GAINS, interval, metric_of_users
+from recbole_tiger.training.dataset import check_aliases, text_load_col
+from recbole_tiger.training.memory import keep_freed_memory
 
 PACKAGES = ("recbole-tiger", "recbole", "torch", "numpy", "pandas", "sentence-transformers", "ray")
 

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
+from recbole_tiger.catalogue.quantizers.kmeans import assign, kmeans
 from recbole_tiger.errors import TigerError, check_number
-from recbole_tiger.quantizers.kmeans import assign, kmeans
 
 
 def standardised(x):

@@ -8,10 +8,10 @@ on the same kind of processor, on a GPU up to the order in which it adds.
 
 import inspect
 
-from recbole_tiger.quantizers.lsh import LSH
-from recbole_tiger.quantizers.random_codes import RandomCodes
-from recbole_tiger.quantizers.rq_kmeans import RQKMeans
-from recbole_tiger.quantizers.rq_vae import RQVAE
+from recbole_tiger.catalogue.quantizers.lsh import LSH
+from recbole_tiger.catalogue.quantizers.random_codes import RandomCodes
+from recbole_tiger.catalogue.quantizers.rq_kmeans import RQKMeans
+from recbole_tiger.catalogue.quantizers.rq_vae import RQVAE
 
 # To be raised with every change by which the same settings make other codes: cached semantic IDs count no longer then.
 REVISION = 3

@@ -14,13 +14,13 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from recbole_tiger.checkpoint import load_checkpoint
-from recbole_tiger.dataset import training_windows
 from recbole_tiger.errors import TigerError
-from recbole_tiger.evaluation import RankedCollector, needs_scores
-from recbole_tiger.memory import keep_freed_memory
 from recbole_tiger.model.tiger import check_revision
 from recbole_tiger.settings.identity import run_key
+from recbole_tiger.training.checkpoint import load_checkpoint
+from recbole_tiger.training.dataset import training_windows
+from recbole_tiger.training.evaluation import RankedCollector, needs_scores
+from recbole_tiger.training.memory import keep_freed_memory
 
 
 def warmup_cosine(step, total, warmup_ratio, constant=False):

@@ -19,17 +19,17 @@ from ray.tune.search import Searcher
 from recbole.data.dataset import SequentialDataset
 from tqdm import tqdm
 
-from recbole_tiger import experiment
-from recbole_tiger.catalogue import check_sizes, item_embeddings, needs_embeddings, needs_text
+from recbole_tiger.catalogue.catalogue import check_sizes, item_embeddings, needs_embeddings, needs_text
+from recbole_tiger.catalogue.item_text import text_of_items
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import locked, make_folder
-from recbole_tiger.item_text import text_of_items
-from recbole_tiger.memory import ONE_HEAP
-from recbole_tiger.plots import codebook_heat_map, collision_scatter
-from recbole_tiger.results import read_result
+from recbole_tiger.report.plots import codebook_heat_map, collision_scatter
+from recbole_tiger.report.results import read_result
+from recbole_tiger.runs import experiment
+from recbole_tiger.runs.sweep import DRAWN_FIRST, ENDED, Space, write_tables
 from recbole_tiger.settings.config import make_config
 from recbole_tiger.settings.identity import run_key
-from recbole_tiger.sweep import DRAWN_FIRST, ENDED, Space, write_tables
+from recbole_tiger.training.memory import ONE_HEAP
 
 # ASHA lets one in so many of the trials that reach a rung go on, to the next one so many times as far.
 REDUCTION = 3

@@ -10,9 +10,9 @@ import numpy as np
 from tabulate import tabulate
 
 from recbole_tiger.errors import TigerError
-from recbole_tiger.results import read_ranks
+from recbole_tiger.report.results import read_ranks
+from recbole_tiger.report.statistics import LEVEL, interval, metric_of_users, paired_p
 from recbole_tiger.settings.properties import nearest, property_file, protocol
-from recbole_tiger.statistics import LEVEL, interval, metric_of_users, paired_p
 
 METRICS = [f"{metric}@{k}" for metric in ("recall", "ndcg") for k in (5, 10, 20)]
 # The one whose interval fits in a table; the others' are in the CSV.

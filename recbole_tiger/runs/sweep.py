@@ -13,10 +13,10 @@ from ray import tune
 from ray.tune.search.variant_generator import generate_variants
 from tabulate import tabulate
 
+from recbole_tiger.catalogue.quantizers import quantizer_settings
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import whole_file
-from recbole_tiger.quantizers import quantizer_settings
-from recbole_tiger.results import write_result
+from recbole_tiger.report.results import write_result
 from recbole_tiger.settings.arguments import read_config_files
 from recbole_tiger.settings.config import make_config
 from recbole_tiger.settings.identity import run_key, run_settings

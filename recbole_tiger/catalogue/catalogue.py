@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from recbole_tiger.encoder import encode, load_embeddings, load_encoder
+from recbole_tiger.catalogue.encoder import encode, load_embeddings, load_encoder
+from recbole_tiger.catalogue.item_text import text_of_items
+from recbole_tiger.catalogue.quantizers import REVISION, make_quantizer, quantizer_settings
+from recbole_tiger.catalogue.semantic_ids import SemanticIDs, add_collision_level
 from recbole_tiger.errors import TigerError
-from recbole_tiger.item_text import text_of_items
-from recbole_tiger.quantizers import REVISION, make_quantizer, quantizer_settings
-from recbole_tiger.semantic_ids import SemanticIDs, add_collision_level
 
 # A level whose codes are used as unevenly as if fewer than this share of them existed counts as collapsed.
 COLLAPSED = 0.1

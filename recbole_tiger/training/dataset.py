@@ -8,11 +8,9 @@ from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
 from recbole.utils import ModelType
 
-from recbole_tiger.catalogue import make_catalogue, needs_text
-from recbole_tiger.download import ensure_dataset
-from recbole_tiger.errors import TigerError
-from recbole_tiger.evaluation import needs_scores
-from recbole_tiger.item_text import (
+from recbole_tiger.catalogue.catalogue import make_catalogue, needs_text
+from recbole_tiger.catalogue.download import ensure_dataset
+from recbole_tiger.catalogue.item_text import (
     check_interactions,
     header,
     history_field,
@@ -20,6 +18,8 @@ from recbole_tiger.item_text import (
     item_file,
     text_columns,
 )
+from recbole_tiger.errors import TigerError
+from recbole_tiger.training.evaluation import needs_scores
 
 # Elements of the [users, items] score matrix of an evaluation batch, where one is needed: 64 MB.
 SCORE_MATRIX = 2**24
@@ -89,7 +89,7 @@ class TIGERDataset(SequentialDataset):
     """Rows as RecBole's SequentialDataset makes them, and the items' semantic IDs.
 
     Attributes:
-        catalogue: a :class:`~recbole_tiger.catalogue.Catalogue`.
+        catalogue: a :class:`~recbole_tiger.catalogue.catalogue.Catalogue`.
     """
 
     def _load_data(self, token, dataset_path):

@@ -15,7 +15,7 @@ import urllib3
 from recbole.data.dataset import Dataset
 from tqdm import tqdm
 
-from recbole_tiger.amazon import AMAZON, OFFICIAL, Counts
+from recbole_tiger.catalogue.datasets import AMAZON, OFFICIAL, Counts
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import make_folder, whole_file, whole_folder
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from recbole_tiger.files import make_folder, whole_file
-from recbole_tiger.leaderboard import MAIN, comparable, rows_of
+from recbole_tiger.report.leaderboard import MAIN, comparable, rows_of
 
 
 def _figure(width, height):

@@ -1,0 +1,1 @@
+"""Result files -> statistics, tables and pictures."""

@@ -1,0 +1,1 @@
+"""Runs from settings to a result: one, several side by side, a sweep, recommendations."""
