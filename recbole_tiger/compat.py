@@ -251,7 +251,7 @@ def download_in_one_process(module):
     """``Dataset._download`` ends in a barrier, which raises where no process group exists, and leaves what broke off."""
     import torch
 
-    from recbole_tiger.files import whole_folder
+    from recbole_tiger.files import locked, whole_folder
 
     original = module.Dataset._download
 
@@ -265,9 +265,12 @@ def download_in_one_process(module):
                 original(self)  # waits for the process that fetches
                 return
             self._get_download_url("url")  # an unknown name is told by the folder that was looked for
-            with whole_folder(path) as temporary:
-                self.dataset_path = str(temporary)
-                original(self)
+            with locked(f"{path}.lock", f"the download of {path}"):
+                if os.path.exists(path):  # another process has made it until now
+                    return
+                with whole_folder(path) as temporary:
+                    self.dataset_path = str(temporary)
+                    original(self)
         except TigerError:
             raise
         except (OSError, ValueError, RuntimeError, HTTPException, zipfile.BadZipFile) as error:

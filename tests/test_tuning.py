@@ -83,6 +83,11 @@ def killed(tmp_path_factory):
         status = main(call)
     found["refusal"] = (status, message.getvalue(), files_under(folder / "results") == found["files"])
     with subprocess.Popen([*PYTHON, *call, "--resume"], cwd=folder, stdout=subprocess.PIPE, text=True) as driver:
+        # The lock of the one that was killed lies there, too.
+        wait_for(lambda: any(file.read_text() == str(driver.pid) for file in (folder / "saved").glob("*.lock")), driver)
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(io.StringIO()) as message:
+            patch.chdir(folder)
+            found["second"] = (main([*call, "--resume"]), message.getvalue(), driver.pid)
         wait_for(lambda: scored(records(folder / "results").get(8, {})) >= 1, driver)
         processes = psutil.Process(driver.pid).children(recursive=True)
         (worker,) = [process for process in processes if "ray::ImplicitFunc" in " ".join(process.cmdline())]
@@ -97,6 +102,16 @@ def test_a_sweep_that_was_begun_is_not_begun_again(killed):
     assert status == 2
     assert same
     assert "a sweep of 4 trials, 3 of them unfinished: go on by --resume" in message
+
+
+def test_the_same_sweep_twice_at_once(killed):
+    """The second names the first, which ends as if it were alone; the one that was killed holds nothing."""
+    status, message, process = killed["second"]
+    assert status == 2
+    assert f"the sweep of {next((killed['folder'] / 'results').glob('tiny-*/')).relative_to(killed['folder'])} is" in message
+    assert f"running already, in process {process} (saved/" in message
+    assert "wait until it ends, or end it" in message
+    assert not list((killed["folder"] / "saved").glob("*.lock"))
 
 
 def test_resume_repeats_no_trial_that_had_ended(killed):
