@@ -25,10 +25,11 @@ import numpy as np
 from hypothesis import strategies as st
 from tqdm import tqdm
 
+from recbole_tiger.catalogue.quantizers import QUANTIZERS
 from recbole_tiger.cli import main as command
 from recbole_tiger.report.results import read_results
 from recbole_tiger.settings.config import make_config
-from recbole_tiger.settings.properties import known_settings, property_file
+from recbole_tiger.settings.properties import defaults_of, known_settings, settings_of
 
 ITEMS, USERS, STEPS = 8, 5, 5
 # Of a model that trains in no time.
@@ -464,8 +465,13 @@ def usual():
     return make_config("TIGER", "ml-100k", {}).final_config_dict
 
 
-def near(value):
-    """Values of the kind of one that a setting has."""
+def near(key):
+    """Values of the kind that a setting has."""
+    value, setting = usual().get(key), settings_of("TIGER").get(key)
+    if setting and " or " in (setting.kind or ""):
+        return st.sampled_from(setting.kind.split(" or "))
+    if key == "quantizer":
+        return st.sampled_from(list(QUANTIZERS))
     if isinstance(value, bool):
         return st.booleans()
     if isinstance(value, int):
@@ -482,11 +488,11 @@ def near(value):
 @st.composite
 def of_settings(draw):
     """Some settings with values of the kind that they have, or any, as a dict; and as YAML, some of it edited."""
-    own = [key for key in property_file("model", "TIGER") if key not in LEFT_OUT]
+    own = [key for key in defaults_of("TIGER") if key not in LEFT_OUT]
     keys = st.sampled_from([*own * 4, *sorted(known_settings() - LEFT_OUT), "on", "1", "epoch", "neg_sampling"])
     chosen = {}
     for key in draw(st.lists(keys, min_size=1, max_size=3, unique=True)):
-        chosen[key] = draw(near(usual()[key]) if key in usual() and not draw(one_in(6)) else VALUES)
+        chosen[key] = draw(VALUES if draw(one_in(4)) else near(key))
     text = "".join(f"{key}: {json.dumps(value)}\n" for key, value in chosen.items())
     return chosen, draw(edited(text)) if draw(one_in(3)) else text
 

@@ -23,25 +23,19 @@ from recbole.data import create_dataset
 from recbole.model.sequential_recommender import SASRec
 from recbole.utils import get_model
 
-from recbole_tiger import (
-    Recommender,
-    SemanticIDs,
-    catalogue,
-    checkpoint,
-    encoder,
-    experiment,
-    results,
-    run_recbole,
-    semantic_ids,
-)
+from recbole_tiger import Recommender, SemanticIDs, run_recbole
+from recbole_tiger.catalogue import catalogue, encoder, semantic_ids
 from recbole_tiger.catalogue.item_text import read_item_text
 from recbole_tiger.cli import main
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import locked, whole_file
 from recbole_tiger.model.tiger import TIGER
+from recbole_tiger.report import results
 from recbole_tiger.report.results import read_results
+from recbole_tiger.runs import experiment
 from recbole_tiger.settings.config import make_config
 from recbole_tiger.settings.identity import run_key
+from recbole_tiger.training import checkpoint
 from recbole_tiger.training.checkpoint import load_checkpoint, save_checkpoint
 from tests.conftest import N_ITEMS, read_sequences, small_settings, write_dataset
 from tests.test_command_line import arguments, files_under, rows_of
