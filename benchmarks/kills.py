@@ -96,7 +96,8 @@ def kill(name, url, seconds, expected, draw):
             return None
         where = f"{name}, {number.name}"
         assert process.returncode in SIGNALS[number], f"{where}: status {process.returncode}: {err[-2000:]}"
-        assert number == signal.SIGKILL or "Traceback" not in err, f"{where}: {err[-2000:]}"
+        # While Python reads the package, before there is a command, Ctrl-C is Python's.
+        assert "in main\n" not in err, f"{where}: {err[-2000:]}"
         again = begin(name, folder, url)
         err = again.communicate(timeout=600)[1]
         assert again.returncode == 0, f"{where}, then again: status {again.returncode}: {err[-2000:]}"

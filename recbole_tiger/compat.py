@@ -271,7 +271,12 @@ def download_in_one_process(module):
                     return
                 with whole_folder(path) as temporary:
                     self.dataset_path = str(temporary)
-                    original(self)
+                    try:
+                        original(self)
+                    except RuntimeError as error:  # RecBole's one word for all that ends a transfer, as a full disk
+                        if isinstance(error.__context__, OSError):
+                            raise error.__context__ from error
+                        raise
         except TigerError:
             raise
         except (OSError, ValueError, RuntimeError, HTTPException, zipfile.BadZipFile) as error:

@@ -20,6 +20,7 @@ from recbole_tiger.cli import main
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import locked
 from recbole_tiger.settings.config import make_config
+from tests.test_bad_input import full_disk, limit
 from tests.test_command_line import files_under
 
 # Written by hand: what the originals below have to become.
@@ -297,6 +298,47 @@ def test_half_of_a_dataset_is_not_there_already(originals):
     Path("data/amazon-beauty/amazon-beauty.item").unlink()
     with pytest.raises(TigerError, match=r"data/amazon-beauty has no amazon-beauty.item: move the folder away"):
         download_amazon("amazon-beauty", "data", str(originals), amazon=SMALL)
+
+
+# --- a disk without room ---
+
+
+def test_no_room_for_what_comes(big, tmp_path):
+    """What there is room for stays, and the next call goes on from there."""
+    folder, content = big
+    with served(folder) as (server, url):
+        with (
+            limit(300_000),
+            pytest.raises(TigerError, match=r"cannot write .*/got.gz.part: .*; make room or"),
+        ):
+            fetch(f"{url}/big.gz", tmp_path / "got.gz")
+        assert not (tmp_path / "got.gz").exists()
+        have = (tmp_path / "got.gz.part").stat().st_size
+        assert 0 < have <= 300_000
+        fetch(f"{url}/big.gz", tmp_path / "got.gz")
+        assert server.asked == [None, f"bytes={have}-"]
+    assert (tmp_path / "got.gz").read_bytes() == content
+
+
+@pytest.mark.parametrize("name", ["amazon-beauty.inter", "amazon-beauty.item", "reviews_Beauty_5.json.gz.part.json"])
+def test_no_room_for_what_is_made(originals, name):
+    with served(originals) as (_, url):
+        with full_disk(name, 30), pytest.raises(TigerError, match=rf"cannot write data/.*{name}: .*; make room or choose"):
+            download_amazon("amazon-beauty", "data", url, amazon=SMALL)
+        assert not any(file.name.startswith((".", "amazon-beauty")) for file in Path("data").iterdir())
+        download_amazon("amazon-beauty", "data", url, amazon=SMALL)
+    assert Path("data/amazon-beauty/amazon-beauty.inter").read_text() == INTER
+
+
+def test_no_room_for_what_recbole_fetches(tmp_path, monkeypatch, capsys):
+    (tmp_path / "official").mkdir()
+    with zipfile.ZipFile(tmp_path / "official" / "mine.zip", "w") as made:
+        made.writestr("mine.inter", INTER)
+    monkeypatch.setattr(Dataset, "_get_download_url", lambda self, file, allow_none=False: f"{url}/mine.zip")
+    with served(tmp_path / "official") as (_, url), full_disk("data/mine", 100):
+        assert main(["download", "--dataset=mine", "--data_path=data"]) == 2
+    assert "error: cannot write data/mine: " in capsys.readouterr().err
+    assert not list(Path("data").iterdir())
 
 
 # --- transfers ---
