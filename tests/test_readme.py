@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.originals import served, write_published_size
 from recbole_tiger.catalogue.quantizers import QUANTIZERS
 from recbole_tiger.cli import main
 from recbole_tiger.model import MODELS
 from recbole_tiger.settings.properties import defaults_of, protocol
-from tests.originals import served, write_published_size
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
