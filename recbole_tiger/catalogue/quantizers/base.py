@@ -15,9 +15,9 @@ class Quantizer:
     ``reconstruct(codes)`` if it reconstructs: codes [n, levels] -> float tensor [n, dim], in the space of ``x``.
 
     Attributes:
-        learnt: dict of name -> tensor, all that :meth:`encode` and ``reconstruct`` need beside the settings; ``mean``, of the
-            embeddings, is among them. Empty before :meth:`fit`. Assigned to a new quantizer of the same settings, it restores
-            the fitted one.
+        learnt: dict of name -> tensor, all that :meth:`encode` and ``reconstruct`` need beside the settings; ``mean``, of
+            the embeddings, is among them. Empty before :meth:`fit`. Assigned to a new quantizer of the same settings, it
+            restores the fitted one.
     """
 
     # To be raised with every change by which the same settings make other codes: cached semantic IDs count no longer then.
@@ -75,10 +75,10 @@ class Quantizer:
         self.learnt = {name: tensor.to(device) for name, tensor in self.learnt.items()}
 
     def judged(self, statistics):
-        """Levels, from 0, whose codes have to be used evenly; all but those that have fewer items left to tell apart than codes.
+        """Levels, from 0, whose codes have to be used evenly: up to where fewer items are left to tell apart than codes.
 
         Args:
-            statistics: of :class:`SemanticIDs`.
+            statistics: of the SemanticIDs.
         """
         left = [statistics["items"] - apart for apart in (0, *statistics["distinct_prefixes"])]
         return list(takewhile(lambda level: left[level] >= self.widths[level], range(len(self.widths))))
@@ -94,8 +94,8 @@ class Arbitrary(Quantizer):
             TigerError: always.
         """
         raise TigerError(
-            f"{type(self).__name__} gives codes that say nothing of the embeddings, so that new items get none from it; train "
-            f"anew with these items, or with a quantizer that reads embeddings, as rq_vae"
+            f"{type(self).__name__} gives codes that say nothing of the embeddings, so that new items get none from it; "
+            f"train anew with these items, or with a quantizer that reads embeddings, as rq_vae"
         )
 
     def judged(self, statistics):

@@ -44,8 +44,8 @@ class OPQ(Quantizer):
         dim = x.shape[1]
         if dim % self.codebook_depth:
             raise TigerError(
-                f"quantizer opq cuts the embeddings, of width {dim}, into codebook_depth {self.codebook_depth} slices of equal "
-                f"width: choose a codebook_depth that divides {dim}"
+                f"quantizer opq cuts the embeddings, of width {dim}, into codebook_depth {self.codebook_depth} slices of "
+                f"equal width: choose a codebook_depth that divides {dim}"
             )
         generator = torch.Generator().manual_seed(seed)
         mean = x.mean(dim=0)

@@ -8,7 +8,6 @@ from recbole_tiger.catalogue.quantizers.rq_vae import RQVAE
 class VQ(RQVAE):
     """One code an item; the settings are those of :class:`RQVAE` without ``codebook_depth``."""
 
-    REVISION = 1
     # The settings are read off the signature.
     __signature__ = inspect.Signature(
         [parameter for name, parameter in inspect.signature(RQVAE).parameters.items() if name != "codebook_depth"]
