@@ -30,12 +30,8 @@ class HierarchicalKMeans(Quantizer):
 
     def __init__(self, *, hierarchical_branches, hierarchical_leaf_size, kmeans_iterations, kmeans_sample):
         super().__init__()
-        for name, value, least in (
-            ("hierarchical_branches", hierarchical_branches, 2),
-            ("hierarchical_leaf_size", hierarchical_leaf_size, 1),
-        ):
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise TigerError(f"{name} has to be a whole number from {least} up, not {value!r}")
+        if hierarchical_branches < 2:
+            raise TigerError(f"hierarchical_branches {hierarchical_branches} splits nothing; give 2 or more")
         if kmeans_sample < hierarchical_branches:
             raise TigerError(
                 f"kmeans_sample {kmeans_sample} is less than hierarchical_branches {hierarchical_branches}; raise it"
