@@ -4,7 +4,7 @@ import torch
 from tqdm import tqdm
 
 from recbole_tiger.catalogue.quantizers.base import Quantizer
-from recbole_tiger.catalogue.quantizers.kmeans import assign, lloyd, seed_centroids
+from recbole_tiger.catalogue.quantizers.kmeans import assign, lloyd, means, seed_centroids
 from recbole_tiger.errors import TigerError
 
 # Turns of rotation and codebooks; the error hardly falls after them.
@@ -57,8 +57,9 @@ class OPQ(Quantizer):
         codebooks = [seed_centroids(part, self.codebook_size, generator) for part in self._slices(rows @ rotation)]
         for _ in tqdm(range(TURNS), desc="OPQ turn", disable=not show_progress):
             slices = self._slices(rows @ rotation)
-            codebooks = [lloyd(part, codebook, 1) for part, codebook in zip(slices, codebooks, strict=True)]
-            coded = [codebook[assign(part, codebook)[0]] for part, codebook in zip(slices, codebooks, strict=True)]
+            labels = [assign(part, codebook)[0] for part, codebook in zip(slices, codebooks, strict=True)]
+            codebooks = [means(part, of_part, self.codebook_size)[0] for part, of_part in zip(slices, labels, strict=True)]
+            coded = [codebook[of_part] for codebook, of_part in zip(codebooks, labels, strict=True)]
             rotation = nearest_rotation(rows, torch.cat(coded, dim=1))
         slices = self._slices(rows @ rotation)
         codebooks = [lloyd(part, codebook, self.iterations) for part, codebook in zip(slices, codebooks, strict=True)]
