@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from recbole_tiger import Recommender
+from recbole_tiger.catalogue.quantizers import QUANTIZERS
 from recbole_tiger.cli import main
 from recbole_tiger.model import MODELS
 from recbole_tiger.runs import experiment
@@ -118,3 +119,20 @@ def test_a_killed_run_ends_as_one_that_was_not(name, settings, monkeypatch):
     assert [epoch["valid_result"] for epoch in result["epoch_log"]] == [
         epoch["valid_result"] for epoch in expected["epoch_log"]
     ]
+
+
+@pytest.mark.parametrize("recipe", ["TIGER", "TIGER-text"])
+@pytest.mark.parametrize("quantizer", list(QUANTIZERS))
+def test_every_quantizer_serves_tiger(name, settings, recipe, quantizer):
+    if name != "TIGER":
+        pytest.skip("the quantizers are those of TIGER")
+    more = {"quantizer": quantizer, "codebook_size": 8, "rq_vae_steps": 150, "rq_vae_warmup_steps": 50, "epochs": 1}
+    result, file = trained(recipe, settings, **more)
+    recommender = Recommender.load(file, "cpu")
+    assert len(recommender.semantic_ids.items) == 60
+    depth = {"atomic": 1, "string": 2, "vq": 1, "hierarchical_kmeans": recommender.semantic_ids.depth}.get(quantizer, 2)
+    assert recommender.semantic_ids.depth == depth
+    assert result["semantic_ids"]["items"] == 60
+    beam = recommender.recommend(["i3", "i9"], k=60, beam_size=60)
+    exact = {row["item"]: row["score"] for row in recommender.recommend(["i3", "i9"], k=60, scoring="exact")}
+    assert {row["item"]: row["score"] for row in beam} == pytest.approx(exact, abs=1e-4)
