@@ -69,7 +69,8 @@ class OPQ(Quantizer):
     def _slices(self, rotated):
         return [part.contiguous() for part in rotated.chunk(self.codebook_depth, dim=1)]
 
-    def _codes(self, x):
+    def encode_part(self, x):
+        """Codes of some rows."""
         slices = self._slices((x - self.learnt["mean"]) @ self.learnt["rotation"])
         parts = zip(slices, self.learnt["codebooks"], strict=True)
         return torch.stack([assign(part, codebook)[0] for part, codebook in parts], dim=1)
