@@ -24,8 +24,9 @@ from recbole.model.sequential_recommender import SASRec
 from recbole.utils import get_model
 
 from recbole_tiger import Recommender, SemanticIDs, run_recbole
-from recbole_tiger.catalogue import catalogue, encoder, semantic_ids
+from recbole_tiger.catalogue import encoder, semantic_ids
 from recbole_tiger.catalogue.item_text import read_item_text
+from recbole_tiger.catalogue.quantizers.rq_kmeans import RQKMeans
 from recbole_tiger.cli import main
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import locked, whole_file
@@ -1138,7 +1139,7 @@ def test_cached_semantic_ids_of_another_revision(settings, monkeypatch):
     caches = Path(settings["cache_dir"])
     first = built(settings)[2].network.codes
     (cache,) = caches.glob("semantic-ids-*.tsv")
-    monkeypatch.setattr(catalogue, "REVISION", catalogue.REVISION + 1)
+    monkeypatch.setattr(RQKMeans, "REVISION", RQKMeans.REVISION + 1)
     ids = SemanticIDs.load(cache)
     SemanticIDs(ids.items, ids.codes[::-1].copy()).save(cache)  # as earlier code may have made them
     assert torch.equal(built(settings)[2].network.codes, first)
