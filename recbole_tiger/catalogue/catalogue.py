@@ -172,7 +172,7 @@ def make_catalogue(config, items, embedded):
             if not of_text or len(set(map(bytes, embeddings))) == len(set(texts)):
                 raise
             longest = load_encoder(config["text_encoder"], "cpu").max_seq_length
-            raise TigerError(
+            raise CollapseError(
                 f"{error}; they do, but {config['text_encoder']} reads the first {longest} tokens of a text: name what "
                 f"differs first in text_fields, or another text_encoder"
             ) from error
