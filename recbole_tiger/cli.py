@@ -1,4 +1,4 @@
-"""The command line: recbole-tiger run | compare | tokenize | tune | recommend | leaderboard | download."""
+"""The command line: recbole-tiger run | compare | tokenize | tune | recommend | add-items | leaderboard | download."""
 
 import argparse
 import io
@@ -8,7 +8,7 @@ import sys
 import threading
 import warnings
 
-from recbole_tiger.commands import compare, download, leaderboard, recommend, run, tokenize, tune
+from recbole_tiger.commands import add_items, compare, download, leaderboard, recommend, run, tokenize, tune
 from recbole_tiger.commands.shared import add_plugins, names
 from recbole_tiger.errors import TigerError
 from recbole_tiger.registry import import_file
@@ -21,6 +21,7 @@ COMMANDS = {
     "tokenize": tokenize,
     "tune": tune,
     "recommend": recommend,
+    "add-items": add_items,
     "leaderboard": leaderboard,
     "download": download,
 }

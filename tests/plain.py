@@ -36,9 +36,10 @@ def small_network(seed=0, n_items=30, codes=None, **changes):
         "history_bias": False,
         **changes,
     }
-    text = torch.randn(len(codes), 7, generator=generator) if settings.pop("text", False) else None
+    text = torch.randn(len(codes) - 1, 7, generator=generator) if settings.pop("text", False) else None
+    widths = (codes.max(dim=0).values + 1).tolist()
     torch.manual_seed(seed)
-    network = make_network(codes, text, settings).eval()
+    network = make_network(codes, widths, text, settings).eval()
     with torch.no_grad():
         for parameter in network.parameters():
             if parameter.abs().sum() == 0:

@@ -55,7 +55,9 @@ def shortened(line, folder, official):
         return [*arguments, f"--source={official}"]
     if arguments[0] == "leaderboard":
         return arguments
-    if arguments[0] == "recommend":
+    if arguments[0] == "add-items":
+        (folder / "new.item").write_text("item_id:token\tmovie_title:token_seq\nnew\tThe New One\n")
+    if arguments[0] in ("recommend", "add-items"):
         newest = max((folder / "saved").glob("TIGER-*.pth"), key=lambda file: file.stat().st_mtime)
         return [f"--checkpoint={newest}" if part.startswith("--checkpoint=") else part for part in arguments]
     if arguments[0] == "tune":

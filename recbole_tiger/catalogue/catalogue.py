@@ -11,8 +11,8 @@ import torch
 from recbole_tiger.catalogue.encoder import encode, load_embeddings, load_encoder
 from recbole_tiger.catalogue.item_text import text_of_items
 from recbole_tiger.catalogue.quantizers import QUANTIZERS, make_quantizer, quantizer_settings
-from recbole_tiger.catalogue.quantizers.base import Quantizer
 from recbole_tiger.catalogue.semantic_ids import SemanticIDs, add_collision_level
+from recbole_tiger.catalogue.tokenizer import Tokenizer
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import read_arrays, whole_file, write_arrays
 
@@ -30,14 +30,13 @@ class Catalogue:
         titles: list of n_items strings.
         semantic_ids: SemanticIDs; item i + 1 of RecBole is its row i.
         embeddings: float32 array [n_items, dim], or None where neither the codes nor the model need them.
-        quantizer: the fitted Quantizer that made the codes, or None where they come from a file, or from a cache that an
-            earlier version wrote.
+        tokenizer: what made the codes, or None where they come from a file.
     """
 
     titles: list
     semantic_ids: SemanticIDs
     embeddings: np.ndarray | None
-    quantizer: Quantizer | None = None
+    tokenizer: Tokenizer | None = None
 
     @property
     def items(self):
@@ -87,7 +86,7 @@ def quantize(config, items, embeddings):
         items: their tokens. embeddings: float32 array [n_items, dim].
 
     Returns:
-        SemanticIDs; Quantizer, or None where an earlier version cached the IDs alone.
+        SemanticIDs, Quantizer.
 
     Raises:
         TigerError: a codebook has collapsed, or a cache is damaged.
@@ -99,13 +98,11 @@ def quantize(config, items, embeddings):
     digest.update(np.ascontiguousarray(embeddings))
     cache = Path(config["cache_dir"]) / f"semantic-ids-{digest.hexdigest()[:20]}.tsv"
     learnt = cache.with_suffix(".npz")
-    if cache.is_file():
+    if cache.is_file() and learnt.is_file():
         try:
             semantic_ids = SemanticIDs.load(cache).reordered(items, cache)
         except TigerError as error:
             raise TigerError(f"the cached semantic IDs are damaged ({error}): delete {cache}") from error
-        if not learnt.is_file():
-            return semantic_ids, None
         remedy = f"delete it and {cache}"
         quantizer.learnt = {name: torch.from_numpy(array) for name, array in read_arrays(learnt, remedy=remedy).items()}
         return semantic_ids, quantizer
@@ -160,7 +157,7 @@ def make_catalogue(config, items, embedded):
     check_sizes(config, len(items))
     of_text = embedded and not config["item_embeddings"]
     texts, titles = text_of_items(config, items, of_text)
-    own_ids, quantizer = config["semantic_ids"], None
+    own_ids, tokenizer = config["semantic_ids"], None
     if own_ids:
         semantic_ids = SemanticIDs.load(own_ids).reordered(items, own_ids)
         check_codes(semantic_ids, own_ids)
@@ -168,6 +165,7 @@ def make_catalogue(config, items, embedded):
     if not own_ids:
         try:
             semantic_ids, quantizer = quantize(config, items, embeddings)
+            tokenizer = Tokenizer.of(config, quantizer)
         except CollapseError as error:
             if not of_text or len(set(map(bytes, embeddings))) == len(set(texts)):
                 raise
@@ -176,4 +174,4 @@ def make_catalogue(config, items, embedded):
                 f"{error}; they do, but {config['text_encoder']} reads the first {longest} tokens of a text: name what "
                 f"differs first in text_fields, or another text_encoder"
             ) from error
-    return Catalogue(titles, semantic_ids, embeddings, quantizer)
+    return Catalogue(titles, semantic_ids, embeddings, tokenizer)

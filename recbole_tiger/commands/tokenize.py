@@ -75,8 +75,8 @@ def _kept(catalogue, config):
     if len(codes) > QUERIES:
         told += f", of {QUERIES:,} items drawn"
     rows = [[name, round(share, 4), told] for name, share in zip(names, shares, strict=False)]
-    if catalogue.quantizer and catalogue.quantizer.reconstruct:
-        error = reconstruction_error(catalogue.quantizer, codes, embeddings)
+    if catalogue.tokenizer and catalogue.tokenizer.quantizer.reconstruct:
+        error = reconstruction_error(catalogue.tokenizer.quantizer, codes, embeddings)
         rows.append(["reconstruction_error", round(error, 4), "squared, relative to that of the mean embedding"])
     return rows
 

@@ -5,11 +5,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 
 from recbole_tiger.catalogue.catalogue import Catalogue
-from recbole_tiger.catalogue.semantic_ids import SemanticIDs
+from recbole_tiger.catalogue.semantic_ids import SemanticIDs, add_collision_level
 from recbole_tiger.errors import TigerError
 from recbole_tiger.model.draw import Draw
 
@@ -57,6 +58,7 @@ class SemanticIDModel(SequentialRecommender):
         scorings: of the class, the ways in which it finds the best items, the usual one first.
         codes_name: of the class, the name of its codes in the checkpoint, int tensor [n_items + 1, levels].
         collision_level: whether the last of these levels is the collision level.
+        tokenizer: what gives new items their codes, of :meth:`~recbole_tiger.catalogue.tokenizer.Tokenizer.state`; or None.
         n_user_tokens: rows of the table of hashed users; 0 for none.
     """
 
@@ -68,12 +70,14 @@ class SemanticIDModel(SequentialRecommender):
     codes_name = "codes"
     n_user_tokens = 0
     collision_level = True
-    other_parameter_name = ["items", "titles", "revision", "collision_level"]
+    other_parameter_name = ["items", "titles", "revision", "collision_level", "tokenizer"]
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
         self.USER_ID = config["USER_ID_FIELD"]
         self.items, self.titles = list(dataset.catalogue.items), list(dataset.catalogue.titles)
+        tokenizer = dataset.catalogue.tokenizer
+        self.tokenizer = None if tokenizer is None else tokenizer.state()
 
     # --- what is asked of the class, before there is a model ---
 
@@ -150,6 +154,32 @@ class SemanticIDModel(SequentialRecommender):
         return Catalogue(other["titles"], table_of(other["items"], codes, other["collision_level"]), None)
 
     @classmethod
+    def with_items(cls, state, items, titles, codes, embeddings):
+        """The checkpoint of the same model with new items behind the old ones; the codes of these stay.
+
+        Args:
+            state: of :func:`~recbole_tiger.training.checkpoint.load_checkpoint`.
+            items, titles: lists of n strings.
+            codes: int64 array [n, levels] without the collision level. embeddings: float32 array [n, dim].
+
+        Returns:
+            a state of the same form, with what :meth:`from_checkpoint` needs.
+        """
+        old, other = cls.catalogue_of(state), state["other_parameter"]
+        joined = add_collision_level(np.concatenate([old.semantic_ids.codes[:, :-1], codes]))
+        if (joined[: len(old.items)] != old.semantic_ids.codes).any():
+            raise TigerError("the items of a group are not numbered in their order: these IDs take no new items")
+        return {
+            "config": state["config"],
+            "state_dict": {**state["state_dict"], cls.codes_name: F.pad(torch.from_numpy(joined), (0, 0, 1, 0))},
+            "other_parameter": {
+                **other,
+                "items": [*other["items"], *items],
+                "titles": [*other["titles"], *titles],
+            },
+        }
+
+    @classmethod
     def from_checkpoint(cls, state, device):
         """The model of a checkpoint, without the dataset's files; users are those of the table of hashed users alone.
 
@@ -165,6 +195,7 @@ class SemanticIDModel(SequentialRecommender):
         )
         model = cls(config, dataset).to(device)
         model.load_state_dict(state["state_dict"])
+        model.load_other_parameter(state["other_parameter"])
         return model.eval()
 
     def semantic_ids(self):

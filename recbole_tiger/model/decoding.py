@@ -261,5 +261,5 @@ def log_probs_of_levels(net, memory, items):
     for level in range(net.levels):
         logits, of_history, own = net.softmax.choices(hidden[:, :, level], level, items, memory.items.unsqueeze(1))
         logits = logits if of_history is None else logits + of_history
-        parts.append(logits.log_softmax(dim=-1).gather(-1, own.unsqueeze(-1)))
+        parts.append(net.softmax.log_softmax(logits, level).gather(-1, own.unsqueeze(-1)))
     return torch.cat(parts, dim=-1)

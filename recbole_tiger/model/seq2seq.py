@@ -8,16 +8,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from recbole_tiger.catalogue.quantizers.kmeans import means
+from recbole_tiger.catalogue.quantizers.rq_vae import mean_and_scale, scaled
 from recbole_tiger.model.layers import MASKED, Attention, DecoderLayer, Dropout, EncoderLayer, FeedForward, RelativeBias
 from recbole_tiger.model.softmax import PREFIX_GAIN, PREFIX_SCALE
 
 # Standard deviation of what the text gives to the first embeddings of codes: enough to be heard beside the layers' outputs.
 TEXT_SCALE = 0.5
-
-
-def widths_of(codes):
-    """Number of codes of each level, up to the largest that an item has; ``codes`` int tensor [n_items + 1, levels]."""
-    return (codes[1:].max(dim=0).values + 1).tolist()
 
 
 class Memory(NamedTuple):
@@ -38,12 +34,15 @@ class TextInput(nn.Module):
     """What an item's text adds to its tokens in the encoder.
 
     Args:
-        embeddings: float tensor [n_items + 1, dim], standardised; row 0 is padding.
+        embeddings: float tensor [n_items, dim].
     """
 
     def __init__(self, embeddings, hidden_size):
         super().__init__()
-        self.register_buffer("embeddings", embeddings)
+        mean, scale = mean_and_scale(embeddings)
+        self.register_buffer("mean", mean)
+        self.register_buffer("scale", scale)
+        self.register_buffer("embeddings", F.pad(scaled(embeddings, mean, scale), (0, 0, 1, 0)))
         self.projection = nn.Linear(embeddings.shape[1], hidden_size)
 
     def forward(self, items):
@@ -66,7 +65,7 @@ class Seq2Seq(nn.Module):
 
     Args:
         codes: int tensor [n_items + 1, levels]; row 0 is padding, row i the semantic ID of RecBole's item i.
-        trie: of the same codes.
+        trie: of the same codes. widths: codes of each level.
         sizes: :class:`~recbole_tiger.model.layers.Sizes` of a layer.
         softmax: :class:`~recbole_tiger.model.softmax.FullSoftmax` or ``TrieSoftmax``; where it has embeddings of prefixes,
             these are added to those of the codes in the encoder, too.
@@ -83,6 +82,7 @@ class Seq2Seq(nn.Module):
         self,
         codes,
         trie,
+        widths,
         sizes,
         softmax,
         *,
@@ -98,7 +98,7 @@ class Seq2Seq(nn.Module):
     ):
         super().__init__()
         self.levels = codes.shape[1]
-        self.widths = widths_of(codes)
+        self.widths = widths
         self.bidirectional, self.token_per_item = bidirectional, token_per_item
         self.code_dropout_prob = code_dropout_prob
         self.register_buffer("codes", codes)

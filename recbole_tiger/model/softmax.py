@@ -128,6 +128,7 @@ class FullSoftmax(nn.Module):
     def __init__(self, codes, widths, hidden_size):
         super().__init__()
         self.register_buffer("codes", codes, persistent=False)
+        self.register_buffer("trained", torch.ones(widths[-1], dtype=torch.bool))  # which codes of the last level are
         self.classifiers = nn.ModuleList(nn.Linear(hidden_size, width) for width in widths)
 
     def choices(self, hidden, level, items, history):
@@ -155,8 +156,18 @@ class FullSoftmax(nn.Module):
         Returns:
             float32 tensor [rows, n], -inf where there is no such node.
         """
-        log_probs = self.classifiers[level](hidden).float().log_softmax(dim=-1).gather(-1, codes)
+        log_probs = self.log_softmax(self.classifiers[level](hidden).float(), level).gather(-1, codes)
         return log_probs.masked_fill(~exists, -torch.inf)
+
+    def log_softmax(self, logits, level):
+        """Log-probabilities of the logits of :meth:`choices`.
+
+        Numbers of the collision level that came after training have a logit and no share of the sum, so that the
+        probabilities of the others stay what they were.
+        """
+        if level < len(self.classifiers) - 1:
+            return logits.log_softmax(dim=-1)
+        return logits - logits.masked_fill(~self.trained, -torch.inf).logsumexp(dim=-1, keepdim=True)
 
 
 class TrieSoftmax(nn.Module):
@@ -188,6 +199,10 @@ class TrieSoftmax(nn.Module):
         logits = self._logits(hidden, level, child, codes, exists)
         if self.history_bias is not None:
             logits = logits + self.history_bias(level, child, exists, history)
+        return logits.log_softmax(dim=-1)
+
+    def log_softmax(self, logits, level):
+        """As :meth:`FullSoftmax.log_softmax`."""
         return logits.log_softmax(dim=-1)
 
     def _logits(self, hidden, level, child, codes, exists):

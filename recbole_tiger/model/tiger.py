@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from recbole.evaluator.register import metric_information
 
-from recbole_tiger.catalogue.quantizers.rq_vae import standardised
+from recbole_tiger.catalogue.quantizers.rq_vae import scaled, standardised
 from recbole_tiger.errors import TigerError
 from recbole_tiger.model.base import SemanticIDModel, user_slot
 from recbole_tiger.model.decoding import Allowed, beam_search, exact_scores, log_likelihood
 from recbole_tiger.model.draw import Draw
 from recbole_tiger.model.layers import Sizes
-from recbole_tiger.model.seq2seq import Seq2Seq, TextInput, UserToken, widths_of
+from recbole_tiger.model.seq2seq import Seq2Seq, TextInput, UserToken
 from recbole_tiger.model.softmax import FullSoftmax, HistoryBias, PrefixEmbedding, TrieSoftmax
 from recbole_tiger.model.trie import Trie
 
@@ -26,15 +26,35 @@ NETWORK = (
     *("n_layers", "n_decoder_layers", "MAX_ITEM_LIST_LENGTH", "encoder_tokens", "bidirectional_encoder", "n_user_tokens"),
     *("code_dropout_prob", "initializer_range", "trie_softmax", "prefix_embedding", "history_bias", *Sizes._fields),
 )
-# What a checkpoint calls the embeddings that the encoder reads.
+# What a checkpoint calls the embeddings that the encoder reads, and others of its weights.
 TEXT_NAME = "network.text.embeddings"
+CLASSIFIER = "network.softmax.classifiers.{}.weight"
+TRAINED, PREFIXES = "network.softmax.trained", "network.softmax.prefixes.table.weight"
 # What metrics look at that need a score of every item, as GAUC does.
 WHOLE = {"rec.meanrank", "rec.score", "data.label"}
 
 
-def standardised_text(embeddings):
-    """Item embeddings [n_items, dim], standardised as RQ-VAE's, and a row of zeros for padding before them."""
-    return F.pad(standardised(torch.from_numpy(embeddings)), (0, 0, 1, 0))
+def widths_in(state_dict):
+    """Number of codes of each level of a checkpoint."""
+    return [state_dict[CLASSIFIER.format(level)].shape[0] for level in range(state_dict["network.codes"].shape[1])]
+
+
+def carried_over(table, codes, more_codes):
+    """Embeddings of the prefixes of a larger catalogue: those that were there keep theirs, new ones are zero.
+
+    Args:
+        table: float tensor [prefixes, hidden_size], of :class:`PrefixEmbedding`.
+        codes, more_codes: int tensors [n_items + 1, levels]; the larger one begins with the other.
+    """
+    before, after = Trie(codes), Trie(more_codes)
+    old, new = before.paths()[1:], after.paths()[1 : len(codes)]
+    sizes = [(before.n_nodes(level), after.n_nodes(level)) for level in range(1, before.levels)]
+    larger = table.new_zeros(sum(after for _, after in sizes), table.shape[1])
+    first, first_after = 0, 0
+    for level, (size, size_after) in enumerate(sizes, start=1):
+        larger[first_after + new[:, level]] = table[first + old[:, level]]
+        first, first_after = first + size, first_after + size_after
+    return larger
 
 
 def cross_entropy(logits, wanted, label_smoothing):
@@ -53,15 +73,15 @@ def cross_entropy(logits, wanted, label_smoothing):
     return (1 - label_smoothing) * loss + label_smoothing * spread.mean()
 
 
-def make_network(codes, text, settings):
+def make_network(codes, widths, text, settings):
     """The network of TIGER.
 
     Args:
-        codes: int tensor [n_items + 1, levels]; row 0 is padding.
-        text: float tensor [n_items + 1, dim] of standardised item embeddings for the encoder's input, or None.
+        codes: int tensor [n_items + 1, levels]; row 0 is padding. widths: list of the number of codes of each level.
+        text: float tensor [n_items, dim] of item embeddings for the encoder's input, or None.
         settings: those of NETWORK, by name.
     """
-    sizes, trie, widths = Sizes(*(settings[name] for name in Sizes._fields)), Trie(codes), widths_of(codes)
+    sizes, trie = Sizes(*(settings[name] for name in Sizes._fields)), Trie(codes)
     hidden_size, max_items, n_user_tokens = sizes.hidden_size, settings["MAX_ITEM_LIST_LENGTH"], settings["n_user_tokens"]
     if settings["trie_softmax"]:
         prefixes = PrefixEmbedding(trie, hidden_size) if settings["prefix_embedding"] else None
@@ -72,6 +92,7 @@ def make_network(codes, text, settings):
     return Seq2Seq(
         codes,
         trie,
+        widths,
         sizes,
         softmax,
         n_layers=settings["n_layers"],
@@ -155,21 +176,36 @@ class TIGER(SemanticIDModel):
         self.label_smoothing = config["label_smoothing"]
         self.n_user_tokens = config["n_user_tokens"]
         self.network_settings = {name: config[name] for name in NETWORK}
-        levels = catalogue.semantic_ids.levels
-        self.collision_level = levels.shape[1] > catalogue.semantic_ids.depth
-        codes = F.pad(torch.tensor(levels), (0, 0, 1, 0))
+        codes, widths = self._codes_of(catalogue)
         # IDs from a file come without embeddings, where the encoder reads none.
-        text = None if catalogue.embeddings is None else standardised_text(catalogue.embeddings)
-        self._build(codes, text if config["encoder_text"] else None)
+        text = None if catalogue.embeddings is None else torch.from_numpy(catalogue.embeddings)
+        self._build(codes, widths, text if config["encoder_text"] else None)
         if config["text_initializer"] and text is not None:
-            self.network.start_from_text(text)
+            self.network.start_from_text(F.pad(standardised(text), (0, 0, 1, 0)))
         if self.n_user_tokens:
             tokens = dataset.field2id_token[self.USER_ID]
             slots = torch.tensor([user_slot(token, self.n_user_tokens) for token in tokens])
             self.register_buffer("user_slots", slots, persistent=False)
 
-    def _build(self, codes, text):
-        self.network = make_network(codes, text, self.network_settings)
+    def _codes_of(self, catalogue):
+        """The codes to read, int tensor [n_items + 1, levels], and the number of codes of each level.
+
+        Levels are as wide as their codebooks, so that a code which no item has yet is like another. The collision level is
+        left out where the IDs have none.
+        """
+        codes = torch.tensor(catalogue.semantic_ids.codes)
+        widths = (codes.max(dim=0).values + 1).tolist()
+        if catalogue.tokenizer is None:
+            self.collision_level = widths[-1] > 1
+        else:
+            quantizer = catalogue.tokenizer.quantizer
+            self.collision_level = not quantizer.distinct
+            widths[:-1] = quantizer.widths
+        levels = len(widths) if self.collision_level else len(widths) - 1
+        return F.pad(codes[:, :levels], (0, 0, 1, 0)), widths[:levels]
+
+    def _build(self, codes, widths, text):
+        self.network = make_network(codes, widths, text, self.network_settings)
 
     def load_state_dict(self, state_dict, strict=True):
         """Load weights together with the codes that they were trained on.
@@ -184,10 +220,10 @@ class TIGER(SemanticIDModel):
             raise TigerError(
                 f"the checkpoint is of another dataset: {len(codes) - 1} items, here {len(self.network.codes) - 1}"
             )
-        own = self.network.codes
-        if codes.shape != own.shape or not torch.equal(codes.to(own.device), own):
+        own, widths = self.network.codes, widths_in(state_dict)
+        if widths != self.network.widths or codes.shape != own.shape or not torch.equal(codes.to(own.device), own):
             text = state_dict.get(TEXT_NAME)
-            self._build(codes.cpu(), None if text is None else text.cpu())
+            self._build(codes.cpu(), widths, None if text is None else text[1:].cpu())
             self.to(own.device)
         try:
             return super().load_state_dict(state_dict, strict)
@@ -210,6 +246,31 @@ class TIGER(SemanticIDModel):
         """The model of a checkpoint, as :meth:`SemanticIDModel.from_checkpoint`."""
         state["config"]["text_initializer"] = False  # the weights are loaded over it
         return super().from_checkpoint(state, device)
+
+    @classmethod
+    def with_items(cls, state, items, titles, codes, embeddings):
+        """As :meth:`SemanticIDModel.with_items`.
+
+        A number of the collision level that no old item has gets the weights of the largest one that an old item has; with
+        the softmax over all codes it takes no probability from the others.
+        """
+        found = super().with_items(state, items, titles, codes, embeddings)
+        weights, before = found["state_dict"], state["state_dict"]["network.codes"]
+        more_codes, last = weights["network.codes"], before.shape[1] - 1
+        more = int(more_codes[:, -1].max()) + 1 - widths_in(state["state_dict"])[-1]
+        if more > 0:
+            classifier = CLASSIFIER.format(last)
+            for name in (classifier, classifier.replace("weight", "bias"), "network.code_embedding.weight"):
+                weights[name] = torch.cat([weights[name], weights[name][-1:].repeat_interleave(more, dim=0)])
+            if TRAINED in weights:
+                weights[TRAINED] = F.pad(weights[TRAINED], (0, more), value=False)
+        if PREFIXES in weights:
+            weights[PREFIXES] = carried_over(weights[PREFIXES].cpu(), before.cpu(), more_codes)
+        if TEXT_NAME in weights:
+            mean, scale = (weights[TEXT_NAME.replace("embeddings", name)].cpu() for name in ("mean", "scale"))
+            text = scaled(torch.from_numpy(embeddings), mean, scale)
+            weights[TEXT_NAME] = torch.cat([weights[TEXT_NAME].cpu(), text])
+        return found
 
     # --- training ---
 

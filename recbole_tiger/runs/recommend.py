@@ -4,10 +4,11 @@ import math
 
 import torch
 
+from recbole_tiger.catalogue.tokenizer import Tokenizer, read_new_items
 from recbole_tiger.errors import TigerError, check_number, named
 from recbole_tiger.model import MODELS
 from recbole_tiger.model.base import user_slot
-from recbole_tiger.training.checkpoint import load_checkpoint
+from recbole_tiger.training.checkpoint import load_checkpoint, save_checkpoint
 
 
 def padded(rows):
@@ -25,10 +26,11 @@ class Recommender:
         semantic_ids: their SemanticIDs.
     """
 
-    def __init__(self, model, device):
-        self.model, self.device = model.eval(), device
-        self.semantic_ids = model.semantic_ids()
-        self.items, self.titles = model.items, model.titles
+    def __init__(self, state, device):
+        self.model = MODELS[state["config"]["model"]].from_checkpoint(state, device)
+        self.state, self.device = state, device
+        self.semantic_ids = self.model.semantic_ids()
+        self.items, self.titles = self.model.items, self.model.titles
         self._row = {item: i for i, item in enumerate(self.items, start=1)}
         self._all = set(self._row.values())
 
@@ -52,9 +54,44 @@ class Recommender:
             raise TigerError(
                 f"{checkpoint} is a checkpoint of {name}, which reads no semantic IDs: give one of {' or '.join(MODELS)}"
             )
-        model = MODELS[name]
-        model.check_revision(state["other_parameter"], checkpoint)
-        return cls(model.from_checkpoint(state, device), device)
+        MODELS[name].check_revision(state["other_parameter"], checkpoint)
+        return cls(state, device)
+
+    def add_items(self, file, item_embeddings=None):
+        """A recommender of the same model that knows new items, too; the IDs of the others stay.
+
+        New items get codes from the tokenizer, and numbers behind the items that share these.
+
+        Args:
+            file: RecBole's item file of the new items.
+            item_embeddings: file of their embeddings, for a model that was trained on such a file.
+
+        Returns:
+            Recommender.
+
+        Raises:
+            TigerError: the model keeps no tokenizer, or the file does not fit: an item is there already or has no text, or
+                embeddings have another width.
+        """
+        config, other = self.state["config"], self.state["other_parameter"]
+        if other["tokenizer"] is None:
+            raise TigerError(
+                "this model reads semantic IDs from a file and keeps no tokenizer, which gives new items theirs: add them "
+                "to the file and train anew"
+            )
+        tokenizer = Tokenizer.from_state(other["tokenizer"])
+        own = tokenizer.made_by["item_embeddings"] is not None
+        items, texts, titles = read_new_items(file, config, text_needed=not own)
+        there = [item for item in items if item in self._row]
+        if there:
+            raise TigerError(f"{len(there)} items of {file} are in the catalogue already: {named(there)}; leave them out")
+        embeddings = tokenizer.embed(texts, items, item_embeddings, self.device, config["cache_dir"])
+        model, codes = MODELS[config["model"]], tokenizer.encode(embeddings)
+        return Recommender(model.with_items(self.state, items, titles, codes, embeddings), self.device)
+
+    def save(self, checkpoint):
+        """Write a checkpoint, whole or not at all, which :meth:`load` reads."""
+        save_checkpoint(self.state, checkpoint)
 
     def recommend(
         self,

@@ -1,0 +1,196 @@
+"""New items get IDs from the tokenizer that a checkpoint keeps, and a trained model recommends them."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from recbole_tiger import Recommender
+from recbole_tiger.catalogue.semantic_ids import SemanticIDs
+from recbole_tiger.cli import main
+from recbole_tiger.errors import TigerError
+from recbole_tiger.model.trie import Trie
+from recbole_tiger.runs import experiment
+from tests.conftest import small_settings
+
+RECIPES = ["TIGER", "TIGER-trie", "TIGER-text"]
+HISTORIES = [["i3", "i9", "i15"], ["i7"], ["i1", "i2"]]
+
+
+@pytest.fixture(scope="module", params=RECIPES)
+def checkpoint(request, tmp_path_factory, data_path):
+    """That of a model trained on the embeddings of the items."""
+    folder = tmp_path_factory.mktemp(request.param)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        config = experiment.prepare(request.param, "tiny", {**small_settings(folder, data_path), "codebook_size": 6})
+        yield experiment.run(config, Path("results"))["checkpoint"]
+
+
+@pytest.fixture
+def recommender(checkpoint):
+    return Recommender.load(checkpoint, "cpu")
+
+
+def write_new(data_path, like, name="new", noise=0.0, items=None):
+    """An item file and embeddings of new items, each as that of an old one; returns their paths."""
+    with np.load(data_path / "tiny/embeddings.npz") as arrays:
+        row = {item: i for i, item in enumerate(arrays["items"].tolist())}
+        embeddings = arrays["embeddings"][[row[item] for item in like]]
+    items = items or [f"n{i}" for i in range(len(like))]
+    embeddings = embeddings + noise * np.random.default_rng(1).normal(size=embeddings.shape)
+    Path(f"{name}.item").write_text(
+        "\n".join(["item_id:token\ttitle:token", *(f"{item}\tNew {item}" for item in items)]) + "\n"
+    )
+    np.savez(f"{name}.npz", items=np.array(items), embeddings=embeddings)
+    return f"{name}.item", f"{name}.npz"
+
+
+def scores_of(recommender, history, k=None):
+    found = recommender.recommend(history, k=k or len(recommender.items), scoring="exact")
+    return {row["item"]: row["score"] for row in found}
+
+
+def test_new_items_are_numbered_behind_those_that_share_their_codes(recommender, data_path):
+    after = recommender.add_items(*write_new(data_path, ["i3", "i3", "i8"]))
+    old, new = recommender.semantic_ids, after.semantic_ids
+    assert new.items == (*old.items, "n0", "n1", "n2")
+    assert (new.codes[:60] == old.codes).all()
+    for item, like, behind in (("n0", "i3", 0), ("n1", "i3", 1), ("n2", "i8", 0)):
+        codes = new.codes[new.items.index(item)]
+        twins = [row for row in old.codes.tolist() if row[:-1] == old.codes[old.items.index(like)].tolist()[:-1]]
+        assert codes.tolist() == [*twins[0][:-1], len(twins) + behind]
+    assert after.titles[60:] == ["New n0", "New n1", "New n2"]
+
+
+def test_old_scores_stay_with_the_softmax_over_all_codes(recommender, data_path):
+    """Whatever new items there are; over the trie new items share the probability of their prefixes with old ones."""
+    after = recommender.add_items(*write_new(data_path, ["i3"] * 12 + ["i8"] * 3, noise=0.3))
+    largest = recommender.semantic_ids.codes[:, -1].max()
+    assert after.semantic_ids.codes[:, -1].max() > largest  # so that there are new numbers
+    for history in HISTORIES:
+        before, now = scores_of(recommender, history), scores_of(after, history)
+        if recommender.model.network.softmax.knows_only_children:
+            assert sum(math.exp(score) for score in now.values()) == pytest.approx(1, abs=1e-4)
+        else:
+            assert {item: now[item] for item in before} == pytest.approx(before, abs=1e-4)
+
+
+def test_a_beam_finds_new_items_and_reads_them(recommender, data_path):
+    after = recommender.add_items(*write_new(data_path, ["i3", "i9", "i20"]))
+    n_items = len(after.items)
+    for history in (["i3", "i9"], ["i3", "n0"], ["n1", "n2"]):
+        beam = {row["item"]: row["score"] for row in after.recommend(history, k=n_items, beam_size=n_items)}
+        assert {"n0", "n1", "n2"} <= set(beam)
+        assert beam == pytest.approx(scores_of(after, history), abs=1e-4)
+    # An item that is read as another one leads to the same list, but for what knows items of the history themselves.
+    if after.model.network.softmax.history_bias is None and after.model.network.softmax.prefixes is None:
+        weights = after.model.network.code_embedding.weight
+        with torch.no_grad():
+            weights[int(after.model.network.offsets[-1]) :] = 0  # the number within a group
+        assert scores_of(after, ["i3", "i9"]) == pytest.approx(scores_of(after, ["n0", "n1"]), abs=1e-4)
+
+
+def test_prefixes_are_carried_over(recommender, data_path):
+    prefixes = recommender.model.network.softmax.prefixes
+    if prefixes is None:
+        pytest.skip("this model has no embeddings of prefixes")
+    after = recommender.add_items(*write_new(data_path, ["i3", "i8", "i11"], noise=2.0))
+
+    def by_prefix(model):
+        network, found = model.network, {}
+        trie = Trie(network.codes)
+        for level in range(1, network.levels):
+            table = network.softmax.prefixes.table.weight[network.softmax.prefixes.rows(level)]
+            nodes = trie.paths()[1:, level].tolist()
+            pairs = zip(network.codes[1:].tolist(), nodes, strict=True)
+            found.update({tuple(codes[: level + 1]): table[node] for codes, node in pairs})
+        return found
+
+    old, new = by_prefix(recommender.model), by_prefix(after.model)
+    assert all(torch.equal(new[prefix], old[prefix]) for prefix in old)
+    assert len(new) > len(old)
+    assert not any(new[prefix].any() for prefix in new.keys() - old.keys())
+
+
+def test_what_is_saved_recommends_the_same(recommender, data_path, tmp_path):
+    after = recommender.add_items(*write_new(data_path, ["i3", "i9"]))
+    after.save("more.pth")
+    loaded = Recommender.load("more.pth", "cpu")
+    assert loaded.recommend(HISTORIES, k=20) == after.recommend(HISTORIES, k=20)
+    again = loaded.add_items(*write_new(data_path, ["i3"], name="later", items=["l0"]))
+    assert again.semantic_ids.codes[-1, -1] == after.semantic_ids.codes[-2, -1] + 1
+
+
+def test_the_command(checkpoint, data_path, capsys):
+    items, embeddings = write_new(data_path, ["i3", "i9"])
+    call = ["add-items", f"--checkpoint={checkpoint}", f"--items={items}", "--output=new/more.pth"]
+    assert main([*call, f"--item_embeddings={embeddings}"]) == 0
+    assert "2 new items behind 60: new/more.pth" in capsys.readouterr().out
+    assert main(["recommend", "--checkpoint=new/more.pth", "--history=n0,i3", "--k=62"]) == 0
+    assert "New n1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("item_id:token\ttitle:token\nn0\tNew\ni3\tOld\n", "1 items of new.item are in the catalogue already: i3"),
+        ("item_id:token\ttitle:token\nn0\tNew\nn0\tOther\n", "1 items have several rows: n0"),
+        ("item_id:token\ttitle:token\n", "has no items"),
+        ("sku:token\ttitle:token\nn0\tNew\n", "has no column item_id: it has sku, title"),
+        ("item_id:token\ttitle:token\nn9\tNew\n", "lacks 1 items of the dataset: n9"),
+    ],
+)
+def test_new_items_that_do_not_fit(recommender, data_path, content, said):
+    write_new(data_path, ["i3"])
+    Path("new.item").write_text(content)
+    with pytest.raises(TigerError, match=said):
+        recommender.add_items("new.item", "new.npz")
+
+
+def test_embeddings_that_do_not_fit(recommender, data_path):
+    items, embeddings = write_new(data_path, ["i3"])
+    np.savez("wide.npz", items=np.array(["n0"]), embeddings=np.ones((1, 5)))
+    with pytest.raises(TigerError, match=r"embeddings of width 5 do not fit a quantizer that was fitted on .* width 16"):
+        recommender.add_items(items, "wide.npz")
+    with pytest.raises(TigerError, match="give those of the new items by --item_embeddings"):
+        recommender.add_items(items)
+    with pytest.raises(TigerError, match=r"none\.item is no item file of RecBole's"):
+        recommender.add_items("none.item", embeddings)
+
+
+def test_codes_that_say_nothing_of_items_give_new_ones_none(settings, data_path):
+    config = experiment.prepare("TIGER", "tiny", {**settings, "quantizer": "atomic", "epochs": 1})
+    recommender = Recommender.load(experiment.run(config, Path("results"))["checkpoint"], "cpu")
+    with pytest.raises(TigerError, match="new items get none from it"):
+        recommender.add_items(*write_new(data_path, ["i3"]))
+
+
+def test_ids_from_a_file_take_no_new_items(settings, data_path):
+    ids = SemanticIDs([f"i{i}" for i in range(60)], np.array([[i // 10, i % 10, 0] for i in range(60)]))
+    ids.save("ids.tsv")
+    config = experiment.prepare("TIGER", "tiny", {**settings, "semantic_ids": "ids.tsv", "epochs": 1})
+    recommender = Recommender.load(experiment.run(config, Path("results"))["checkpoint"], "cpu")
+    with pytest.raises(TigerError, match="keeps no tokenizer"):
+        recommender.add_items(*write_new(data_path, ["i3"]))
+
+
+def test_new_texts_are_embedded_as_the_old_ones(settings):
+    changes = {"item_embeddings": None, "epochs": 1}
+    config = experiment.prepare("TIGER-text", "tiny", {**settings, **changes})
+    recommender = Recommender.load(experiment.run(config, Path("results"))["checkpoint"], "cpu")
+    text = Path(config["data_path"], "tiny.item").read_text().splitlines()
+    Path("new.item").write_text("\n".join([text[0], text[5].replace("i4\t", "copy\t", 1)]) + "\n")
+    after = recommender.add_items("new.item")
+    old = after.items.index("i4")
+    assert after.semantic_ids.codes[-1, :-1].tolist() == after.semantic_ids.codes[old, :-1].tolist()
+    embeddings = after.model.network.text.embeddings
+    torch.testing.assert_close(embeddings[-1], embeddings[old + 1], atol=1e-4, rtol=1e-4)
+    Path("new.item").write_text("item_id:token\ttitle:token\nbare\t\n")
+    with pytest.raises(TigerError, match=r"1 items have no text in new\.item"):
+        recommender.add_items("new.item")
+    with pytest.raises(TigerError, match="leave out item_embeddings"):
+        Path("new.item").write_text("item_id:token\ttitle:token\nfull\tSoap\n")
+        recommender.add_items("new.item", "any.npz")
