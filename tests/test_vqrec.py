@@ -103,7 +103,7 @@ def attend(layer, x):
 def history_vector(model, history):
     """The encoder's output at the last item of a history, of length one."""
     x = [
-        model.LayerNorm(item_vector(model, model.codes[item].tolist()) + model.position_embedding.weight[place])
+        model.LayerNorm(item_vector(model, model.digits[item].tolist()) + model.position_embedding.weight[place])
         for place, item in enumerate(history)
     ]
     for layer in model.trm_encoder.layer:
@@ -125,7 +125,7 @@ def test_fine_tuning_loss_by_hand():
     model = small_model().train()
     losses = []
     for history, target in zip(HISTORIES, TARGETS, strict=True):
-        scores = {item: score(model, history, model.codes[item].tolist()) for item in range(1, 31)}
+        scores = {item: score(model, history, model.digits[item].tolist()) for item in range(1, 31)}
         losses.append(math.log(sum(math.exp(value) for value in scores.values())) - scores[target])
     assert model.calculate_loss(rows(HISTORIES, TARGETS)).item() == pytest.approx(sum(losses) / 4, abs=1e-5)
 
@@ -135,13 +135,13 @@ def test_pretraining_loss_by_hand(monkeypatch):
     """Two rows have the same target, and the last has a synthetic item that is its target."""
     model = small_model(train_stage="pretrain").train()
     synthetic = torch.randint(8, (4, 4), generator=torch.Generator().manual_seed(5))
-    synthetic[3] = model.codes[TARGETS[3]]
+    synthetic[3] = model.digits[TARGETS[3]]
     monkeypatch.setattr(model, "redraw", lambda codes: synthetic)
     losses = []
     for row, (history, target) in enumerate(zip(HISTORIES, TARGETS, strict=True)):
-        negatives = [model.codes[other].tolist() for other in TARGETS if other != target]
+        negatives = [model.digits[other].tolist() for other in TARGETS if other != target]
         negatives += [] if row == 3 else [synthetic[row].tolist()]
-        own = math.exp(score(model, history, model.codes[target].tolist()))
+        own = math.exp(score(model, history, model.digits[target].tolist()))
         total = own + sum(math.exp(score(model, history, codes)) for codes in negatives)
         losses.append(-math.log(own / total))
     assert model.calculate_loss(rows(HISTORIES, TARGETS)).item() == pytest.approx(sum(losses) / 4, abs=1e-5)
@@ -162,7 +162,7 @@ def test_scores_by_hand_and_predict_agrees():
     assert whole.shape == (4, 31) and (whole[:, 0] == -torch.inf).all()
     for row, history in enumerate(HISTORIES):
         with torch.no_grad():
-            expected = [score(model, history, model.codes[item].tolist()) for item in range(1, 31)]
+            expected = [score(model, history, model.digits[item].tolist()) for item in range(1, 31)]
         assert whole[row, 1:].tolist() == pytest.approx(expected, abs=1e-4)
     for item in (1, 17, 30):
         assert torch.allclose(model.predict(rows(HISTORIES, [item] * 4)), whole[:, item], atol=1e-5)
@@ -172,11 +172,10 @@ def test_scores_depend_neither_on_padding_nor_on_the_rest_of_a_batch():
     model = small_model()
     together = model.full_sort_predict(rows(HISTORIES)).log_softmax(dim=1)
     for row, history in enumerate(HISTORIES):
-        alone = model.scores_of(torch.tensor([history]))[0]
+        alone = model.exact(torch.tensor([history]))[0]
         assert torch.allclose(alone, together[row], atol=1e-5)
-        for padding in ([0, 0, 0] + history, history + [0, 0, 0]):
-            padded = torch.tensor([padding, [8] * len(padding)])
-            assert torch.allclose(model.scores_of(padded)[0], alone, atol=1e-5)
+        padded = torch.tensor([[0, 0, 0, *history], [8] * (len(history) + 3)])
+        assert torch.allclose(model.exact(padded)[0], alone, atol=1e-5)
     assert alone.exp().sum().item() == pytest.approx(1)
 
 
@@ -184,7 +183,7 @@ def test_the_last_items_of_a_long_history_are_read():
     model = small_model()
     long = torch.tensor([[9, 9, 9, 3, 1, 4, 11, 6, 2], [0, 0, 0, 0, 0, 0, 5, 6, 7]])
     expected = model.full_sort_predict(rows([[3, 1, 4, 11, 6, 2], [5, 6, 7]])).log_softmax(dim=1)
-    assert torch.allclose(model.scores_of(long), expected, atol=1e-5)
+    assert torch.allclose(model.exact(long), expected, atol=1e-5)
 
 
 def test_items_that_share_all_codes_share_scores():

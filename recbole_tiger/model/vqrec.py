@@ -2,16 +2,12 @@
 
 import torch
 import torch.nn.functional as F
-from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.model.layers import TransformerEncoder
-from recbole.utils import InputType
 from scipy.optimize import linear_sum_assignment
 from torch import nn
 
 from recbole_tiger.errors import TigerError
-
-# To be raised with every change by which the same weights make another model: older checkpoints are refused then.
-REVISION = 1
+from recbole_tiger.model.base import SemanticIDModel
 
 
 def log_sinkhorn(x, iterations):
@@ -34,7 +30,7 @@ def gumbel_like(x):
     return -torch.empty_like(x).exponential_().log()
 
 
-class VQRec(SequentialRecommender):
+class VQRec(SemanticIDModel):
     """Vector-quantized item representations (Hou et al. 2023, arXiv 2210.12316).
 
     Codes are those of a product quantizer: every digit has a table of its own, two items may share all digits, and the
@@ -49,24 +45,39 @@ class VQRec(SequentialRecommender):
         dataset: has ``catalogue`` (a :class:`~recbole_tiger.catalogue.catalogue.Catalogue`).
     """
 
-    input_type = InputType.POINTWISE
-    revision = REVISION
-    other_parameter_name = ["items", "titles", "revision"]
+    trainer_class = "recbole_tiger.training.vqrec.VQRecTrainer"
+
+    @classmethod
+    def check_settings(cls, config):
+        """Refuse settings that cannot work together.
+
+        Raises:
+            TigerError: with the setting and what it may be.
+        """
+        if config["hidden_size"] % config["n_heads"]:
+            raise TigerError(f"hidden_size {config['hidden_size']} has to be a multiple of n_heads, {config['n_heads']}")
+        if config["pre_model_path"] is None:
+            return
+        if config["train_stage"] == "pretrain":
+            raise TigerError("pre_model_path is for train_stage finetune: leave it out to pre-train")
+        if config["epochs"] <= config["permutation_epochs"]:
+            raise TigerError(
+                f"epochs {config['epochs']} leaves none to train code embeddings after permutation_epochs, "
+                f"{config['permutation_epochs']}: raise the first or lower the second"
+            )
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
-        catalogue = dataset.catalogue
-        self.items, self.titles = list(catalogue.items), list(catalogue.titles)
         self.train_stage, self.temperature = config["train_stage"], config["temperature"]
         self.redraw_prob = config["redraw_prob"]
         self.sinkhorn_temperature = config["sinkhorn_temperature"]
         self.sinkhorn_iterations = config["sinkhorn_iterations"]
         hidden_size, eps = config["hidden_size"], config["layer_norm_eps"]
 
-        codes = F.pad(torch.tensor(catalogue.semantic_ids.codes[:, :-1]), (0, 0, 1, 0))
-        depth, size = codes.shape[1], max(config["codebook_size"], int(codes.max()) + 1)
-        # [n_items + 1, depth]; nothing reads what padding looks up: no position attends to it, and it is no candidate.
-        self.register_buffer("codes", codes)
+        # [n_items + 1, depth + 1], with the collision level, which tells items apart and is not read. Nothing reads what
+        # padding looks up: no item attends to it, and it is no candidate.
+        self.register_buffer("codes", F.pad(torch.tensor(dataset.catalogue.semantic_ids.codes), (0, 0, 1, 0)))
+        depth, size = self.digits.shape[1], max(config["codebook_size"], int(self.digits.max()) + 1)
         self.code_embedding = nn.Parameter(torch.empty(depth, size, hidden_size))
         self.register_buffer("first_row", size * torch.arange(depth), persistent=False)
         # The row of the flat table that each code of a digit looks up: its own, unless a permutation is learned.
@@ -97,6 +108,11 @@ class VQRec(SequentialRecommender):
         self._candidates = None
 
     # --- item and sequence representations (paper sections 3.1.2 and 3.2.1) ---
+
+    @property
+    def digits(self):
+        """Codes of all items, int tensor [n_items + 1, depth]."""
+        return self.codes[:, :-1]
 
     def represent(self, codes):
         """Mean of the code embeddings of items.
@@ -142,7 +158,7 @@ class VQRec(SequentialRecommender):
         Args:
             item_seq: int tensor [batch, length], padded with zeros on the right; lengths, targets: int tensors [batch].
         """
-        vectors = self.represent(self.codes)
+        vectors = self.represent(self.digits)
         histories = self.encode(F.embedding(item_seq, vectors), item_seq, lengths)
         scores = histories @ F.normalize(vectors[1:], dim=-1).T / self.temperature
         return F.cross_entropy(scores, targets - 1)
@@ -157,10 +173,10 @@ class VQRec(SequentialRecommender):
             item_seq: int tensor [batch, length], padded with zeros on the right; lengths, targets: int tensors [batch].
         """
         items, place = torch.cat([item_seq.flatten(), targets]).unique(return_inverse=True)
-        vectors = F.embedding(place, self.represent(self.codes[items]))
+        vectors = F.embedding(place, self.represent(self.digits[items]))
         histories = self.encode(vectors[: item_seq.numel()].view(*item_seq.shape, -1), item_seq, lengths)
         in_batch = histories @ F.normalize(vectors[item_seq.numel() :], dim=-1).T
-        codes = self.codes[targets]
+        codes = self.digits[targets]
         redrawn = self.redraw(codes)
         synthetic = (histories * F.normalize(self.represent(redrawn), dim=-1)).sum(dim=1, keepdim=True)
         same = targets.unsqueeze(1) == targets
@@ -248,22 +264,6 @@ class VQRec(SequentialRecommender):
                 f"the checkpoint was made with other settings: {str(error).splitlines()[-1].strip()}"
             ) from error
 
-    def load_other_parameter(self, para):
-        """Take over items and titles of a checkpoint, which have to be those of the dataset.
-
-        Raises:
-            TigerError: they are not, or the weights are of another revision.
-        """
-        if para:
-            if para.get("revision") != REVISION:
-                raise TigerError(
-                    f"the checkpoint was made by revision {para.get('revision')} of the model, in which weights mean something "
-                    f"else than in this, revision {REVISION}: remove it, and train it anew"
-                )
-            if list(para["items"]) != self.items:
-                raise TigerError("the checkpoint is of another dataset: its items differ")
-        super().load_other_parameter(para)
-
     @torch.no_grad()
     def candidates(self):
         """Vectors of all items, padding included, and the same of length one: two float tensors [n_items + 1, hidden_size].
@@ -271,7 +271,7 @@ class VQRec(SequentialRecommender):
         An evaluation computes them once.
         """
         if self.training or self._candidates is None:
-            vectors = self.represent(self.codes)
+            vectors = self.represent(self.digits)
             self._candidates = vectors, F.normalize(vectors, dim=-1)
         return self._candidates
 
@@ -298,20 +298,19 @@ class VQRec(SequentialRecommender):
         return (histories * directions[interaction[self.ITEM_ID]]).sum(dim=1) / self.temperature
 
     @torch.no_grad()
-    def scores_of(self, histories):
+    def exact(self, histories, slots=None):
         """Log-probability of every item after each history.
 
         Args:
-            histories: int tensor [batch, n], padded with zeros on either side; the last MAX_ITEM_LIST_LENGTH items are read.
+            histories: int tensor [batch, n], padded with zeros on the left; the last MAX_ITEM_LIST_LENGTH items are read.
+            slots: None, for there is no user token.
 
         Returns:
             float tensor [batch, n_items + 1], -inf for padding.
         """
-        histories = histories.to(self.codes.device)
-        items_first = (histories == 0).int().argsort(dim=1, stable=True)
+        histories = histories[:, -self.max_seq_length :].to(self.codes.device)
         lengths = (histories != 0).sum(dim=1)
-        kept = lengths.clamp(max=self.max_seq_length)
-        place = (lengths - kept).unsqueeze(1) + torch.arange(int(kept.max()), device=histories.device)
-        item_seq = histories.gather(1, items_first).gather(1, place.clamp(max=histories.shape[1] - 1))
-        item_seq = item_seq.masked_fill(place >= lengths.unsqueeze(1), 0)
-        return self._scores(item_seq, kept).log_softmax(dim=-1)
+        # From padding on the left to RecBole's, on the right.
+        place = torch.arange(histories.shape[1], device=histories.device) - lengths.unsqueeze(1)
+        item_seq = histories.gather(1, place % histories.shape[1])
+        return self._scores(item_seq, lengths).log_softmax(dim=-1)

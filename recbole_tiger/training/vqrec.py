@@ -49,6 +49,16 @@ class VQRecTrainer(Trainer):
     Early stopping counts from the second stage on.
     """
 
+    @staticmethod
+    def check_settings(config):
+        """Refuse a pre-trained model that is absent or does not fit.
+
+        Raises:
+            TigerError: as :func:`pretrained`.
+        """
+        if config["pre_model_path"] is not None:
+            pretrained(config)
+
     def fit(self, *args, **kwargs):
         """Train as RecBole's trainer does; see there for the arguments and what it returns."""
         if self.model.permutation_logits is not None and self.start_epoch == 0:
@@ -65,7 +75,8 @@ class VQRecTrainer(Trainer):
                 self.model.learn_permutation()
             else:
                 self.model.learn_embeddings()
-            self.optimizer = self._build_optimizer()
+            rate = self.config["permutation_learning_rate"] if permuting else self.learning_rate
+            self.optimizer = self._build_optimizer(learning_rate=rate)
         if permuting:
             self.cur_step = 0
         loss = super()._train_epoch(train_data, epoch_idx, *args, **kwargs)
