@@ -30,7 +30,7 @@ from recbole_tiger.model.trie import Trie
 from recbole_tiger.report.results import write_result
 from recbole_tiger.runs import experiment
 from recbole_tiger.settings.arguments import parse_arguments
-from recbole_tiger.training.dataset import TIGERDataset, training_windows
+from recbole_tiger.training.dataset import CatalogueDataset, training_windows
 from recbole_tiger.training.memory import keep_freed_memory
 from recbole_tiger.training.trainer import TIGERTrainer
 
@@ -95,7 +95,7 @@ def measure(n_items, seconds, settings, folder):
     del embeddings, semantic_ids, items
 
     watch.read()
-    dataset = TIGERDataset(config)
+    dataset = CatalogueDataset(config)
     train_data, _, test_data = data_preparation(config, dataset)
     result["dataset_s"] = watch.read()
 

@@ -35,11 +35,12 @@ from transformers.utils import logging as transformers_logging
 from recbole_tiger.catalogue.encoder import load_encoder
 from recbole_tiger.catalogue.item_text import text_of_items
 from recbole_tiger.catalogue.quantizers import QUANTIZERS, quantizer_settings
-from recbole_tiger.model.tiger import TIGER, left_padded
+from recbole_tiger.model.base import left_padded
+from recbole_tiger.model.tiger import TIGER
 from recbole_tiger.report.results import write_result
 from recbole_tiger.runs import experiment
 from recbole_tiger.settings.arguments import parse_arguments
-from recbole_tiger.training.dataset import TIGERDataset, Windows, training_windows
+from recbole_tiger.training.dataset import CatalogueDataset, Windows, training_windows
 from recbole_tiger.training.memory import keep_freed_memory
 from recbole_tiger.training.trainer import TIGERTrainer, autocast
 
@@ -148,7 +149,7 @@ def seconds_of(function, *args):
 
 def read_data(config):
     """What the contenders read: semantic IDs, training rows and windows, histories of test users."""
-    dataset = TIGERDataset(config)
+    dataset = CatalogueDataset(config)
     train_data, _, test_data = data_preparation(config, dataset)
     rows, test = train_data._dataset, test_data._dataset.inter_feat
     item, length = config["ITEM_ID_FIELD"], config["ITEM_LIST_LENGTH_FIELD"]
@@ -450,7 +451,7 @@ def measure_preparation(config, data, args):
         config["semantic_ids"] = str(Path(folder) / "ids.tsv")
         data.catalogue.semantic_ids.save(config["semantic_ids"])
         for _ in tqdm(range(args.rounds), "dataset"):
-            for name, make in (("ours", TIGERDataset), ("recbole", SequentialDataset)):
+            for name, make in (("ours", CatalogueDataset), ("recbole", SequentialDataset)):
                 datasets[name].append(seconds_of(lambda make=make: data_preparation(config, make(config))))
     return {"encoding": encoding, "quantizers": quantizers, "datasets": datasets}
 

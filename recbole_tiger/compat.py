@@ -98,7 +98,8 @@ def checkpoints_name_their_model(module):
     def _load_internal_config_dict(self, model, model_class, dataset):
         import torch
 
-        from recbole_tiger.training.checkpoint import dotted, stand_in
+        from recbole_tiger.registry import dotted
+        from recbole_tiger.training.checkpoint import stand_in
 
         torch.serialization.add_safe_globals([stand_in(dotted(model_class))])
         return load_internal(self, model, model_class, dataset)

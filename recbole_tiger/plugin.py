@@ -1,12 +1,14 @@
-"""Registers TIGER with RecBole: with RecBole's first import, or at once where it is imported already."""
+"""Registers every model of MODELS with RecBole: with RecBole's first import, or at once where it is imported already."""
 
 import functools
 import importlib
+import importlib.machinery
 import sys
 
 import wrapt
 
 from recbole_tiger.compat import replace
+from recbole_tiger.model import MODELS
 
 
 class Absent:
@@ -37,49 +39,82 @@ def supported_version(module):
         )
 
 
-@wrapt.when_imported("recbole.model")
-def register_model(module):
-    """``get_model`` looks for a module of the model's name among its own."""
-    sys.modules["recbole.model.sequential_recommender.tiger"] = importlib.import_module("recbole_tiger.model.tiger")
+def _looked_up(module, find):
+    """Let attributes that a module of RecBole's lacks be those that ``find`` of their name, which may be None."""
 
-
-def _register(module, name, home):
-    """Let an attribute of a module of RecBole's be that of ``home``, which is imported when it is asked for."""
-
-    def __getattr__(asked):
-        if asked == name:
-            return getattr(importlib.import_module(home), name)
-        raise AttributeError(f"module {module.__name__!r} has no attribute {asked!r}")
+    def __getattr__(name):
+        found = find(name)
+        if found is None:
+            raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
+        return found
 
     module.__getattr__ = __getattr__
 
 
+def _of_model(suffix, attribute):
+    """A function that finds the class which a model of MODELS names, by the model's name and a suffix."""
+
+    def find(name):
+        model = name.removesuffix(suffix)
+        home = getattr(MODELS[model], attribute) if name != model and model in MODELS else None
+        if home is None:
+            return None
+        module, _, cls = home.rpartition(".")
+        return getattr(importlib.import_module(module), cls)
+
+    return find
+
+
+class Models:
+    """A finder of the modules in which ``get_model`` looks for models: one of its lowercase name for each of MODELS."""
+
+    PACKAGE = "recbole.model.sequential_recommender."
+
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        """Importlib's: the spec of a module, or None."""
+        if name in {cls.PACKAGE + model.lower() for model in MODELS}:
+            return importlib.machinery.ModuleSpec(name, cls)
+
+    @staticmethod
+    def create_module(spec):
+        """Importlib's: None for an ordinary module."""
+
+    @staticmethod
+    def exec_module(module):
+        """Importlib's: fill the module."""
+        _looked_up(module, lambda name: MODELS.get(name))
+
+
+sys.meta_path.append(Models)
+
+
 @wrapt.when_imported("recbole.data.dataset")
-def register_dataset(module):
-    """``create_dataset`` looks for the dataset here."""
-    _register(module, "TIGERDataset", "recbole_tiger.training.dataset")
+def register_datasets(module):
+    """``create_dataset`` looks for the dataset of a model here, by the model's name."""
+    _looked_up(module, _of_model("Dataset", "dataset_class"))
 
 
 @wrapt.when_imported("recbole.trainer")
-def register_trainer(module):
-    """``get_trainer`` looks for the trainer here."""
-    _register(module, "TIGERTrainer", "recbole_tiger.training.trainer")
+def register_trainers(module):
+    """``get_trainer`` looks for the trainer of a model here, by the model's name, or else takes RecBole's."""
+    _looked_up(module, _of_model("Trainer", "trainer_class"))
 
 
 @wrapt.when_imported("recbole.trainer.trainer")
 @wrapt.when_imported("recbole.quick_start.quick_start")
 def register_checkpoints(module):
-    """A ``load_data_and_model`` that was imported before this package reads TIGER's checkpoints, too."""
+    """A ``load_data_and_model`` that was imported before this package reads the checkpoints of its models, too."""
     import torch
 
     from recbole_tiger.training.checkpoint import stand_in
 
-    torch.serialization.add_safe_globals([stand_in("recbole_tiger.model.tiger.TIGER")])
+    torch.serialization.add_safe_globals([stand_in(name) for name in MODELS.dotted().values()])
 
 
 @wrapt.when_imported("recbole.config.configurator")
 def register_settings(module):
-    """TIGER's property files lie over RecBole's own, and its settings are checked before any long work."""
+    """The property files of a model lie over RecBole's own, and its settings are checked before any long work."""
     Config = module.Config
     load_internal, init_device = Config._load_internal_config_dict, Config._init_device
 
@@ -88,15 +123,15 @@ def register_settings(module):
         from recbole_tiger.settings.config import plugin_layer
 
         load_internal(self, model, model_class, dataset)
-        if self.model == "TIGER":
-            self.internal_config_dict.update(plugin_layer(dataset, self.external_config_dict))
+        if self.model in MODELS:
+            self.internal_config_dict.update(plugin_layer(self.model, dataset, self.external_config_dict))
 
     @functools.wraps(init_device)
     def _init_device(self):
-        from recbole_tiger.settings.checks import check_tiger
+        from recbole_tiger.settings.checks import check_model
 
-        if self.model == "TIGER":
-            check_tiger(self.final_config_dict)
+        if self.model in MODELS:
+            check_model(self.final_config_dict)
         init_device(self)
 
     Config._load_internal_config_dict, Config._init_device = _load_internal_config_dict, _init_device
@@ -104,14 +139,14 @@ def register_settings(module):
 
 @wrapt.when_imported("recbole.data.utils")
 def refuse_pickled_datasets(module):
-    """RecBole unpickles caches of datasets, which can run code: for TIGER they are refused first."""
+    """RecBole unpickles caches of datasets, which can run code: for models of MODELS they are refused first."""
 
     def checked(function):
         @functools.wraps(function)
         def without_pickles(config, *args, **kwargs):
             from recbole_tiger.settings.checks import refuse_pickles
 
-            if config["model"] == "TIGER":
+            if config["model"] in MODELS:
                 refuse_pickles(config)
             return function(config, *args, **kwargs)
 

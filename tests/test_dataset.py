@@ -1,4 +1,4 @@
-"""TIGERDataset: RecBole's rows made faster, the text of the items, and windows that count every target once."""
+"""CatalogueDataset: RecBole's rows made faster, the text of the items, and windows that count every target once."""
 
 from collections import Counter
 from pathlib import Path
@@ -14,7 +14,7 @@ from recbole.utils import init_seed
 
 from recbole_tiger.catalogue.item_text import read_item_text, text_of_items
 from recbole_tiger.runs import experiment
-from recbole_tiger.training.dataset import Rows, TIGERDataset, training_windows
+from recbole_tiger.training.dataset import CatalogueDataset, Rows, training_windows
 from tests.conftest import write_dataset
 
 LEAVE_ONE_OUT = {"split": {"LS": "valid_and_test"}, "order": "TO", "mode": "full"}
@@ -77,7 +77,7 @@ def same_rows(ours, theirs):
 @pytest.mark.parametrize("longest", [5, 20])
 def test_rows_are_those_of_recboles_sequential_dataset(settings, longest):
     ours = create_dataset(config_of(settings, MAX_ITEM_LIST_LENGTH=longest))
-    assert type(ours) is TIGERDataset
+    assert type(ours) is CatalogueDataset
     theirs = SequentialDataset(config_of(settings, MAX_ITEM_LIST_LENGTH=longest, load_col=ours.config["load_col"]))
     # before the augmentation's presets the fields are the same; build() only splits
     for dataset in (ours, theirs):
@@ -90,7 +90,7 @@ def test_rows_are_those_of_recboles_sequential_dataset(settings, longest):
 def test_rows_with_every_kind_of_column(rich, numerical):
     load_col = {"inter": ["user_id", "item_id", "rating", "tags", "place", "timestamp"], "item": ["item_id", "title"]}
     more = {"MAX_ITEM_LIST_LENGTH": 5, "load_col": load_col, "numerical_features": numerical}
-    ours, theirs = TIGERDataset(config_of(rich, "rich", **more)), SequentialDataset(config_of(rich, "rich", **more))
+    ours, theirs = CatalogueDataset(config_of(rich, "rich", **more)), SequentialDataset(config_of(rich, "rich", **more))
     for dataset in (ours, theirs):
         dataset._change_feat_format()
     assert {"rating_list", "tags_list", "place_list"} <= set(ours.inter_feat.columns)
@@ -114,9 +114,9 @@ def test_rows_by_any_index(index):
 
 def test_columns_are_derived_from_the_header(settings):
     expected = {"inter": ["user_id", "item_id", "timestamp"], "item": ["item_id", "title", "brand", "price"]}
-    assert TIGERDataset(config_of(settings)).config["load_col"] == expected
+    assert CatalogueDataset(config_of(settings)).config["load_col"] == expected
     config = config_of(settings, text_fields=["price", "absent", "title"])
-    assert TIGERDataset(config).config["load_col"]["item"] == ["item_id", "price", "title"]
+    assert CatalogueDataset(config).config["load_col"]["item"] == ["item_id", "price", "title"]
 
 
 def test_every_model_loads_the_same_columns(settings):
@@ -180,10 +180,10 @@ def test_item_text_follows_the_order_of_text_fields_and_of_the_items(hand):
 
 def test_a_separator_of_two_characters(hand):
     """Which pandas reads as a regular expression, by another parser."""
-    usual = TIGERDataset(config_of(hand, "hand"))
+    usual = CatalogueDataset(config_of(hand, "hand"))
     for file in (Path(hand["data_path"]) / "hand").glob("hand.*"):
         file.write_text(file.read_text().replace("\t", "~~"))
-    other = TIGERDataset(config_of(hand, "hand", field_separator="~~"))
+    other = CatalogueDataset(config_of(hand, "hand", field_separator="~~"))
     for dataset in (usual, other):
         dataset._change_feat_format()
     same_rows(other, usual)
@@ -195,7 +195,7 @@ def test_another_separator_leaves_the_values_whole(hand):
 
 
 def test_text_is_taken_before_recbole_fills_and_rescales(hand):
-    dataset = TIGERDataset(config_of(hand, "hand", normalize_all=True))
+    dataset = CatalogueDataset(config_of(hand, "hand", normalize_all=True))
     titles = dict(zip(dataset.catalogue.items, dataset.catalogue.titles, strict=True))
     assert titles == {"a": "None", "b": "NA", "c": 'Big "Quoted" & co', "d": "Bath Soap", "e": "nan"}
     # Item i + 1 of RecBole is row i of the catalogue, whatever the order of the file.

@@ -11,7 +11,7 @@ from recbole_tiger.catalogue.quantizers.kmeans import assign, kmeans, means, see
 from recbole_tiger.catalogue.quantizers.rq_vae import Network, standardised
 from recbole_tiger.catalogue.semantic_ids import SemanticIDs, add_collision_level
 from recbole_tiger.errors import TigerError
-from recbole_tiger.settings.properties import property_file
+from recbole_tiger.settings.properties import defaults_of
 
 
 class Settings(dict):
@@ -23,7 +23,7 @@ class Settings(dict):
 
 def config_of(name, **changes):
     quick = {"rq_vae_steps": 300, "rq_vae_warmup_steps": 60, "rq_vae_batch_size": 128, "rq_vae_hidden_sizes": [64, 32]}
-    return Settings({**property_file("model", "TIGER"), **quick, "quantizer": name, "codebook_size": 16, **changes})
+    return Settings({**defaults_of("TIGER"), **quick, "quantizer": name, "codebook_size": 16, **changes})
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from recbole_tiger.cli import main
-from recbole_tiger.settings.properties import property_file, protocol
+from recbole_tiger.settings.properties import defaults_of, protocol
 from tests.originals import served, write_published_size
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -133,7 +133,7 @@ def test_dependencies_table_names_every_dependency_with_its_bound():
 
 
 def test_settings_table_tells_the_defaults():
-    defaults = {**protocol(), **property_file("model", "TIGER")}
+    defaults = {**protocol(), **defaults_of("TIGER")}
     rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| ([^|]+) \|", README.split("## Settings")[1], flags=re.MULTILINE)
     checked = 0
     for names, values in rows:

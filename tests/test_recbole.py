@@ -26,7 +26,7 @@ from recbole_tiger.model.tiger import TIGER
 from recbole_tiger.settings.arguments import parse_arguments
 from recbole_tiger.settings.config import make_config
 from recbole_tiger.training.checkpoint import load_checkpoint
-from recbole_tiger.training.dataset import TIGERDataset
+from recbole_tiger.training.dataset import CatalogueDataset
 from recbole_tiger.training.trainer import TIGERTrainer
 
 
@@ -99,7 +99,7 @@ def test_run_recbole_then_load_data_and_model(settings):
 
     config, model, dataset, _, valid_data, test_data = load_data_and_model(str(file))
     assert isinstance(model, TIGER)
-    assert isinstance(dataset, TIGERDataset)
+    assert isinstance(dataset, CatalogueDataset)
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
     assert trainer.evaluate(test_data, load_best_model=False) == result["test_result"]
     assert trainer.evaluate(valid_data, load_best_model=False) == result["best_valid_result"]

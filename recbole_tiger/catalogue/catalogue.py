@@ -102,14 +102,12 @@ def check_sizes(config, n_items):
     """Refuse what does not fit the catalogue, before any long work.
 
     Raises:
-        TigerError: codebook_size or beam_size is larger than the catalogue.
+        TigerError: codebook_size is larger than the catalogue.
     """
     if not config["semantic_ids"] and config["codebook_size"] > n_items:
         raise TigerError(
             f"codebook_size {config['codebook_size']} is larger than the catalogue of {n_items} items; choose a smaller one"
         )
-    if config["beam_size"] > n_items:
-        raise TigerError(f"beam_size {config['beam_size']} is larger than the catalogue of {n_items} items; lower it")
 
 
 def check_codes(semantic_ids, source):
@@ -126,38 +124,30 @@ def check_codes(semantic_ids, source):
         )
 
 
-def needs_embeddings(settings):
-    """Whether the codes, what they start from or the encoder's input are made of the items' embeddings."""
-    return not settings["semantic_ids"] or settings["encoder_text"] or settings["text_initializer"]
-
-
-def needs_text(settings):
-    """Whether the embeddings are made of the items' text; without, text serves as titles alone."""
-    return needs_embeddings(settings) and not settings["item_embeddings"]
-
-
-def make_catalogue(config, items):
+def make_catalogue(config, items, embedded):
     """The catalogue of a dataset.
 
     Args:
         items: item tokens in RecBole's order.
+        embedded: whether the codes or the model are made of embeddings; they are made of text, where the user has none.
 
     Raises:
         TigerError: a setting does not fit the catalogue, or what :func:`quantize` and the readers of texts, embeddings and
             IDs say.
     """
     check_sizes(config, len(items))
-    texts, titles = text_of_items(config, items, needs_text(config))
+    of_text = embedded and not config["item_embeddings"]
+    texts, titles = text_of_items(config, items, of_text)
     own_ids = config["semantic_ids"]
     if own_ids:
         semantic_ids = SemanticIDs.load(own_ids).reordered(items, own_ids)
         check_codes(semantic_ids, own_ids)
-    embeddings = item_embeddings(config, items, texts) if needs_embeddings(config) else None
+    embeddings = item_embeddings(config, items, texts) if embedded else None
     if not own_ids:
         try:
             semantic_ids = quantize(config, items, embeddings)
         except CollapseError as error:
-            if not needs_text(config) or len(set(map(bytes, embeddings))) == len(set(texts)):
+            if not of_text or len(set(map(bytes, embeddings))) == len(set(texts)):
                 raise
             longest = load_encoder(config["text_encoder"], "cpu").max_seq_length
             raise TigerError(

@@ -53,7 +53,7 @@ def add_arguments(parser):
     )
     parser.add_argument("--k", type=int, default=10, help="length of the list (default: %(default)s)")
     parser.add_argument("--beam_size", type=int, help="width of the beam")
-    parser.add_argument("--scoring", default="beam", help="beam, or exact to score the whole catalogue")
+    parser.add_argument("--scoring", help="of TIGER: beam (default), or exact to score the whole catalogue")
     parser.add_argument("--exclude_history", action="store_true", help="leave out the items of the history")
     parser.add_argument("--among", help="file with the items that a list may have, one a line, as those in stock")
     parser.add_argument("--temperature", type=float, help="draw items at this temperature, in place of the best")

@@ -3,7 +3,7 @@
 import sys
 
 from recbole_tiger.files import whole_file
-from recbole_tiger.settings.properties import model_of, unread
+from recbole_tiger.settings.properties import unread
 
 
 def names(text):
@@ -24,8 +24,7 @@ def tell_unread(model, settings):
     """
     found = unread(model, settings)
     if found:
-        of = "other models" if model_of(model) == "TIGER" else "TIGER alone"
-        print(f"recbole-tiger: warning: of {of}, without effect on {model}: {', '.join(found)}", file=sys.stderr)
+        print(f"recbole-tiger: warning: of other models, without effect on {model}: {', '.join(found)}", file=sys.stderr)
 
 
 def write(text, output):

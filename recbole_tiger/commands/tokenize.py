@@ -5,6 +5,7 @@ from pathlib import Path
 
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import make_folder
+from recbole_tiger.model import MODELS
 from recbole_tiger.settings.properties import model_of
 
 SUMMARY = "Make the semantic IDs of a dataset and show how well they tell items apart"
@@ -14,18 +15,20 @@ SETTINGS = True
 
 def add_arguments(parser):
     """Add the command's own arguments."""
-    parser.add_argument("--model", default="TIGER", help="TIGER or a recipe of it (default: %(default)s)")
+    parser.add_argument(
+        "--model", default="TIGER", help="a model that reads semantic IDs, or a recipe of one (default: %(default)s)"
+    )
     parser.add_argument("--output", help="write the semantic IDs to this file")
 
 
 def execute(args, settings):
     """Make semantic IDs, print their statistics and items that share a prefix."""
-    if model_of(args.model) != "TIGER":
-        raise TigerError(f"model {args.model} has no semantic IDs: give TIGER or a recipe of it")
+    if model_of(args.model) not in MODELS:
+        raise TigerError(f"model {args.model} has no semantic IDs: give {' or '.join(MODELS)}, or a recipe of one")
     from tabulate import tabulate
 
     from recbole_tiger.runs import experiment
-    from recbole_tiger.training.dataset import TIGERDataset
+    from recbole_tiger.training.dataset import CatalogueDataset
 
     if settings.get("semantic_ids"):  # a model alone would read embeddings beside them
         settings = {**settings, "text_initializer": False, "encoder_text": False}
@@ -35,7 +38,7 @@ def execute(args, settings):
             raise TigerError(f"--output={args.output} is a folder: name a file for the semantic IDs")
         make_folder(Path(args.output).parent)
     with experiment.refused_by_recbole(config):
-        catalogue = TIGERDataset(config).catalogue
+        catalogue = CatalogueDataset(config).catalogue
     ids = catalogue.semantic_ids
     if args.output:
         ids.save(args.output)

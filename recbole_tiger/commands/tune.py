@@ -15,7 +15,7 @@ SETTINGS = True
 def add_arguments(parser):
     """Add the command's own arguments."""
     parser.add_argument(
-        "--model", default="TIGER", help="a model of RecBole, TIGER, or a recipe of it (default: %(default)s)"
+        "--model", default="TIGER", help="a model of RecBole or of this package, or a recipe of one (default: %(default)s)"
     )
     parser.add_argument(
         "--sweep",

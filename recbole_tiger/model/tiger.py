@@ -1,45 +1,26 @@
 """TIGER as a RecBole sequential recommender."""
 
 import inspect
-import zlib
+from dataclasses import replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from recbole.model.abstract_recommender import SequentialRecommender
-from recbole.utils import InputType
+from recbole.evaluator.register import metric_information
 
 from recbole_tiger.catalogue.quantizers.rq_vae import standardised
 from recbole_tiger.errors import TigerError
-from recbole_tiger.model.decoding import Allowed, Draw, beam_search, exact_scores, log_likelihood
+from recbole_tiger.model.base import SemanticIDModel, user_slot
+from recbole_tiger.model.decoding import Allowed, beam_search, exact_scores, log_likelihood
+from recbole_tiger.model.draw import Draw
 from recbole_tiger.model.seq2seq import Seq2Seq
 
 # Histories decoded at once on a CPU: larger slices gain no speed and cost memory. On a GPU as many as bytes of the tables of
 # children allow, up to a number.
 DECODE_BATCH = 128
 GPU_DECODE_BATCH, GPU_DECODE_BYTES = 2048, 2**30
-
-# To be raised with every change by which the same weights make another model: older checkpoints are refused then.
-REVISION = 2
-
-
-def user_slot(token, n_user_tokens):
-    """The row of a user's token in the table of hashed users (paper section 3.2)."""
-    return zlib.crc32(str(token).encode()) % n_user_tokens
-
-
-def left_padded(item_seq, lengths, max_items):
-    """RecBole's histories, padded on the right -> the last ``max_items`` of each, padded on the left.
-
-    Args:
-        item_seq: int tensor [batch, width]; lengths: int tensor [batch].
-
-    Returns:
-        int tensor [batch, longest history].
-    """
-    lengths = lengths.clamp(max=item_seq.shape[1])
-    n = int(lengths.clamp(max=max_items).max())
-    place = lengths.unsqueeze(1) - n + torch.arange(n, device=item_seq.device)
-    return item_seq.gather(1, place.clamp(min=0)).masked_fill(place < 0, 0)
+# What metrics look at that need a score of every item, as GAUC does.
+WHOLE = {"rec.meanrank", "rec.score", "data.label"}
 
 
 def standardised_text(embeddings):
@@ -63,39 +44,71 @@ def cross_entropy(logits, wanted, label_smoothing):
     return (1 - label_smoothing) * loss + label_smoothing * spread.mean()
 
 
-def check_revision(parameters, source):
-    """Refuse a checkpoint whose weights mean something else in today's model.
-
-    Args:
-        parameters: its ``other_parameter``. source: what the message calls it.
-
-    Raises:
-        TigerError: it is of another REVISION, or of the time before there were any.
-    """
-    if parameters.get("revision") != REVISION:
-        raise TigerError(
-            f"{source} was made by revision {parameters.get('revision', 1)} of the model, in which weights mean something "
-            f"else than in this, revision {REVISION}: remove it, and train it anew"
-        )
-
-
-class TIGER(SequentialRecommender):
+class TIGER(SemanticIDModel):
     """Generative retrieval over semantic IDs (Rajput et al. 2023, arXiv 2305.05065).
 
     Args:
         config: RecBole's Config with the settings of ``properties/model/TIGER.yaml``.
-        dataset: has ``catalogue`` (a :class:`~recbole_tiger.catalogue.catalogue.Catalogue`), as TIGERDataset does.
+        dataset: has ``catalogue`` (a :class:`~recbole_tiger.catalogue.catalogue.Catalogue`), as CatalogueDataset does.
     """
 
-    input_type = InputType.POINTWISE
-    revision = REVISION
-    other_parameter_name = ["items", "titles", "revision"]
+    revision = 2
+    trainer_class = "recbole_tiger.training.trainer.TIGERTrainer"
+    scorings = ("beam", "exact")
+    codes_name = "network.codes"
+
+    @classmethod
+    def check_settings(cls, config):
+        """Refuse settings that cannot work together.
+
+        Raises:
+            TigerError: with the setting and what it may be.
+        """
+        for key in ("prefix_embedding", "history_bias"):
+            if config[key] and not config["trie_softmax"]:
+                what = {
+                    "prefix_embedding": "only prefixes that the trie holds have an embedding",
+                    "history_bias": "it is a logit of the nodes of the trie",
+                }
+                raise TigerError(f"{key} needs --trie_softmax=True: {what[key]}")
+        if config["beam_size"] < max(config["topk"]):
+            raise TigerError(
+                f"beam_size {config['beam_size']} is less than the largest topk {max(config['topk'])}: "
+                f"a shorter list would be filled with arbitrary items; raise beam_size"
+            )
+        whole = [metric for metric in config["metrics"] if WHOLE.intersection(metric_information.get(metric.lower(), ()))]
+        if whole and config["scoring"] == "beam" and "full" in config["eval_args"]["mode"].values():
+            raise TigerError(
+                f"metrics: {', '.join(whole)} ranks the whole catalogue, and a beam finds {config['beam_size']} items of "
+                f"it: give --scoring=exact, or leave the metric out"
+            )
+
+    @classmethod
+    def check_sizes(cls, config, n_items):
+        """Refuse a beam that is wider than the catalogue.
+
+        Raises:
+            TigerError: with both sizes.
+        """
+        if config["beam_size"] > n_items:
+            raise TigerError(f"beam_size {config['beam_size']} is larger than the catalogue of {n_items} items; lower it")
+
+    @classmethod
+    def needs_embeddings(cls, settings):
+        """Whether the codes, what they start from or the encoder's input are made of the items' embeddings."""
+        return super().needs_embeddings(settings) or settings["encoder_text"] or settings["text_initializer"]
+
+    @classmethod
+    def needs_scores(cls, settings):
+        """Whether an evaluation batch has to be a matrix of scores [users, items].
+
+        The exact scorer makes one anyway, and sampled evaluation is RecBole's own.
+        """
+        return settings["scoring"] == "exact" or set(settings["eval_args"]["mode"].values()) != {"full"}
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
         catalogue = dataset.catalogue
-        self.items, self.titles = list(catalogue.items), list(catalogue.titles)
-        self.USER_ID = config["USER_ID_FIELD"]
         self.beam_size, self.scoring = config["beam_size"], config["scoring"]
         self.label_smoothing = config["label_smoothing"]
         self.n_user_tokens = config["n_user_tokens"]
@@ -140,17 +153,20 @@ class TIGER(SequentialRecommender):
                 f"the checkpoint was made with other settings: {str(error).splitlines()[-1].strip()}"
             ) from error
 
-    def load_other_parameter(self, para):
-        """Take over items and titles of a checkpoint, which have to be those of the dataset.
+    @classmethod
+    def catalogue_of(cls, state):
+        """The catalogue that a checkpoint holds, with the embeddings that its encoder reads."""
+        catalogue, text = super().catalogue_of(state), state["state_dict"].get("network.text")
+        if text is None:
+            return catalogue
+        # The model standardises what it is given; the stored text is loaded over it.
+        return replace(catalogue, embeddings=np.ascontiguousarray(text[1:].float().cpu().numpy()))
 
-        Raises:
-            TigerError: they are not, or the weights are of another revision.
-        """
-        if para:
-            check_revision(para, "the checkpoint")
-            if list(para["items"]) != self.items:
-                raise TigerError("the checkpoint is of another dataset: its items differ")
-        super().load_other_parameter(para)
+    @classmethod
+    def from_checkpoint(cls, state, device):
+        """The model of a checkpoint, as :meth:`SemanticIDModel.from_checkpoint`."""
+        state["config"]["text_initializer"] = False  # the weights are loaded over it
+        return super().from_checkpoint(state, device)
 
     # --- training ---
 
@@ -205,19 +221,13 @@ class TIGER(SequentialRecommender):
             slots: int tensor [batch] of user slots, or None.
             scoring: "beam" or "exact".
             among, left_out: of :class:`~recbole_tiger.model.decoding.Allowed`. Each history has at least k allowed items.
-            temperature, seed: of :class:`~recbole_tiger.model.decoding.Draw`, for the beam; None for the best.
+            temperature, seed: of :class:`~recbole_tiger.model.draw.Draw`; None for the best.
 
         Returns:
             items (RecBole's ids) and scores (log-probabilities), each [batch, k], best first or in the order of the draw.
         """
         if scoring == "exact":
-            scores = self.exact(histories, slots)
-            if among is not None:
-                scores = scores.masked_fill(~among, -torch.inf)
-            if left_out is not None:
-                scores = scores.scatter(1, left_out, -torch.inf)
-            scores, items = scores.topk(k)
-            return items, scores
+            return super().recommend(histories, slots, k, beam_size, scoring, among, left_out, temperature, seed)
         memory_of, order = self._memories(histories, slots)
         size = self._decode_batch(beam_size)
         slices = [slice(begin, begin + size) for begin in range(0, len(histories), size)]
@@ -266,10 +276,6 @@ class TIGER(SequentialRecommender):
             return self.network.encode(ordered[part, -longest:], own_slots, padded=bool(lengths[part][0] < longest))
 
         return memory_of, order
-
-    def histories_of(self, interaction):
-        """Histories of RecBole's rows, padded with zeros on the left."""
-        return left_padded(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN], self.max_seq_length)
 
     @torch.no_grad()
     def beam(self, interaction):

@@ -19,19 +19,18 @@ from recbole.data.utils import get_dataloader
 from recbole.evaluator.register import metric_information
 from recbole.utils import get_model, get_trainer, init_logger, init_seed
 
-from recbole_tiger.catalogue.catalogue import needs_text
 from recbole_tiger.catalogue.download import ensure_dataset
 from recbole_tiger.catalogue.item_text import check_interactions, history_field
-from recbole_tiger.catalogue.semantic_ids import SemanticIDs
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import locked, make_folder
+from recbole_tiger.model import MODELS
 from recbole_tiger.report.results import SCHEMA, read_result, write_result
 from recbole_tiger.report.statistics import GAINS, interval, metric_of_users
 from recbole_tiger.settings.arguments import check_keys
 from recbole_tiger.settings.checks import LISTS
 from recbole_tiger.settings.config import make_config
 from recbole_tiger.settings.identity import check_unchanged, run_inputs, run_key
-from recbole_tiger.settings.properties import dataset_properties, property_file
+from recbole_tiger.settings.properties import dataset_properties
 from recbole_tiger.training.dataset import check_aliases, text_load_col
 from recbole_tiger.training.memory import keep_freed_memory
 
@@ -55,8 +54,9 @@ def fit_to_data(config, user_settings):
     """Check a config against its dataset, which is fetched where RecBole's list has it, and fill in the columns to load."""
     ensure_dataset(config)
     if config["load_col"] is None:
-        # The columns are the same for every model of a comparison, and so are the settings of TIGER that decide on text.
-        config["load_col"] = text_load_col(config, needs_text({**property_file("model", "TIGER"), **user_settings}))
+        own = MODELS.get(config["model"])
+        of_all = user_settings.get("item_embeddings") is None  # the columns are the same for every model of a comparison
+        config["load_col"] = text_load_col(config, own.needs_text(config) if own else of_all)
     if "load_col" not in user_settings:
         config["load_col"] = {**_of_knowledge(config), **config["load_col"]}
     check_aliases(config)
@@ -250,9 +250,9 @@ def _nothing_left(config, part):
 
 
 def _check_lengths(config, dataset):
-    """Refuse pre-split histories that a model of RecBole's has no positions for; TIGER reads the last of them."""
+    """Refuse pre-split histories that a model of RecBole's has no positions for; those of MODELS read the last of them."""
     longest = dataset.field2seqlen.get(history_field(config), 0) if config["benchmark_filename"] else 0
-    if config["model"] != "TIGER" and longest > config["MAX_ITEM_LIST_LENGTH"]:
+    if config["model"] not in MODELS and longest > config["MAX_ITEM_LIST_LENGTH"]:
         raise TigerError(
             f"the pre-split files have histories of up to {longest} items, MAX_ITEM_LIST_LENGTH is "
             f"{config['MAX_ITEM_LIST_LENGTH']}: raise it, or cut them to their last items"
@@ -316,8 +316,9 @@ def make_trainer(config, train_data):
     model = make_model(config, train_data)
     getLogger().info(model)
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
-    if config["model"] != "TIGER":  # RecBole's name tells seconds: runs that begin together would share a file
-        trainer.saved_model_file = trainer.saved_model_file.removesuffix(".pth") + f"-{run_key(config)}.pth"
+    key = run_key(config)
+    if key not in trainer.saved_model_file:  # RecBole's name tells seconds: runs that begin together would share a file
+        trainer.saved_model_file = trainer.saved_model_file.removesuffix(".pth") + f"-{key}.pth"
     return trainer
 
 
@@ -365,10 +366,9 @@ def train(config, after_epoch=None):
             "hardware": hardware(),
             "checkpoint": str(trainer.saved_model_file),
         }
-        if config["model"] == "TIGER":
+        if config["model"] in MODELS:
             # A resumed run keeps the codes of its checkpoint, which those made now need not be.
-            codes = trainer.model.network.codes[1:].cpu().numpy()
-            found["semantic_ids"] = SemanticIDs(trainer.model.items, codes).statistics()
+            found["semantic_ids"] = trainer.model.semantic_ids().statistics()
         return found
 
     callback = {} if after_epoch is None else {"callback_fn": lambda epoch, score: after_epoch(result())}
@@ -413,8 +413,8 @@ def finish(result, trainer, test_data, file):
 
 
 def remove_state(trainer):
-    """Remove what TIGER resumes from, which has served; the best epoch's checkpoint stays."""
-    if trainer.config["model"] == "TIGER":
+    """Remove what a trainer resumes from, where it does so, which has served; the best epoch's checkpoint stays."""
+    if hasattr(trainer, "state_file"):
         shutil.rmtree(trainer.state_file.parent, ignore_errors=True)
 
 
@@ -422,7 +422,7 @@ def make_folders(config, results_dir):
     """Make the folders that a run writes to."""
     make_folder(results_dir)
     make_folder(config["checkpoint_dir"])
-    if config["model"] == "TIGER":
+    if config["model"] in MODELS:
         make_folder(config["cache_dir"])
 
 

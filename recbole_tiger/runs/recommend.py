@@ -1,15 +1,12 @@
 """Load a checkpoint, recommend for a history."""
 
 import math
-from types import SimpleNamespace
 
-import numpy as np
 import torch
 
-from recbole_tiger.catalogue.catalogue import Catalogue
-from recbole_tiger.catalogue.semantic_ids import SemanticIDs
 from recbole_tiger.errors import TigerError, check_number, named
-from recbole_tiger.model.tiger import TIGER, check_revision, user_slot
+from recbole_tiger.model import MODELS
+from recbole_tiger.model.base import user_slot
 from recbole_tiger.training.checkpoint import load_checkpoint
 
 
@@ -20,7 +17,7 @@ def padded(rows):
 
 
 class Recommender:
-    """A trained TIGER that recommends without the dataset's folder.
+    """A trained model of MODELS that recommends without the dataset's folder.
 
     Attributes:
         items: item tokens of the catalogue.
@@ -28,19 +25,19 @@ class Recommender:
         semantic_ids: their SemanticIDs.
     """
 
-    def __init__(self, model, semantic_ids):
-        self.model = model.eval()
-        self.semantic_ids = semantic_ids
+    def __init__(self, model, device):
+        self.model, self.device = model.eval(), device
+        self.semantic_ids = model.semantic_ids()
         self.items, self.titles = model.items, model.titles
         self._row = {item: i for i, item in enumerate(self.items, start=1)}
         self._all = set(self._row.values())
 
     @classmethod
     def load(cls, checkpoint, device=None):
-        """Read a checkpoint that TIGER's trainer wrote; nothing in it is run.
+        """Read a checkpoint that a run saved; nothing in it is run.
 
         Args:
-            checkpoint: path of a ``TIGER-*.pth``.
+            checkpoint: path of a file as ``TIGER-*.pth``.
             device: a torch device; the default is CUDA where there is one.
 
         Raises:
@@ -50,36 +47,21 @@ class Recommender:
         if device.type == "cuda" and not torch.cuda.is_available():
             raise TigerError(f"device {str(device)!r}: this PyTorch finds no GPU here; give 'cpu', or none")
         state = load_checkpoint(checkpoint, device)
-        config = state["config"]
-        if config["model"] != "TIGER":
-            raise TigerError(f"{checkpoint} is a checkpoint of {config['model']}, not of TIGER; give a TIGER-*.pth")
-        weights, other = state["state_dict"], state["other_parameter"]
-        check_revision(other, checkpoint)
-        codes = weights["network.codes"][1:].cpu().numpy()
-        text = weights.get("network.text")
-        catalogue = Catalogue(
-            other["titles"],
-            SemanticIDs(other["items"], codes),
-            # The model standardises what it is given; the stored text is loaded over it.
-            None if text is None else np.ascontiguousarray(text[1:].float().cpu().numpy()),
-        )
-        config["device"] = device
-        config["text_initializer"] = False  # the weights are loaded over it
-        stand_in = SimpleNamespace(
-            catalogue=catalogue,
-            num=lambda field: len(catalogue.items) + 1,
-            field2id_token={config["USER_ID_FIELD"]: ["[PAD]"]},
-        )
-        model = TIGER(config, stand_in).to(device)
-        model.load_state_dict(weights)
-        return cls(model, catalogue.semantic_ids)
+        name = state["config"]["model"]
+        if name not in MODELS:
+            raise TigerError(
+                f"{checkpoint} is a checkpoint of {name}, which reads no semantic IDs: give one of {' or '.join(MODELS)}"
+            )
+        model = MODELS[name]
+        model.check_revision(state["other_parameter"], checkpoint)
+        return cls(model.from_checkpoint(state, device), device)
 
     def recommend(
         self,
         history,
         k=10,
         beam_size=None,
-        scoring="beam",
+        scoring=None,
         exclude_history=False,
         user=None,
         among=None,
@@ -91,8 +73,9 @@ class Recommender:
         Args:
             history: item tokens, oldest first, or a list of such lists; the last MAX_ITEM_LIST_LENGTH are read.
             k: length of the list.
-            beam_size: width of the beam; the default is the larger of the trained model's setting and k.
-            scoring: "beam", or "exact" to score the whole catalogue.
+            beam_size: width of the beam, for a model that has one; the default is the larger of the trained model's setting
+                and k.
+            scoring: of TIGER "beam", which is the default, or "exact" to score the whole catalogue.
             exclude_history: leave out the items of the history, all of them; a list with fewer than k others is shorter.
             user: user token, or a list of them, one a history; for a model trained with user tokens.
             among: item tokens that the list may have, as those in stock; None for all.
@@ -115,6 +98,7 @@ class Recommender:
         else:
             history, users = [history], [user]
         histories = [list(one) for one in history]
+        scoring = self.model.scorings[0] if scoring is None else scoring
         draw = {"temperature": temperature or None, "seed": seed}
         self._check(histories, scoring, draw)
         chosen = None if among is None else self._among(among)
@@ -126,8 +110,8 @@ class Recommender:
         return lists if batch else lists[0]
 
     def _check(self, histories, scoring, draw):
-        if scoring not in ("beam", "exact"):
-            raise TigerError(f"unknown scoring {scoring!r}: it may be beam or exact")
+        if scoring not in self.model.scorings:
+            raise TigerError(f"unknown scoring {scoring!r}: it may be {' or '.join(self.model.scorings)}")
         for i, history in enumerate(histories):
             where = f"history {i + 1}" if len(histories) > 1 else "the history"
             if not history:
@@ -137,8 +121,6 @@ class Recommender:
                 raise TigerError(f"{where} has {len(unknown)} items that the model does not know: {named(unknown)}")
         if draw["temperature"] is not None:
             check_number("temperature", draw["temperature"], positive=True)
-            if scoring == "exact":
-                raise TigerError("temperature draws items by the beam: leave out scoring exact")
         if not isinstance(draw["seed"], int) or isinstance(draw["seed"], bool):
             raise TigerError(f"seed has to be a whole number, not {draw['seed']!r}")
 
@@ -164,13 +146,17 @@ class Recommender:
                 f"without the history's items, and among those asked for, the catalogue has fewer than k = {k} items: "
                 f"lower k"
             )
+        if "beam" not in self.model.scorings:
+            if beam_size is not None:
+                raise TigerError("this model scores the whole catalogue: leave out beam_size")
+            return None
         beam_size = max(self.model.beam_size, k) if beam_size is None else beam_size
         if scoring == "beam" and not k <= beam_size <= n_items:
             raise TigerError(f"beam_size {beam_size} has to be from {k}, the list, to {n_items}, the catalogue")
         return beam_size
 
     def _lists(self, histories, users, k, beam_size, scoring, chosen, left_out, draw):
-        device, longest = self.model.network.codes.device, self.model.max_seq_length
+        device, longest = self.device, self.model.max_seq_length
         among = None
         if chosen is not None:
             among = torch.zeros(len(self.items) + 1, dtype=torch.bool)
@@ -204,4 +190,4 @@ class Recommender:
             return None
         if len(users) != n or any(user is None for user in users):
             raise TigerError("this model was trained with user tokens: give a user with every history")
-        return torch.tensor([user_slot(user, size) for user in users], device=self.model.network.codes.device)
+        return torch.tensor([user_slot(user, size) for user in users], device=self.device)

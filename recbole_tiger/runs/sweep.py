@@ -16,6 +16,7 @@ from tabulate import tabulate
 from recbole_tiger.catalogue.quantizers import quantizer_settings
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import whole_file
+from recbole_tiger.model import MODELS
 from recbole_tiger.report.results import write_result
 from recbole_tiger.settings.arguments import read_config_files
 from recbole_tiger.settings.config import make_config
@@ -58,7 +59,7 @@ def read_space(sweep, config):
         TigerError: with the setting and what it may be.
     """
     if sweep in shipped():
-        if sweep in [*recbole_models(), "TIGER"] and sweep != config["model"]:
+        if sweep in [*recbole_models(), *MODELS] and sweep != config["model"]:
             raise TigerError(f"sweep {sweep} is of settings of {sweep}, not of {config['model']}: give --model={sweep}")
         space = property_file("sweep", sweep)
     elif sweep.endswith((".yaml", ".yml")):
@@ -321,10 +322,7 @@ def plan(model, dataset, user_settings, config, *, sweep, search, num_samples, s
     identity = [run_key(config), space, search, scheduler, grace_period if scheduler == "asha" else None]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:10]
     name = f"{config['dataset']}-{config['label']}-{Path(sweep).stem}-{config['seed']}-{digest}"
-    shared = {**user_settings, "load_col": config["load_col"]}
-    if config["model"] == "TIGER":
-        shared["resume"] = True
-
+    shared = {**user_settings, "load_col": config["load_col"], "resume": True}
     params = draw(space, num_samples, config["seed"])
     adaptive = search == "hyperopt"
     made = Sweep(
@@ -361,8 +359,9 @@ def _shown(value):
 def _row(trial, record):
     result = record.get("result") or {}
     row = {"trial": trial.number, "key": trial.key, "status": record["status"], "reason": record.get("reason")}
-    if trial.values["model"] == "TIGER" and not trial.values["semantic_ids"]:
-        row.update(codebook_size=trial.values["codebook_size"], codebook_depth=trial.values["codebook_depth"])
+    if trial.values["model"] in MODELS and not trial.values["semantic_ids"]:
+        read = quantizer_settings(trial.values)
+        row.update({key: read[key] for key in ("codebook_size", "codebook_depth") if key in read})
     row.update(trial.params)
     row.update(result.get("semantic_ids", {}))
     row.update(result.get("best_valid_result", {}))

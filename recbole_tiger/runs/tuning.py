@@ -19,10 +19,11 @@ from ray.tune.search import Searcher
 from recbole.data.dataset import SequentialDataset
 from tqdm import tqdm
 
-from recbole_tiger.catalogue.catalogue import check_sizes, item_embeddings, needs_embeddings, needs_text
+from recbole_tiger.catalogue.catalogue import check_sizes, item_embeddings
 from recbole_tiger.catalogue.item_text import text_of_items
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import locked, make_folder
+from recbole_tiger.model import MODELS
 from recbole_tiger.report.plots import codebook_heat_map, collision_scatter
 from recbole_tiger.report.results import read_result
 from recbole_tiger.runs import experiment
@@ -65,18 +66,19 @@ def check_and_embed(sweep):
         TigerError: a trial cannot work, or the texts cannot be encoded.
     """
     configs = [make_config(sweep.model, sweep.dataset, trial.settings) for trial in sweep.trials]
-    dataset = SequentialDataset(configs[0])
+    model, dataset = MODELS[configs[0]["model"]], SequentialDataset(configs[0])
     items = dataset.field2id_token[dataset.iid_field][1:].tolist()
     for trial, config in zip(sweep.trials, configs, strict=True):
         try:
             check_sizes(config, len(items))
+            model.check_sizes(config, len(items))
         except TigerError as error:
             raise TigerError(f"trial {trial.params}: {error}") from error
     done = []
     for config in configs:
         kind = [config[key] for key in ("text_fields", "text_encoder", "item_embeddings")]
-        if kind not in done and needs_embeddings(config):
-            item_embeddings(config, items, text_of_items(config, items, needs_text(config))[0])
+        if kind not in done and model.needs_embeddings(config):
+            item_embeddings(config, items, text_of_items(config, items, model.needs_text(config))[0])
             done.append(kind)
 
 
@@ -388,7 +390,7 @@ def tune_sweep(sweep, *, resume, **how):
                 f"{sweep.folder} holds a sweep of {sweep.size} trials, {left} of them unfinished: "
                 f"go on by --resume, or remove it"
             )
-        if sweep.trials[0].values["model"] == "TIGER":
+        if sweep.trials[0].values["model"] in MODELS:
             check_and_embed(sweep)
         else:
             experiment.load(make_config(sweep.model, sweep.dataset, sweep.trials[0].settings))

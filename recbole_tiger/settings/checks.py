@@ -10,6 +10,8 @@ from recbole.utils import ModelType
 
 from recbole_tiger.catalogue.quantizers import QUANTIZERS, make_quantizer
 from recbole_tiger.errors import TigerError, check_number
+from recbole_tiger.model import MODELS
+from recbole_tiger.settings.properties import protocol_settings, settings_of
 
 # What is given where a text is missing.
 EXAMPLES = {"USER_ID_FIELD": "user_id", "ITEM_ID_FIELD": "item_id", "TIME_FIELD": "timestamp"}
@@ -20,8 +22,6 @@ LISTS_OF_COLUMNS += ["numerical_features", "normalize_field", "selected_features
 SEEDS = 2**32
 # What RecBole's metrics of lists look at: their names carry the length.
 LISTS = {"rec.topk", "rec.items"}
-# What metrics look at that need a score of every item, as GAUC does.
-WHOLE = {"rec.meanrank", "rec.score", "data.label"}
 # How RecBole ranks: all items, or so many that are drawn beside the target.
 MODE = re.compile(r"full|labeled|(uni|pop)[1-9]\d*")
 # RecBole's intervals, as [5,inf) or (0,1];[3,4).
@@ -29,10 +29,9 @@ _BOUND = r"\s*-?(\d+\.?\d*|inf)\s*"
 INTERVALS = re.compile(rf"[\[(]{_BOUND},{_BOUND}[\])](\s*;\s*[\[(]{_BOUND},{_BOUND}[\])])*")
 
 
-def _check_counts(config, keys):
-    for key in keys:
-        if not isinstance(config[key], int) or isinstance(config[key], bool) or config[key] < 1:
-            raise TigerError(f"{key} has to be a positive whole number, not {config[key]!r}")
+def _check_count(key, value):
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise TigerError(f"{key} has to be a positive whole number, not {value!r}")
 
 
 def _check_whole(key, value):
@@ -40,11 +39,10 @@ def _check_whole(key, value):
         raise TigerError(f"{key} has to be a whole number from 0 up, not {value!r}")
 
 
-def _check_texts(config, keys):
-    for key in keys:
-        if not isinstance(config[key], str) or not config[key]:
-            quoted = f"'\"{config[key] or EXAMPLES.get(key, '|')}\"'"
-            raise TigerError(f"{key} has to be text, not {config[key]!r}: quote it for YAML, as in --{key}={quoted}")
+def _check_text(key, value):
+    if not isinstance(value, str) or not value:
+        quoted = f"'\"{value or EXAMPLES.get(key, '|')}\"'"
+        raise TigerError(f"{key} has to be text, not {value!r}: quote it for YAML, as in --{key}={quoted}")
 
 
 def _check_intervals(config):
@@ -79,20 +77,14 @@ def _check_columns(config):
 
 
 def _check_optimizer(config):
-    learners = ("adam", "adamw", "sgd", "adagrad", "rmsprop")
-    if str(config["learner"]).lower() not in learners:
-        raise TigerError(f"unknown learner {config['learner']!r}: it may be {' or '.join(learners)}")
-    betas, clip = config["betas"], config["clip_grad_norm"]
-    pair = isinstance(betas, list | tuple) and len(betas) == 2
-    if not pair or not all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in betas):
+    betas, clip = config.get("betas"), config["clip_grad_norm"]
+    if betas is not None and len(betas) != 2:
         raise TigerError(f"betas has to be a list of two numbers from 0 up to 1, not {betas!r}")
     if clip is not None:
         if not isinstance(clip, dict) or "max_norm" not in clip or not set(clip) <= {"max_norm", "norm_type"}:
             raise TigerError(f"clip_grad_norm has to be of the form {{'max_norm': 1.0}} or nothing, not {clip!r}")
         for key, value in clip.items():
             check_number(f"clip_grad_norm, {key}", value, positive=True)
-    for key in ("weight_decay", "initializer_range"):
-        check_number(key, config[key])
 
 
 def _check_text_fields(config):
@@ -116,11 +108,14 @@ def check_run(config):
     Raises:
         TigerError: with the setting and what it may be.
     """
-    _check_counts(config, ["epochs", "eval_step"])
+    _check_kinds(config, protocol_settings())
+    for key in ("epochs", "eval_step"):
+        _check_count(key, config[key])
     _check_text_fields(config)
     texts = ["field_separator", "seq_separator", "LIST_SUFFIX", "checkpoint_dir", "data_path", "label", "valid_metric"]
     texts += [f"{name}_FIELD" for name in ("USER_ID", "ITEM_ID", "TIME", "RATING", "LABEL", "ITEM_LIST_LENGTH")]
-    _check_texts(config, [*texts, *(["encoding"] if config["encoding"] is not None else [])])
+    for key in [*texts, *(["encoding"] if config["encoding"] is not None else [])]:
+        _check_text(key, config[key])
     try:
         "".encode(config["encoding"] or "utf-8")
     except LookupError as error:
@@ -131,7 +126,6 @@ def check_run(config):
     _check_whole("seed", config["seed"])
     if config["seed"] >= SEEDS:
         raise TigerError(f"seed {config['seed']} is too large: it may be 0 to {SEEDS - 1}")
-    _check_whole("stopping_step", config["stopping_step"])
     if "train_stage" in config and config["train_stage"] != "finetune":
         raise TigerError(
             f"{config['model']} with train_stage {config['train_stage']} is neither validated nor tested; "
@@ -141,11 +135,6 @@ def check_run(config):
     _check_intervals(config)
     _check_columns(config)
     check_number("learning_rate", config["learning_rate"], positive=True)
-    if config["valid_users"] is not None:
-        _check_counts(config, ["valid_users"])
-    minutes = config["max_minutes"]
-    if minutes is not None:
-        check_number("max_minutes", minutes, positive=True)
     # The label is part of the name of the result file.
     if Path(config["label"]).name != config["label"]:
         raise TigerError(f"label {config['label']!r} has to be usable in a file name: leave out its slashes")
@@ -213,81 +202,88 @@ def check_effect(config, settings):
         raise TigerError(f"valid_metric_bigger follows from valid_metric, {config['valid_metric']}: leave it out")
 
 
-def check_tiger(config):
-    """Refuse settings of TIGER that cannot work, before any long work.
+def check_kind(key, value, kind):
+    """Refuse a value of another kind than a property file says.
+
+    Args:
+        kind: ``int``, ``int > 0``, ``float``, ``float > 0``, ``float < 1`` (all from 0 up), ``bool``, ``str``, ``dict``,
+            ``list of`` one of these, or words of which it may be one: ``beam or exact``.
 
     Raises:
         TigerError: with the setting and what it may be.
     """
-    choices = {
-        "quantizer": tuple(QUANTIZERS),
-        "scoring": ("beam", "exact"),
-        "encoder_tokens": ("code", "item"),
-        "bidirectional_encoder": (True, False),
-        "encoder_text": (True, False),
-        "text_initializer": (True, False),
-        "trie_softmax": (True, False),
-        "prefix_embedding": (True, False),
-        "history_bias": (True, False),
-        "enable_amp": (True, False),
-    }
-    for key, allowed in choices.items():
-        if config[key] not in allowed:
-            raise TigerError(f"unknown {key} {config[key]!r}: it may be {' or '.join(map(str, allowed))}")
-    if config["prefix_embedding"] and not config["trie_softmax"]:
-        raise TigerError("prefix_embedding needs --trie_softmax=True: only prefixes that the trie holds have an embedding")
-    if config["history_bias"] and not config["trie_softmax"]:
-        raise TigerError("history_bias needs --trie_softmax=True: it is a logit of the nodes of the trie")
-    counts = ["codebook_size", "codebook_depth", "beam_size", "MAX_ITEM_LIST_LENGTH", "train_batch_size", "epochs"]
-    counts += ["hidden_size", "n_heads", "head_size", "inner_size", "n_layers", "n_decoder_layers", "rq_vae_latent_size"]
-    counts += ["rq_vae_steps", "rq_vae_batch_size", "kmeans_iterations", "kmeans_sample"]
-    _check_counts(config, counts)
-    if config["eval_batch_size"] is not None:
-        _check_counts(config, ["eval_batch_size"])
+    of_list = kind.removeprefix("list of ")
+    if of_list != kind:
+        if not isinstance(value, list | tuple):
+            raise TigerError(f"{key} has to be a list, not {value!r}")
+        for one in value:
+            check_kind(key, one, of_list)
+    elif kind == "bool":
+        if value not in (True, False):
+            raise TigerError(f"unknown {key} {value!r}: it may be True or False")
+    elif kind == "str":
+        _check_text(key, value)
+    elif kind == "dict":
+        if not isinstance(value, dict):
+            raise TigerError(f"{key} has to be a mapping, not {value!r}")
+    elif kind == "int":
+        _check_whole(key, value)
+    elif kind == "int > 0":
+        _check_count(key, value)
+    elif kind == "float < 1":
+        if not isinstance(value, int | float) or not 0 <= value < 1:
+            raise TigerError(f"{key} has to be a number from 0 up to 1, not {value!r}")
+    elif kind.startswith("float"):
+        check_number(key, value, positive=kind == "float > 0")
+    elif value not in kind.split(" or "):
+        raise TigerError(f"unknown {key} {value!r}: it may be {kind}")
+
+
+def _check_kinds(config, settings):
+    for key, setting in settings.items():
+        absent = config[key] is None and setting.default is None
+        if setting.kind is not None and not absent:
+            check_kind(key, config[key], setting.kind)
+
+
+def check_model(config):
+    """Refuse settings of a model of MODELS that cannot work, before any long work.
+
+    Raises:
+        TigerError: with the setting and what it may be.
+    """
+    model = config["model"]
+    _check_kinds(config, settings_of(model))
+    _check_count("MAX_ITEM_LIST_LENGTH", config["MAX_ITEM_LIST_LENGTH"])
+    _check_optimizer(config)
+    _check_text_fields(config)
+    if config["quantizer"] not in QUANTIZERS:
+        raise TigerError(f"unknown quantizer {config['quantizer']!r}: it may be {' or '.join(QUANTIZERS)}")
+    make_quantizer(config)
     if config["kmeans_sample"] < config["codebook_size"]:
         raise TigerError(
             f"kmeans_sample {config['kmeans_sample']} is less than codebook_size {config['codebook_size']}; raise it"
         )
-    _check_whole("n_user_tokens", config["n_user_tokens"])
-    make_quantizer(config)
-    _check_optimizer(config)
-    given = [key for key in ("item_embeddings", "semantic_ids") if config[key] is not None]
-    _check_texts(config, ["cache_dir", "text_encoder", *given])
-    probabilities = ["hidden_dropout_prob", "attn_dropout_prob", "code_dropout_prob", "label_smoothing"]
-    for key in [*probabilities, "warmup_ratio", "ema_decay"]:
-        if not isinstance(config[key], int | float) or not 0 <= config[key] < 1:
-            raise TigerError(f"{key} has to be a number from 0 up to 1, not {config[key]!r}")
-    _check_text_fields(config)
     if not config["topk"]:
         raise TigerError("topk is empty: give the lengths of the lists that are evaluated, as --topk=[5,10]")
-    if config["beam_size"] < max(config["topk"]):
-        raise TigerError(
-            f"beam_size {config['beam_size']} is less than the largest topk {max(config['topk'])}: "
-            f"a shorter list would be filled with arbitrary items; raise beam_size"
-        )
-    whole = [metric for metric in config["metrics"] if WHOLE.intersection(metric_information.get(metric.lower(), ()))]
-    if whole and config["scoring"] == "beam" and "full" in config["eval_args"]["mode"].values():
-        raise TigerError(
-            f"metrics: {', '.join(whole)} ranks the whole catalogue, and a beam finds {config['beam_size']} items of it: "
-            f"give --scoring=exact, or leave the metric out"
-        )
     if "labeled" in config["eval_args"]["mode"].values():
-        raise TigerError("eval_args: mode labeled is for models of labels, which TIGER is not: give full, or uni100")
+        raise TigerError(f"eval_args: mode labeled is for models of labels, which {model} is not: give full, or uni100")
     if "local_rank" in config:
-        raise TigerError("TIGER trains in one process, on one device: leave out nproc; a sweep runs a trial a GPU")
+        raise TigerError(f"{model} trains in one process, on one device: leave out nproc; a sweep runs a trial a GPU")
+    MODELS[model].check_settings(config)
 
 
 def refuse_pickles(config):
     """Refuse settings that name a pickle, as those of a loaded checkpoint may, and RecBole's caches in ``checkpoint_dir``.
 
-    Unpickling runs code, and the caches ignore TIGER's settings.
+    Unpickling runs code, and the caches ignore the settings of semantic IDs.
     """
     for key in ("dataset_save_path", "dataloaders_save_path", "save_dataset", "save_dataloaders"):
         if config[key]:
             raise TigerError(f"{key} is about a pickle, which can run code: none is used here; remove the setting")
     folder, model = Path(config["checkpoint_dir"]), config["model"]
     # RecBole reads that of the model's own kind of dataset, where it has one, or else that of the kind of its type.
-    kinds = [model] if model == "TIGER" else [model, "", "Sequential", "KnowledgeBased"]
+    kinds = [model] if model in MODELS else [model, "", "Sequential", "KnowledgeBased"]
     for name in [*(f"{kind}Dataset" for kind in kinds), f"for-{model}-dataloader"]:
         file = folder / f"{config['dataset']}-{name}.pth"
         if file.exists():

@@ -10,11 +10,13 @@ from recbole.config import Config
 from recbole.utils import get_model
 
 from recbole_tiger.errors import TigerError
+from recbole_tiger.model import MODELS
 from recbole_tiger.settings.checks import check_effect, check_run, check_topk
 from recbole_tiger.settings.properties import (
     dataset_properties,
+    defaults_of,
+    foreign,
     model_of,
-    own_to_tiger,
     property_file,
     protocol,
     read_file,
@@ -24,9 +26,9 @@ from recbole_tiger.settings.properties import (
 EVAL_ARGS = ("split", "group_by", "order", "mode")
 
 
-def plugin_layer(dataset, user_settings):
-    """What lies over RecBole's properties and under the user's settings, for TIGER."""
-    return {**protocol(), **property_file("model", "TIGER"), **dataset_properties("dataset", dataset, user_settings)}
+def plugin_layer(model, dataset, user_settings):
+    """What lies over RecBole's properties and under the user's settings, for a model of MODELS."""
+    return {**protocol(), **defaults_of(model), **dataset_properties("dataset", dataset, user_settings)}
 
 
 def _check_packages(model):
@@ -50,20 +52,20 @@ def make_config(name, dataset, user_settings):
     model = model_of(name)
     _check_packages(model)
     layers = {**protocol(), **dataset_properties("dataset", dataset, user_settings)}
-    if model != "TIGER":
+    if model not in MODELS:
         # The keys of the item text serve to load the same columns for every model.
-        layers["text_fields"] = layers.get("text_fields", property_file("model", "TIGER")["text_fields"])
+        layers["text_fields"] = layers.get("text_fields", property_file("catalogue")["text_fields"])
     layers.update(property_file("recipe", name))
     layers.update(user_settings)
     if isinstance(layers["eval_args"], dict):
-        if foreign := sorted(map(str, set(layers["eval_args"]) - set(EVAL_ARGS))):
-            raise TigerError(f"eval_args has no {', '.join(foreign)}: it may have {', '.join(EVAL_ARGS)}")
+        if unknown := sorted(map(str, set(layers["eval_args"]) - set(EVAL_ARGS))):
+            raise TigerError(f"eval_args has no {', '.join(unknown)}: it may have {', '.join(EVAL_ARGS)}")
         layers["eval_args"] = {**protocol()["eval_args"], **layers["eval_args"]}
     check_topk(layers["topk"])
     layers.setdefault("label", name)
     if "gpu_id" in layers and layers["gpu_id"] is None:
         layers["gpu_id"] = ""  # --gpu_id= is nothing in YAML, which RecBole would read as a GPU called None
-    left_out = {"model", "dataset"} | (set() if model == "TIGER" else own_to_tiger(model))
+    left_out = {"model", "dataset"} | foreign(model)
     layers = {key: value for key, value in layers.items() if key not in left_out}
     loss = {**read_file(recbole_folder() / f"properties/model/{model}.yaml"), **layers}.get("loss_type")
     if "train_neg_sample_args" not in layers and loss == "CE":

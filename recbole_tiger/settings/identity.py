@@ -8,6 +8,7 @@ from recbole_tiger.catalogue.encoder import encoder_hash, tokens_file
 from recbole_tiger.catalogue.item_text import interaction_files
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import content_hash
+from recbole_tiger.model import MODELS
 from recbole_tiger.settings.properties import NOT_OF_THE_RUN
 
 
@@ -33,8 +34,8 @@ def run_settings(config):
 
 
 def own_inputs(config):
-    """Hashes of what a run of TIGER reads beside the dataset: the user's embeddings, IDs, and folder of an encoder."""
-    if config["model"] != "TIGER":
+    """Hashes of what a model of MODELS reads beside the dataset: the user's embeddings, IDs, and folder of an encoder."""
+    if config["model"] not in MODELS:
         return []
     files = [Path(config[name]) for name in ("item_embeddings", "semantic_ids") if config[name]]
     files += [tokens_file(file) for file in files if file.suffix == ".npy"]

@@ -3,13 +3,16 @@
 import ast
 import difflib
 import re
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
 
 import yaml
 
+from recbole_tiger.catalogue.quantizers import QUANTIZERS
 from recbole_tiger.errors import TigerError
+from recbole_tiger.model import MODELS
 
 PROPERTIES = "recbole_tiger.properties"
 
@@ -80,6 +83,35 @@ def read_file(file):
     return parse_yaml(file.read_text(encoding="utf-8"), file) or {} if file.is_file() else {}
 
 
+# A line of a property file: the setting, its default, what it may be, and what it says.
+LINE = re.compile(r"^(?P<key>\w+):.*?\s# \((?P<kind>[^()]+)\) (?P<text>.*)$")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a property file says of a setting.
+
+    Attributes:
+        default: its value where nobody gives another.
+        kind: what it may be, as :func:`~recbole_tiger.settings.checks.check_kind` reads it, or None.
+        text: what it is for.
+    """
+
+    default: object
+    kind: str | None
+    text: str
+
+
+def described(file):
+    """The settings of a property file by name, each a :class:`Setting`."""
+    lines = [LINE.match(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    said = {line["key"]: line for line in lines if line}
+    return {
+        key: Setting(value, *((said[key]["kind"], said[key]["text"]) if key in said else (None, "")))
+        for key, value in read_file(file).items()
+    }
+
+
 @cache
 def recbole_folder():
     """The folder of the installed RecBole."""
@@ -88,9 +120,49 @@ def recbole_folder():
     return Path(recbole.__file__).parent
 
 
+def _place(*place):
+    return resources.files(PROPERTIES).joinpath(*place[:-1], f"{place[-1]}.yaml")
+
+
 def property_file(*place):
-    """What a file of ``properties/`` holds, named by its place: ("model", "TIGER"); {} where there is none."""
-    return read_file(resources.files(PROPERTIES).joinpath(*place[:-1], f"{place[-1]}.yaml"))
+    """What a file of ``properties/`` holds, named by its place, as ("recipe", "TIGER-text"); {} where there is none."""
+    return read_file(_place(*place))
+
+
+@cache
+def _described(*place):
+    return described(_place(*place))
+
+
+def _registered(settings):
+    """Settings that came with a class from outside of this package: a dict or a YAML file."""
+    if isinstance(settings, dict):
+        return {key: Setting(value, None, "") for key, value in settings.items()}
+    return described(settings)
+
+
+def settings_of(model):
+    """Every setting of a model of MODELS but RecBole's own, by name, each a :class:`Setting`.
+
+    Those of the catalogue lie beneath those of the model, and those of a model beneath those of its subclass.
+    """
+    found = dict(_described("catalogue"))
+    for settings in QUANTIZERS.settings.values():
+        found.update(_registered(settings))
+    if model not in MODELS.settings:
+        return {**found, **_described("model", model)}
+    names = [cls.__name__ for cls in reversed(MODELS[model].__mro__)]
+    for name in names:
+        if name in MODELS.settings:
+            found.update(_registered(MODELS.settings[name]))
+        elif name in MODELS:
+            found.update(_described("model", name))
+    return found
+
+
+def defaults_of(model):
+    """Every setting of a model of MODELS but RecBole's own, by name, and its default."""
+    return {key: setting.default for key, setting in settings_of(model).items()}
 
 
 def is_sample(dataset, data_path):
@@ -111,6 +183,11 @@ def property_files(kind):
 def protocol():
     """The field's protocol, which every model of a comparison follows."""
     return property_file("protocol")
+
+
+def protocol_settings():
+    """The same by name, each a :class:`Setting`."""
+    return _described("protocol")
 
 
 def recipes():
@@ -136,7 +213,7 @@ def model_of(name):
     """
     if name in recipes():
         return property_file("recipe", name)["model"]
-    models = [*recbole_models(), "TIGER"]
+    models = [*recbole_models(), *MODELS]
     if name not in models:
         raise TigerError(f"unknown model {name!r}{nearest(name, [*models, *recipes()])}")
     if name in ("XGBoost", "LightGBM"):
@@ -158,41 +235,47 @@ def recbole_arguments():
 
 
 @cache
-def known_settings():
-    """Every key that RecBole or this package reads."""
-    known = set(UNLISTED) | {name for names in recbole_arguments().values() for name in names}
+def _of_recbole():
+    known = UNLISTED | {name for names in recbole_arguments().values() for name in names} | set(protocol())
     for file in recbole_folder().glob("properties/**/*.yaml"):
         if not file.name.endswith("url.yaml"):
             known |= set(read_file(file))
-    known |= set(property_file("model", "TIGER")) | set(protocol())
     return known
 
 
+def _of_ours():
+    return {key for model in MODELS for key in settings_of(model)}
+
+
+def known_settings():
+    """Every key that RecBole or this package reads."""
+    return _of_recbole() | _of_ours()
+
+
+@cache
 def _read_by_all():
     """Settings that every model reads."""
     files = [recbole_folder() / "properties" / file for file in ("overall.yaml", "dataset/sample.yaml")]
     return {"text_fields", "resume"} | set(protocol()) | {key for file in files for key in read_file(file)}
 
 
-@cache
-def own_to_tiger(model):
-    """Settings of TIGER that ``model`` does not read: to it they make no other run."""
-    of_model = read_file(recbole_folder() / f"properties/model/{model}.yaml")
-    return set(property_file("model", "TIGER")) - _read_by_all() - set(of_model)
+def _read_by(model):
+    """Settings that a model reads."""
+    own = settings_of(model) if model in MODELS else read_file(recbole_folder() / f"properties/model/{model}.yaml")
+    return _read_by_all() | set(own)
+
+
+def foreign(model):
+    """Settings of this package that ``model`` does not read: to it they make no other run."""
+    return _of_ours() - _read_by(model)
 
 
 @cache
-def _of_other_models():
-    """Settings of RecBole's models that TIGER does not read."""
-    settings = {key for file in recbole_folder().glob("properties/model/*.yaml") for key in read_file(file)}
-    return settings - _read_by_all() - set(property_file("model", "TIGER"))
+def _of_recboles_models():
+    return {key for file in recbole_folder().glob("properties/model/*.yaml") for key in read_file(file)}
 
 
 def unread(name, user_settings):
-    """Those of the user's settings that do nothing for ``name``, a RecBole model or a recipe.
-
-    To TIGER those of RecBole's models; to these those of TIGER.
-    """
-    model = model_of(name)
-    others = _of_other_models() if model == "TIGER" else own_to_tiger(model)
-    return sorted(set(user_settings) & others - NOT_OF_THE_RUN)
+    """Those of the user's settings that are of other models than ``name``, a model or a recipe, and do nothing for it."""
+    of_models = _of_ours() | _of_recboles_models()
+    return sorted(set(user_settings) & of_models - _read_by(model_of(name)) - NOT_OF_THE_RUN)

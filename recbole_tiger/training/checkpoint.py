@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import importlib
+import re
 import zipfile
 
 import numpy as np
@@ -15,11 +16,9 @@ from recbole.utils import EvaluatorType, InputType, ModelType
 
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import whole_file
-
-
-def dotted(cls):
-    """The dotted name of a class, as pickles have it."""
-    return f"{cls.__module__}.{cls.__name__}"
+from recbole_tiger.model import MODELS
+from recbole_tiger.registry import dotted
+from recbole_tiger.settings.properties import recbole_folder
 
 
 @functools.cache
@@ -40,6 +39,8 @@ def _original(value):
     """The class that a stand-in stands for; any other value as it is."""
     if not isinstance(value, type) or value is not stand_in(dotted(value)):
         return value
+    if MODELS.dotted().get(value.__name__) == dotted(value):
+        return MODELS[value.__name__]
     return getattr(importlib.import_module(value.__module__), value.__name__, None)
 
 
@@ -96,14 +97,14 @@ def save_checkpoint(state, file):
 
 
 def _is_model(name):
-    """Whether a dotted name is that of a recommender class, one of RecBole's or ours."""
+    """Whether a dotted name is that of a recommender class, one of MODELS or of RecBole's; no other module is imported."""
     module, _, attribute = name.rpartition(".")
-    if not module.startswith(("recbole.model.", "recbole_tiger.model.")):
+    if name in MODELS.dotted().values():
+        return True
+    file = recbole_folder().parent / f"{module.replace('.', '/')}.py"
+    if not re.fullmatch(r"recbole\.model\.\w+_recommender\.\w+", module) or not file.is_file():
         return False
-    try:
-        found = getattr(importlib.import_module(module), attribute, None)
-    except ImportError:
-        return False
+    found = getattr(importlib.import_module(module), attribute, None)
     return isinstance(found, type) and issubclass(found, AbstractRecommender)
 
 

@@ -1,4 +1,4 @@
-"""TIGERDataset: RecBole's sequential dataset with a catalogue of semantic IDs."""
+"""CatalogueDataset: RecBole's sequential dataset with a catalogue of semantic IDs."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
 from recbole.utils import ModelType
 
-from recbole_tiger.catalogue.catalogue import make_catalogue, needs_text
+from recbole_tiger.catalogue.catalogue import make_catalogue
 from recbole_tiger.catalogue.download import ensure_dataset
 from recbole_tiger.catalogue.item_text import (
     check_interactions,
@@ -19,7 +19,7 @@ from recbole_tiger.catalogue.item_text import (
     text_columns,
 )
 from recbole_tiger.errors import TigerError
-from recbole_tiger.training.evaluation import needs_scores
+from recbole_tiger.model import MODELS
 
 # Elements of the [users, items] score matrix of an evaluation batch, where one is needed: 64 MB.
 SCORE_MATRIX = 2**24
@@ -85,17 +85,21 @@ class Rows(Interaction):
         return Rows({name: values[index] for name, values in self.interaction.items()})
 
 
-class TIGERDataset(SequentialDataset):
+class CatalogueDataset(SequentialDataset):
     """Rows as RecBole's SequentialDataset makes them, and the items' semantic IDs.
 
     Attributes:
         catalogue: a :class:`~recbole_tiger.catalogue.catalogue.Catalogue`.
     """
 
+    @property
+    def _model(self):
+        return MODELS[self.config["model"]]
+
     def _load_data(self, token, dataset_path):
         ensure_dataset(self.config)
         if self.config["load_col"] is None:
-            self.config["load_col"] = text_load_col(self.config, needs_text(self.config))
+            self.config["load_col"] = text_load_col(self.config, self._model.needs_text(self.config))
         check_aliases(self.config)
         check_interactions(self.config)
         try:
@@ -115,13 +119,14 @@ class TIGERDataset(SequentialDataset):
         items = self.field2id_token[self.iid_field][1:].tolist()
         if self.config["eval_batch_size"] is None:
             most = GPU_MOST_USERS if self.config["device"].type == "cuda" else MOST_USERS
-            if needs_scores(self.config):
+            if self._model.needs_scores(self.config):
                 most = min(most, max(1, SCORE_MATRIX // len(items)))
             # Sampled evaluation (uni100, pop100) counts rows: a user's target and the items sampled beside it.
             modes = self.config["eval_args"]["mode"].values()
             sampled = min(int(mode[3:]) if mode[:3] in ("uni", "pop") else 0 for mode in modes)
             self.config["eval_batch_size"] = most * (1 + sampled)
-        self.catalogue = make_catalogue(self.config, items)
+        self._model.check_sizes(self.config, len(items))
+        self.catalogue = make_catalogue(self.config, items, self._model.needs_embeddings(self.config))
 
     def data_augmentation(self):
         """One row per prefix, as RecBole makes them, without a loop over rows."""

@@ -4,14 +4,6 @@ import torch
 from recbole.evaluator.collector import Collector
 
 
-def needs_scores(config):
-    """Whether an evaluation batch has to be a matrix of scores [users, items].
-
-    The exact scorer makes one anyway, and sampled evaluation is RecBole's own.
-    """
-    return config["scoring"] == "exact" or set(config["eval_args"]["mode"].values()) != {"full"}
-
-
 class RankedCollector(Collector):
     """Collects ranked items instead of scores."""
 

@@ -15,11 +15,10 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from recbole_tiger.errors import TigerError
-from recbole_tiger.model.tiger import check_revision
 from recbole_tiger.settings.identity import run_key
 from recbole_tiger.training.checkpoint import load_checkpoint
 from recbole_tiger.training.dataset import training_windows
-from recbole_tiger.training.evaluation import RankedCollector, needs_scores
+from recbole_tiger.training.evaluation import RankedCollector
 from recbole_tiger.training.memory import keep_freed_memory
 
 
@@ -45,9 +44,9 @@ class TIGERTrainer(Trainer):
     """RecBole's trainer for TIGER.
 
     ``train_batch_size`` counts targets, as RecBole's counts rows. After every epoch the whole state goes to
-    ``<checkpoint_dir>/TIGER-<key>/last.pth``, where the key is a hash of the settings and the data; with ``resume`` the run
-    goes on from there and ends as if it had not been interrupted. The best epoch is kept in
-    ``<checkpoint_dir>/TIGER-<time>-<key>.pth``.
+    ``<checkpoint_dir>/<model>-<key>/last.pth``, where the key is a hash of the settings and the data; with ``resume`` the
+    run goes on from there and ends as if it had not been interrupted. The best epoch is kept in
+    ``<checkpoint_dir>/<model>-<time>-<key>.pth``.
 
     With ``ema_decay`` the learning rate is constant after its warm-up, and what is validated, saved and tested is an
     exponential moving average of the weights, of which the first steps have equal shares.
@@ -61,12 +60,12 @@ class TIGERTrainer(Trainer):
         super().__init__(config, model)
         key = run_key(config)
         self.saved_model_file = self.saved_model_file.removesuffix(".pth") + f"-{key}.pth"
-        self.state_file = Path(self.checkpoint_dir) / f"TIGER-{key}" / "last.pth"
+        self.state_file = Path(self.checkpoint_dir) / f"{config['model']}-{key}" / "last.pth"
         self.epoch_log = []
         self.schedule_step = 0
         self.averages = [p.detach().clone() for p in model.parameters()] if config["ema_decay"] else []
         self.stopped = False
-        self.ranks_only = not needs_scores(config)
+        self.ranks_only = not model.needs_scores(config)
         if self.ranks_only:
             self.eval_collector = RankedCollector(config)
 
@@ -168,7 +167,7 @@ class TIGERTrainer(Trainer):
             raise TigerError(
                 f"{file} is a checkpoint of {state['config']['model']}, not of {self.config['model']}; give another"
             )
-        check_revision(state["other_parameter"], file)
+        self.model.check_revision(state["other_parameter"], file)
         theirs, own = state["state_dict"]["network.codes"].shape[1], self.model.network.codes.shape[1]
         try:
             if theirs != own:

@@ -8,15 +8,18 @@ on the same kind of processor, on a GPU up to the order in which it adds.
 
 import inspect
 
-from recbole_tiger.catalogue.quantizers.lsh import LSH
-from recbole_tiger.catalogue.quantizers.random_codes import RandomCodes
-from recbole_tiger.catalogue.quantizers.rq_kmeans import RQKMeans
-from recbole_tiger.catalogue.quantizers.rq_vae import RQVAE
+from recbole_tiger.registry import Registry
 
 # To be raised with every change by which the same settings make other codes: cached semantic IDs count no longer then.
 REVISION = 3
 
-QUANTIZERS = {"rq_vae": RQVAE, "rq_kmeans": RQKMeans, "lsh": LSH, "random": RandomCodes}
+QUANTIZERS = Registry(
+    "quantizer",
+    rq_vae="recbole_tiger.catalogue.quantizers.rq_vae.RQVAE",
+    rq_kmeans="recbole_tiger.catalogue.quantizers.rq_kmeans.RQKMeans",
+    lsh="recbole_tiger.catalogue.quantizers.lsh.LSH",
+    random="recbole_tiger.catalogue.quantizers.random_codes.RandomCodes",
+)
 
 
 def quantizer_settings(config):

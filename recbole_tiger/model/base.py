@@ -1,0 +1,210 @@
+"""What the rest of the package asks of a model that reads semantic IDs."""
+
+import zlib
+from types import SimpleNamespace
+
+import torch
+from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.utils import InputType
+
+from recbole_tiger.catalogue.catalogue import Catalogue
+from recbole_tiger.catalogue.semantic_ids import SemanticIDs
+from recbole_tiger.errors import TigerError
+from recbole_tiger.model.draw import Draw
+
+
+def left_padded(item_seq, lengths, max_items):
+    """RecBole's histories, padded on the right -> the last ``max_items`` of each, padded on the left.
+
+    Args:
+        item_seq: int tensor [batch, width]; lengths: int tensor [batch].
+
+    Returns:
+        int tensor [batch, longest history].
+    """
+    lengths = lengths.clamp(max=item_seq.shape[1])
+    n = int(lengths.clamp(max=max_items).max())
+    place = lengths.unsqueeze(1) - n + torch.arange(n, device=item_seq.device)
+    return item_seq.gather(1, place.clamp(min=0)).masked_fill(place < 0, 0)
+
+
+def user_slot(token, n_user_tokens):
+    """The row of a user's token in the table of hashed users (paper section 3.2)."""
+    return zlib.crc32(str(token).encode()) % n_user_tokens
+
+
+class SemanticIDModel(SequentialRecommender):
+    """A sequential recommender of RecBole's that reads the semantic IDs of a catalogue.
+
+    A subclass has ``calculate_loss``, ``predict`` and ``full_sort_predict`` as RecBole wants them, and :meth:`exact`.
+
+    Args:
+        config: RecBole's Config. dataset: has ``catalogue``, a :class:`~recbole_tiger.catalogue.catalogue.Catalogue`.
+
+    Attributes:
+        items, titles: lists of the catalogue's tokens and titles; item i + 1 of RecBole is the one at i.
+        revision: of the class, to be raised with every change by which the same weights make another model: then older
+            checkpoints are refused.
+        dataset_class, trainer_class: of the class, dotted names; without a trainer RecBole's own trains the model, and a
+            killed run begins again.
+        scorings: of the class, the ways in which it finds the best items, the usual one first.
+        codes_name: of the class, the name of its codes in the checkpoint, int tensor [n_items + 1, levels].
+        n_user_tokens: rows of the table of hashed users; 0 for none.
+    """
+
+    input_type = InputType.POINTWISE
+    revision = 1
+    dataset_class = "recbole_tiger.training.dataset.CatalogueDataset"
+    trainer_class = None
+    scorings = ("exact",)
+    codes_name = "codes"
+    n_user_tokens = 0
+    other_parameter_name = ["items", "titles", "revision"]
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.USER_ID = config["USER_ID_FIELD"]
+        self.items, self.titles = list(dataset.catalogue.items), list(dataset.catalogue.titles)
+
+    # --- what is asked of the class, before there is a model ---
+
+    @classmethod
+    def check_settings(cls, config):
+        """Refuse settings that cannot work together; their types are checked already.
+
+        Raises:
+            TigerError: with the setting and what it may be.
+        """
+
+    @classmethod
+    def check_sizes(cls, config, n_items):
+        """Refuse settings that do not fit a catalogue of ``n_items``.
+
+        Raises:
+            TigerError: with the setting.
+        """
+
+    @classmethod
+    def needs_embeddings(cls, settings):
+        """Whether the codes or the model are made of the items' embeddings."""
+        return not settings["semantic_ids"]
+
+    @classmethod
+    def needs_text(cls, settings):
+        """Whether the embeddings are made of the items' text; without, text serves as titles alone."""
+        return cls.needs_embeddings(settings) and not settings["item_embeddings"]
+
+    @classmethod
+    def needs_scores(cls, settings):
+        """Whether an evaluation batch is a matrix of scores [users, items]."""
+        return True
+
+    # --- checkpoints ---
+
+    @classmethod
+    def check_revision(cls, parameters, source):
+        """Refuse a checkpoint whose weights mean something else in today's model.
+
+        Args:
+            parameters: its ``other_parameter``. source: what the message calls it.
+
+        Raises:
+            TigerError: it is of another revision, or of the time before there were any.
+        """
+        if parameters.get("revision") != cls.revision:
+            raise TigerError(
+                f"{source} was made by revision {parameters.get('revision', 1)} of the model, in which weights mean "
+                f"something else than in this, revision {cls.revision}: remove it, and train it anew"
+            )
+
+    def load_other_parameter(self, para):
+        """Take over items and titles of a checkpoint, which have to be those of the dataset.
+
+        Raises:
+            TigerError: they are not, or the weights are of another revision.
+        """
+        if para:
+            self.check_revision(para, "the checkpoint")
+            if list(para["items"]) != self.items:
+                raise TigerError("the checkpoint is of another dataset: its items differ")
+        super().load_other_parameter(para)
+
+    @classmethod
+    def catalogue_of(cls, state):
+        """The catalogue that a checkpoint holds.
+
+        Args:
+            state: of :func:`~recbole_tiger.training.checkpoint.load_checkpoint`.
+        """
+        other = state["other_parameter"]
+        return Catalogue(other["titles"], cls._table(other["items"], state["state_dict"][cls.codes_name]), None)
+
+    @classmethod
+    def from_checkpoint(cls, state, device):
+        """The model of a checkpoint, without the dataset's files; users are those of the table of hashed users alone.
+
+        Args:
+            state: of :func:`~recbole_tiger.training.checkpoint.load_checkpoint`.
+        """
+        config, catalogue = state["config"], cls.catalogue_of(state)
+        config["device"] = device
+        dataset = SimpleNamespace(
+            catalogue=catalogue,
+            num=lambda field: len(catalogue.items) + 1,
+            field2id_token={config["USER_ID_FIELD"]: ["[PAD]"]},
+        )
+        model = cls(config, dataset).to(device)
+        model.load_state_dict(state["state_dict"])
+        return model.eval()
+
+    def semantic_ids(self):
+        """Those that the model reads, as a table."""
+        return self._table(self.items, self.state_dict()[self.codes_name])
+
+    @staticmethod
+    def _table(items, codes):
+        return SemanticIDs(items, codes[1:].cpu().numpy())
+
+    # --- inference ---
+
+    def histories_of(self, interaction):
+        """Histories of RecBole's rows, int tensor [batch, longest], padded with zeros on the left."""
+        return left_padded(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN], self.max_seq_length)
+
+    def exact(self, histories, slots):
+        """Log-probability of every item after each history.
+
+        Args:
+            histories: int tensor [batch, n], padded with zeros on the left.
+            slots: int tensor [batch] of user slots, or None.
+
+        Returns:
+            float tensor [batch, n_items + 1], -inf for the padding item 0.
+        """
+        raise NotImplementedError
+
+    def recommend(self, histories, slots, k, beam_size, scoring, among=None, left_out=None, temperature=None, seed=0):
+        """The k best items after each history, or k that are drawn without replacement (the Gumbel-top-k trick).
+
+        Args:
+            histories, slots: as :meth:`exact` takes them.
+            scoring: one of ``scorings``; "exact" is a score of every item. beam_size: of the others.
+            among: bool tensor [n_items + 1] of the items that a list may have, or None.
+            left_out: int tensor [batch, n] of items that it may not have, padded with zeros, or None.
+            temperature, seed: of :class:`~recbole_tiger.model.draw.Draw`; None for the best.
+
+        Returns:
+            items (RecBole's ids) and scores (log-probabilities), each [batch, k], best first or in the order of the draw.
+        """
+        scores = self.exact(histories, slots)
+        if among is not None:
+            scores = scores.masked_fill(~among, -torch.inf)
+        if left_out is not None:
+            scores = scores.scatter(1, left_out, -torch.inf)
+        if temperature is None:
+            scores, items = scores.topk(k)
+            return items, scores
+        draw = Draw.of(temperature, seed, histories.to(scores.device))
+        noise = draw.gumbel(0, torch.arange(scores.shape[1], device=scores.device).expand(scores.shape))
+        items = (scores.double() / temperature + noise).topk(k).indices
+        return items, scores.gather(1, items)

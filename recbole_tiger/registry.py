@@ -1,0 +1,51 @@
+"""Registries: one place for each kind of thing that there can be more of."""
+
+import importlib
+from collections import UserDict
+from pathlib import Path
+
+from recbole_tiger.errors import TigerError
+
+
+class Registry(UserDict):
+    """Names and the classes behind them; those of this package are imported when they are asked for.
+
+    Args:
+        what: what it holds, for messages.
+        homes: name -> dotted name of the class.
+
+    Attributes:
+        settings: of what was registered from outside of this package: name -> its settings and their defaults, a dict or the
+            path of a YAML file.
+    """
+
+    def __init__(self, what, **homes):
+        super().__init__(homes)
+        self.what, self.settings = what, {}
+
+    def __getitem__(self, name):
+        home = self.data[name]
+        if isinstance(home, str):
+            module, _, attribute = home.rpartition(".")
+            home = self.data[name] = getattr(importlib.import_module(module), attribute)
+        return home
+
+    def register(self, name, cls, settings):
+        """Add a class from outside of this package.
+
+        Raises:
+            TigerError: the name is taken by another.
+        """
+        if self.dotted().get(name, dotted(cls)) != dotted(cls):
+            raise TigerError(f"there is a {self.what} called {name} already: choose another name")
+        self.data[name] = cls
+        self.settings[name] = settings if isinstance(settings, dict) else Path(settings)
+
+    def dotted(self):
+        """Dotted name of every class, without importing one."""
+        return {name: home if isinstance(home, str) else dotted(home) for name, home in self.data.items()}
+
+
+def dotted(cls):
+    """The dotted name of a class, as pickles have it."""
+    return f"{cls.__module__}.{cls.__name__}"
