@@ -29,7 +29,7 @@ def sources(config):
         )
     if config["benchmark_filename"]:
         raise TigerError(
-            f"dataset {config['dataset']}: pre-split files cannot be mixed; leave out benchmark_filename, or name one dataset"
+            f"dataset {config['dataset']}: pre-split files cannot be mixed; leave benchmark_filename out, or name one"
         )
     parent = Path(config["data_path"]).parent
     return [

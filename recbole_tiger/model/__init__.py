@@ -2,4 +2,4 @@
 
 from recbole_tiger.registry import Registry
 
-MODELS = Registry("model", TIGER="recbole_tiger.model.tiger.TIGER")
+MODELS = Registry("model", TIGER="recbole_tiger.model.tiger.TIGER", VQRec="recbole_tiger.model.vqrec.VQRec")

@@ -30,15 +30,29 @@ def gumbel_like(x):
     return -torch.empty_like(x).exponential_().log()
 
 
+def right_padded(items):
+    """Rows that are padded with zeros on the left, padded on the right instead.
+
+    Args:
+        items: int tensor [batch, n].
+
+    Returns:
+        int tensor [batch, n]; int tensor [batch] of their lengths.
+    """
+    lengths = (items != 0).sum(dim=1)
+    place = torch.arange(items.shape[1], device=items.device) - lengths.unsqueeze(1)
+    return items.gather(1, place % items.shape[1]), lengths
+
+
 class VQRec(SemanticIDModel):
     """Vector-quantized item representations (Hou et al. 2023, arXiv 2210.12316).
 
     Codes are those of a product quantizer: every digit has a table of its own, two items may share all digits, and the
     collision level of the semantic IDs is left out.
 
-    With ``train_stage: pretrain`` the loss is the contrastive one. A pre-trained model is fine-tuned in two stages, between
-    which its trainer leads: :meth:`learn_permutation`, then :meth:`learn_embeddings`. Without ``pre_model_path`` all of it
-    trains at once.
+    With ``train_stage: pretrain`` the loss is the contrastive one, and else cross-entropy over the whole catalogue. A
+    pre-trained model is fine-tuned in two stages, through which its trainer leads: :meth:`learn_permutation`, then
+    :meth:`learn_embeddings`. Without ``pre_model_path`` all of it trains at once.
 
     Args:
         config: RecBole's Config with the settings of ``properties/model/VQRec.yaml``.
@@ -130,60 +144,69 @@ class VQRec(SemanticIDModel):
             rows = self.row_of_code[rows]
         return F.embedding_bag(rows, tables.flatten(0, 1), mode="mean")
 
-    def encode(self, vectors, item_seq, lengths):
-        """Representations of histories, of length one.
+    def encode(self, vectors, item_seq):
+        """What is known of a user after each item of a history.
 
         Args:
-            vectors: float tensor [batch, length, hidden_size] of the histories' items.
-            item_seq: int tensor [batch, length], padded with zeros on the right; lengths: int tensor [batch].
+            vectors: float tensor [batch, n, hidden_size] of the histories' items.
+            item_seq: int tensor [batch, n] of the items, padded with zeros on the right.
 
         Returns:
-            float tensor [batch, hidden_size]: the encoder's output at the last item.
+            float tensor [batch, n, hidden_size], of length one.
         """
-        x = vectors + self.position_embedding.weight[: item_seq.shape[1]]
+        x = self.dropout(self.LayerNorm(vectors + self.position_embedding.weight[: item_seq.shape[1]]))
         mask = self.get_attention_mask(item_seq)
-        output = self.trm_encoder(self.dropout(self.LayerNorm(x)), mask, output_all_encoded_layers=False)[-1]
-        return F.normalize(self.gather_indexes(output, lengths - 1), dim=-1)
+        return F.normalize(self.trm_encoder(x, mask, output_all_encoded_layers=False)[-1], dim=-1)
 
     # --- training ---
 
-    def calculate_loss(self, interaction):
-        """Loss of RecBole's rows, of the stage that the model is in."""
-        rows = (interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN], interaction[self.ITEM_ID])
-        return self.contrastive_loss(*rows) if self.train_stage == "pretrain" else self.softmax_loss(*rows)
+    def window_loss(self, items, n_targets):
+        """Mean loss of the targets of a batch of windows.
 
-    def softmax_loss(self, item_seq, lengths, targets):
-        """Cross-entropy of the targets over the whole catalogue (paper section 3.3.2).
+        An item is predicted from those before it in its window, as RecBole's row of that target is from its history; what
+        the rows of a user share is computed once.
 
         Args:
-            item_seq: int tensor [batch, length], padded with zeros on the right; lengths, targets: int tensors [batch].
+            items: int tensor [batch, n + 1], padded with zeros on the left.
+            n_targets: int tensor [batch]; the last so many items of a window are targets.
         """
-        vectors = self.represent(self.digits)
-        histories = self.encode(F.embedding(item_seq, vectors), item_seq, lengths)
-        scores = histories @ F.normalize(vectors[1:], dim=-1).T / self.temperature
-        return F.cross_entropy(scores, targets - 1)
+        items, lengths = right_padded(items)
+        place = torch.arange(1, items.shape[1], device=items.device)
+        counted = (place < lengths.unsqueeze(1)) & (place >= (lengths - n_targets).unsqueeze(1))
+        pretraining = self.train_stage == "pretrain"
+        some, rows = items.unique(return_inverse=True) if pretraining else (slice(None), items)
+        digits = self.digits[some]
+        vectors = self.represent(digits)
+        histories = self.encode(F.embedding(rows[:, :-1], vectors), items[:, :-1])[counted]
+        wanted = rows[:, 1:][counted]
+        if pretraining:
+            return self.contrastive_loss(histories, vectors[wanted], digits[wanted], wanted, counted.nonzero()[:, 0])
+        return F.cross_entropy(histories @ F.normalize(vectors[1:], dim=-1).T / self.temperature, wanted - 1)
 
-    def contrastive_loss(self, item_seq, lengths, targets):
+    def contrastive_loss(self, histories, vectors, digits, targets, windows):
         """Contrastive loss of pre-training (paper section 3.2.2).
 
-        Negatives are the targets of the other rows, of whatever dataset, and one item a row that is the target with redrawn
-        codes. What is the target itself is no negative.
+        Negatives of a target are those of the other windows, of whatever dataset, and a semi-synthetic item of its own. What
+        is the target itself is no negative.
 
         Args:
-            item_seq: int tensor [batch, length], padded with zeros on the right; lengths, targets: int tensors [batch].
+            histories: float tensor [n, hidden_size] of what targets are predicted from, of length one.
+            vectors: float tensor [n, hidden_size] of the targets; digits: int tensor [n, depth] of their codes.
+            targets, windows: int tensors [n] of numbers that tell targets and windows apart.
         """
-        items, place = torch.cat([item_seq.flatten(), targets]).unique(return_inverse=True)
-        vectors = F.embedding(place, self.represent(self.digits[items]))
-        histories = self.encode(vectors[: item_seq.numel()].view(*item_seq.shape, -1), item_seq, lengths)
-        in_batch = histories @ F.normalize(vectors[item_seq.numel() :], dim=-1).T
-        codes = self.digits[targets]
-        redrawn = self.redraw(codes)
-        synthetic = (histories * F.normalize(self.represent(redrawn), dim=-1)).sum(dim=1, keepdim=True)
-        same = targets.unsqueeze(1) == targets
-        same.fill_diagonal_(False)
-        same = torch.cat([same, (redrawn == codes).all(dim=1, keepdim=True)], dim=1)
-        scores = torch.cat([in_batch, synthetic], dim=1) / self.temperature
-        return F.cross_entropy(scores.masked_fill(same, -torch.inf), torch.arange(len(targets), device=targets.device))
+        synthetic = self.redraw(digits)
+        others = histories @ F.normalize(vectors, dim=-1).T
+        own = (histories * F.normalize(self.represent(synthetic), dim=-1)).sum(dim=1, keepdim=True)
+        none = (targets.unsqueeze(1) == targets) | (windows.unsqueeze(1) == windows)
+        none.fill_diagonal_(False)
+        none = torch.cat([none, (synthetic == digits).all(dim=1, keepdim=True)], dim=1)
+        scores = torch.cat([others, own], dim=1) / self.temperature
+        return F.cross_entropy(scores.masked_fill(none, -torch.inf), torch.arange(len(targets), device=targets.device))
+
+    def calculate_loss(self, interaction):
+        """Loss of RecBole's rows, one target a row."""
+        items = torch.cat([self.histories_of(interaction), interaction[self.ITEM_ID].unsqueeze(1)], dim=1)
+        return self.window_loss(items, torch.ones_like(items[:, 0]))
 
     def redraw(self, codes):
         """Semi-synthetic items: each code is drawn anew with probability ``redraw_prob``, uniformly.
@@ -201,9 +224,19 @@ class VQRec(SemanticIDModel):
 
         Args:
             pretrained: its ``state_dict``.
+
+        Raises:
+            TigerError: its codes are not of as many digits, or a digit not of as many codes.
         """
-        own = {"codes", "row_of_code", "permutation_logits"}
-        nn.Module.load_state_dict(self, {**self.state_dict(), **{k: v for k, v in pretrained.items() if k not in own}})
+        theirs, own = pretrained["code_embedding"].shape[:2], self.code_embedding.shape[:2]
+        if theirs != own:
+            raise TigerError(
+                f"pre_model_path holds tables of {theirs[0]} digits of {theirs[1]} codes, and items here have {own[0]} of "
+                f"{own[1]}: make both by one quantizer, codebook_depth and codebook_size"
+            )
+        others = {"codes", "row_of_code"}
+        own = {name: pretrained[name] for name in self.state_dict().keys() & pretrained.keys() - others}
+        super().load_state_dict(own, strict=False)
 
     def learn_permutation(self):
         """Train nothing but which pre-trained embedding each code of a digit looks up."""
@@ -275,27 +308,18 @@ class VQRec(SemanticIDModel):
             self._candidates = vectors, F.normalize(vectors, dim=-1)
         return self._candidates
 
-    def _encoded(self, item_seq, lengths):
+    def _encoded(self, histories):
+        """What is known after histories [batch, n], padded on the left; the directions of all items."""
         vectors, directions = self.candidates()
-        return self.encode(F.embedding(item_seq, vectors), item_seq, lengths), directions
+        item_seq, lengths = right_padded(histories[:, -self.max_seq_length :].to(vectors.device))
+        return self.gather_indexes(self.encode(F.embedding(item_seq, vectors), item_seq), lengths - 1), directions
 
-    def _scores(self, item_seq, lengths):
+    def _scores(self, histories):
         """Scores of all items [batch, n_items + 1], -inf for padding."""
-        histories, directions = self._encoded(item_seq, lengths)
-        scores = histories @ directions.T / self.temperature
+        found, directions = self._encoded(histories)
+        scores = found @ directions.T / self.temperature
         scores[:, 0] = -torch.inf
         return scores
-
-    @torch.no_grad()
-    def full_sort_predict(self, interaction):
-        """Scores of all items [batch, n_items]: cosine over temperature, -inf for padding."""
-        return self._scores(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
-
-    @torch.no_grad()
-    def predict(self, interaction):
-        """Score of the given item after each history, [batch]."""
-        histories, directions = self._encoded(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
-        return (histories * directions[interaction[self.ITEM_ID]]).sum(dim=1) / self.temperature
 
     @torch.no_grad()
     def exact(self, histories, slots=None):
@@ -308,9 +332,15 @@ class VQRec(SemanticIDModel):
         Returns:
             float tensor [batch, n_items + 1], -inf for padding.
         """
-        histories = histories[:, -self.max_seq_length :].to(self.codes.device)
-        lengths = (histories != 0).sum(dim=1)
-        # From padding on the left to RecBole's, on the right.
-        place = torch.arange(histories.shape[1], device=histories.device) - lengths.unsqueeze(1)
-        item_seq = histories.gather(1, place % histories.shape[1])
-        return self._scores(item_seq, lengths).log_softmax(dim=-1)
+        return self._scores(histories).log_softmax(dim=-1)
+
+    @torch.no_grad()
+    def full_sort_predict(self, interaction):
+        """Scores of all items [batch, n_items]: cosine over temperature, -inf for padding."""
+        return self._scores(self.histories_of(interaction))
+
+    @torch.no_grad()
+    def predict(self, interaction):
+        """Score of the given item after each history, [batch]."""
+        found, directions = self._encoded(self.histories_of(interaction))
+        return (found * directions[interaction[self.ITEM_ID]]).sum(dim=1) / self.temperature

@@ -2,13 +2,18 @@
 
 from pathlib import Path
 
+import torch
+from recbole.data.interaction import Interaction
 from recbole.trainer import Trainer
 
 from recbole_tiger.errors import TigerError
+from recbole_tiger.model import MODELS
 from recbole_tiger.training.checkpoint import load_checkpoint
+from recbole_tiger.training.dataset import training_windows
 
 # Settings that a pre-trained model and the one that starts from it have to share.
-SHARED = ("codebook_depth", "codebook_size", "hidden_size", "inner_size", "n_layers", "n_heads", "MAX_ITEM_LIST_LENGTH")
+SHARED = ("codebook_depth", "codebook_size", "hidden_size", "inner_size", "n_layers", "n_heads")
+SHARED += ("hidden_act", "MAX_ITEM_LIST_LENGTH")
 
 
 def pretrained(config):
@@ -27,6 +32,7 @@ def pretrained(config):
     theirs, own = state["config"], config["model"]
     if theirs["model"] != own:
         raise TigerError(f"pre_model_path {file} is a checkpoint of {theirs['model']}, not of {own}; give another")
+    MODELS[own].check_revision(state["other_parameter"], file)
     if theirs["train_stage"] != "pretrain":
         raise TigerError(
             f"pre_model_path {file} was trained with train_stage {theirs['train_stage']}: give the checkpoint of a run with "
@@ -41,12 +47,37 @@ def pretrained(config):
     return state
 
 
+class Batches:
+    """An epoch of windows in the place of RecBole's loader of rows.
+
+    Args:
+        windows: of :func:`~recbole_tiger.training.dataset.training_windows`.
+        n_targets: about so many a batch.
+        seed: of their order.
+    """
+
+    def __init__(self, windows, n_targets, seed):
+        self.windows = windows
+        self.rows = windows.batches(n_targets, torch.Generator().manual_seed(seed))
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __iter__(self):
+        for rows in self.rows:
+            longest = int(self.windows.lengths[rows].max())
+            items, n_targets = self.windows.items[rows, -longest:], self.windows.n_targets[rows]
+            yield Interaction({"items": items, "n_targets": n_targets})
+
+
 class VQRecTrainer(Trainer):
     """RecBole's trainer for VQRec.
 
-    Only a model with ``pre_model_path`` trains otherwise than RecBole's models do: it starts from the pre-trained weights, for
-    ``permutation_epochs`` learns a permutation of the codes alone, and then the code embeddings alone (paper section 3.3).
-    Early stopping counts from the second stage on.
+    Where RecBole's rows are a prefix each, batches are windows of all prefixes of a user at once; ``train_batch_size``
+    counts targets, as RecBole's counts rows.
+
+    A model with ``pre_model_path`` starts from the pre-trained weights, for ``permutation_epochs`` learns a permutation of
+    the codes alone, and then the code embeddings alone (paper section 3.3). Early stopping counts from the second stage on.
     """
 
     @staticmethod
@@ -59,18 +90,32 @@ class VQRecTrainer(Trainer):
         if config["pre_model_path"] is not None:
             pretrained(config)
 
-    def fit(self, *args, **kwargs):
+    def fit(self, train_data, *args, **kwargs):
         """Train as RecBole's trainer does; see there for the arguments and what it returns."""
         if self.model.permutation_logits is not None and self.start_epoch == 0:
             self.model.start_from(pretrained(self.config)["state_dict"])
-        return super().fit(*args, **kwargs)
+        self.windows = training_windows(train_data._dataset, one_target=False)
+        return super().fit(train_data, *args, **kwargs)
 
-    def _train_epoch(self, train_data, epoch_idx, *args, **kwargs):
-        """One pass over the data, in the stage that the epoch belongs to."""
+    def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
+        """One pass over the windows, in the stage that the epoch belongs to; returns the mean loss of a batch."""
+        permuting = self._begin_stage(epoch_idx)
+        batches = Batches(self.windows, self.config["train_batch_size"], self.config["seed"] + epoch_idx)
+        loss = super()._train_epoch(batches, epoch_idx, self._loss, show_progress)
+        if permuting:
+            self.model.assign_permutation()
+        return loss / len(batches)
+
+    def _loss(self, batch):
+        return self.model.window_loss(batch["items"], batch["n_targets"])
+
+    def _begin_stage(self, epoch):
+        """See that the model trains what it has to in an epoch; returns whether that is the permutation."""
         if self.model.permutation_logits is None:
-            return super()._train_epoch(train_data, epoch_idx, *args, **kwargs)
-        permuting = epoch_idx < self.config["permutation_epochs"]
-        if epoch_idx in (self.start_epoch, self.config["permutation_epochs"]):
+            return False
+        first_of_embeddings = self.config["permutation_epochs"]
+        permuting = epoch < first_of_embeddings
+        if epoch in (self.start_epoch, first_of_embeddings):
             if permuting:
                 self.model.learn_permutation()
             else:
@@ -79,7 +124,4 @@ class VQRecTrainer(Trainer):
             self.optimizer = self._build_optimizer(learning_rate=rate)
         if permuting:
             self.cur_step = 0
-        loss = super()._train_epoch(train_data, epoch_idx, *args, **kwargs)
-        if permuting:
-            self.model.assign_permutation()
-        return loss
+        return permuting
