@@ -36,6 +36,8 @@ from recbole_tiger.training.trainer import TIGERTrainer
 
 SIZES = (10**4, 10**5, 10**6)
 MOST_INTERACTIONS = 10**6
+# The dimensions of the paper.
+PAPER = {"n_heads": 6, "head_size": 64, "inner_size": 1024}
 INTERACTIONS_A_USER = 9
 # Steps of a schedule whose end nobody reaches.
 FAR_OFF = 10**9
@@ -79,7 +81,7 @@ def measure(n_items, seconds, settings, folder):
         "checkpoint_dir": str(Path(folder) / "saved"),
         "gpu_id": "",  # the clock and the memory that are read are the processor's
     }
-    settings = {"quantizer": "rq_kmeans", **settings, **fixed, "show_progress": True, "state": "ERROR"}
+    settings = {**PAPER, "quantizer": "rq_kmeans", **settings, **fixed, "show_progress": True, "state": "ERROR"}
     config = experiment.prepare("TIGER", "generated", settings)
     result = {"items": n_items, "interactions": n_interactions, "libraries_bytes": libraries}
 

@@ -46,6 +46,8 @@ from recbole_tiger.training.trainer import TIGERTrainer, autocast
 
 BEAUTY = {"n_items": 12101, "n_users": 22363, "n_interactions": 198502}
 WIDTHS = (10, 20, 50)
+# The dimensions of the paper.
+PAPER = {"n_heads": 6, "head_size": 64, "inner_size": 1024}
 # Test users that all decode for; users a batch among which Hugging Face's generate has its best, found out for every width.
 USERS, HF_USERS = 256, (8, 32)
 GPU_USERS, GPU_HF_USERS = 4096, (32, 128, 512)
@@ -612,7 +614,15 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         cache = {"cache_dir": str(home / "cache")}
         found = dataset_settings(args, folder)
-        settings = {"gpu_id": "", **cache, "quantizer": "rq_kmeans", "encoder_text": False, **found, **parse_arguments(rest)}
+        settings = {
+            "gpu_id": "",
+            **cache,
+            **PAPER,
+            "quantizer": "rq_kmeans",
+            "encoder_text": False,
+            **found,
+            **parse_arguments(rest),
+        }
         of_all = ("gpu_id", "data_path", "text_fields", "enable_amp")
         shared = {key: settings[key] for key in of_all if key in settings}
         settings["data_path"] = shared["data_path"] = str(Path(settings["data_path"]).resolve())

@@ -12,10 +12,13 @@ from recbole_tiger.version import __version__
 _HOMES = {
     "Recommender": "recbole_tiger.runs.recommend",
     "SemanticIDs": "recbole_tiger.catalogue.semantic_ids",
+    "SemanticIDModel": "recbole_tiger.model.base",
+    "register_model": "recbole_tiger.model",
+    "register_quantizer": "recbole_tiger.catalogue.quantizers",
     "run_recbole": "recbole.quick_start",
 }
 
-__all__ = ["Recommender", "SemanticIDs", "__version__", "run_recbole"]
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name):

@@ -9,8 +9,9 @@ import threading
 import warnings
 
 from recbole_tiger.commands import compare, download, leaderboard, recommend, run, tokenize, tune
-from recbole_tiger.commands.shared import names
+from recbole_tiger.commands.shared import add_plugins, names
 from recbole_tiger.errors import TigerError
+from recbole_tiger.registry import import_file
 from recbole_tiger.settings.arguments import parse_arguments, read_config_files
 from recbole_tiger.version import __version__
 
@@ -43,6 +44,7 @@ def make_parser():
             allow_abbrev=False,
         )
         if command.SETTINGS:
+            add_plugins(sub)
             sub.add_argument("--dataset", required=True, help="name of a dataset: the folder under data_path")
             sub.add_argument(
                 "--config_files", type=names, default=[], help="YAML files of settings, separated by commas; later ones win"
@@ -68,6 +70,8 @@ def _check_arguments(argv):
 
 def _execute(args, rest):
     command = COMMANDS[args.command]
+    for file in getattr(args, "plugins", []):
+        import_file(file)
     if command.SETTINGS:
         command.execute(args, {**read_config_files(args.config_files), **parse_arguments(rest)})
     elif rest:

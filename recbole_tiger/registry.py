@@ -1,6 +1,9 @@
 """Registries: one place for each kind of thing that there can be more of."""
 
 import importlib
+import importlib.util
+import inspect
+import sys
 from collections import UserDict
 from pathlib import Path
 
@@ -41,6 +44,10 @@ class Registry(UserDict):
         self.data[name] = cls
         self.settings[name] = settings if isinstance(settings, dict) else Path(settings)
 
+    def files(self):
+        """The files in which the registered classes are."""
+        return sorted({inspect.getfile(self.data[name]) for name in self.settings})
+
     def dotted(self):
         """Dotted name of every class, without importing one."""
         return {name: home if isinstance(home, str) else dotted(home) for name, home in self.data.items()}
@@ -49,3 +56,21 @@ class Registry(UserDict):
 def dotted(cls):
     """The dotted name of a class, as pickles have it."""
     return f"{cls.__module__}.{cls.__name__}"
+
+
+def import_file(file):
+    """Import a Python file of the user's, which registers models or quantizers.
+
+    Raises:
+        TigerError: it does not exist, or its code raises.
+    """
+    path = Path(file).resolve()
+    if not path.is_file():
+        raise TigerError(f"plugin {file} does not exist: give the path of a Python file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise TigerError(f"plugin {file}: {type(error).__name__}: {error}") from error

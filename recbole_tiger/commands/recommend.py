@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from recbole_tiger.commands.shared import write
+from recbole_tiger.commands.shared import add_plugins, write
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import read_lines
 
@@ -41,6 +41,7 @@ def _lines(file, what):
 
 def add_arguments(parser):
     """Add the command's own arguments."""
+    add_plugins(parser)
     parser.add_argument("--checkpoint", required=True, help="a TIGER-*.pth that a run saved")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument(

@@ -11,6 +11,16 @@ def names(text):
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
+def add_plugins(parser):
+    """Add the argument ``--plugins``."""
+    parser.add_argument(
+        "--plugins",
+        type=names,
+        default=[],
+        help="Python files that register models or quantizers of your own, separated by commas",
+    )
+
+
 def add_results_dir(parser, what="folder of the result files"):
     """Add the argument ``--results_dir``."""
     parser.add_argument("--results_dir", default="results", help=f"{what} (default: %(default)s)")

@@ -1,5 +1,26 @@
 """The models: tensors of codes -> probabilities of items."""
 
+from recbole_tiger.errors import TigerError
 from recbole_tiger.registry import Registry
 
 MODELS = Registry("model", TIGER="recbole_tiger.model.tiger.TIGER", VQRec="recbole_tiger.model.vqrec.VQRec")
+
+
+def register_model(cls, settings=None):
+    """Add a model from outside of this package to MODELS, under the name of its class.
+
+    Args:
+        cls: subclass of :class:`~recbole_tiger.model.base.SemanticIDModel`, or of a model of MODELS, whose settings it has.
+        settings: its own settings and their defaults, a dict or the path of a YAML file as those in ``properties/model``.
+
+    Raises:
+        TigerError: it is no such class, or its name is taken.
+    """
+    from recbole_tiger.model.base import SemanticIDModel
+    from recbole_tiger.settings.properties import recbole_models
+
+    if not isinstance(cls, type) or not issubclass(cls, SemanticIDModel):
+        raise TigerError(f"{cls!r} is no subclass of SemanticIDModel, as a model has to be: see recbole_tiger/model/base.py")
+    if cls.__name__ in recbole_models():
+        raise TigerError(f"RecBole has a model called {cls.__name__}: choose another name")
+    MODELS.register(cls.__name__, cls, settings or {})

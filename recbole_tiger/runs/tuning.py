@@ -21,9 +21,11 @@ from tqdm import tqdm
 
 from recbole_tiger.catalogue.catalogue import check_sizes, item_embeddings
 from recbole_tiger.catalogue.item_text import text_of_items
+from recbole_tiger.catalogue.quantizers import QUANTIZERS
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import locked, make_folder
 from recbole_tiger.model import MODELS
+from recbole_tiger.registry import import_file
 from recbole_tiger.report.plots import codebook_heat_map, collision_scatter
 from recbole_tiger.report.results import read_result
 from recbole_tiger.runs import experiment
@@ -82,16 +84,19 @@ def check_and_embed(sweep):
             done.append(kind)
 
 
-def run_trial(chosen, sweep, folder, threads):
+def run_trial(chosen, sweep, folder, threads, plugins):
     """One trial, in a worker of Ray's: trains, reports every evaluation, and notes what became of it.
 
     Args:
         chosen: dict with the ``trial``.
         folder: the working directory of the command, where relative paths of the settings begin.
         threads: of PyTorch; more than the trial has cores would slow all trials down.
+        plugins: files that register models and quantizers of the user's.
     """
     trial = chosen["trial"]
     os.chdir(folder)
+    for file in plugins:
+        import_file(file)
     torch.set_num_threads(threads)
     sweep.write(trial, status="running", reason=None, node=_node())
     reported = 0
@@ -289,7 +294,10 @@ def run_trials(sweep, *, scheduler, grace_period, max_concurrent, cpus_per_trial
             warnings.catch_warnings(),
         ):
             warnings.simplefilter("ignore")
-            trainable = tune.with_parameters(run_trial, sweep=sweep, folder=os.getcwd(), threads=cpus_per_trial)
+            plugins = sorted({*MODELS.files(), *QUANTIZERS.files()})
+            trainable = tune.with_parameters(
+                run_trial, sweep=sweep, folder=os.getcwd(), threads=cpus_per_trial, plugins=plugins
+            )
             tune.Tuner(
                 tune.with_resources(trainable, {"cpu": cpus_per_trial, "gpu": gpus_per_trial}),
                 tune_config=tune.TuneConfig(

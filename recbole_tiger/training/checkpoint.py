@@ -39,7 +39,7 @@ def _original(value):
     """The class that a stand-in stands for; any other value as it is."""
     if not isinstance(value, type) or value is not stand_in(dotted(value)):
         return value
-    if MODELS.dotted().get(value.__name__) == dotted(value):
+    if value.__name__ in MODELS:
         return MODELS[value.__name__]
     return getattr(importlib.import_module(value.__module__), value.__name__, None)
 
@@ -99,7 +99,7 @@ def save_checkpoint(state, file):
 def _is_model(name):
     """Whether a dotted name is that of a recommender class, one of MODELS or of RecBole's; no other module is imported."""
     module, _, attribute = name.rpartition(".")
-    if name in MODELS.dotted().values():
+    if attribute in MODELS:  # a class of that name stands for it, wherever it is now
         return True
     file = recbole_folder().parent / f"{module.replace('.', '/')}.py"
     if not re.fullmatch(r"recbole\.model\.\w+_recommender\.\w+", module) or not file.is_file():

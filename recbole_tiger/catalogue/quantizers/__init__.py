@@ -22,6 +22,19 @@ QUANTIZERS = Registry(
 )
 
 
+def register_quantizer(name, cls, settings=None):
+    """Add a quantizer from outside of this package to QUANTIZERS.
+
+    Args:
+        name: what the setting ``quantizer`` calls it. cls: a class of the protocol above.
+        settings: its own settings and their defaults, a dict or the path of a YAML file as ``properties/catalogue.yaml``.
+
+    Raises:
+        TigerError: the name is taken.
+    """
+    QUANTIZERS.register(name, cls, settings or {})
+
+
 def quantizer_settings(config):
     """The settings that the configured quantizer reads, by name."""
     return {key: config[key] for key in inspect.signature(QUANTIZERS[config["quantizer"]]).parameters}

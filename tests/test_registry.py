@@ -1,0 +1,113 @@
+"""Models and quantizers from outside of the package: a user's file works as those that come along do."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from recbole_tiger.errors import TigerError
+from recbole_tiger.registry import Registry, import_file
+
+TOY = Path(__file__).with_name("toy.py")
+
+
+def told(*arguments):
+    """What a command prints; it has to end well."""
+    command = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture
+def shared(data_path):
+    """Settings of a command's, as its arguments."""
+    settings = {
+        "data_path": data_path,
+        "item_embeddings": data_path / "tiny/embeddings.npz",
+        "quantizer": "signs",
+        "codebook_size": 8,
+        "codebook_depth": 5,
+        "epochs": 2,
+        "show_progress": False,
+    }
+    return ["--dataset=tiny", f"--plugins={TOY}", *(f"--{key}={value}" for key, value in settings.items())]
+
+
+def test_a_model_and_a_quantizer_run_through_the_commands(shared):
+    told("-m", "recbole_tiger", "run", "--model=Toy", *shared, "--toy_scale=0.5")
+    (file,) = Path("results").glob("tiny-Toy-*.json")
+    result = json.loads(file.read_text())
+    assert result["settings"]["toy_scale"] == 0.5
+    assert result["settings"]["first_number"] == 0
+    assert result["semantic_ids"]["used_codes"] == [2] * 5
+
+    names = ["SASRec", "Toy", "Shallow"]
+    table = told("-m", "recbole_tiger", "compare", f"--models={','.join(names)}", *shared)
+    rows = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("| ")]
+    assert sorted(rows[1:]) == sorted(names)
+
+    (checkpoint, *_) = Path("saved").glob("Toy-*.pth")
+    which = [f"--plugins={TOY}", f"--checkpoint={checkpoint}"]
+    listed = told("-m", "recbole_tiger", "recommend", *which, "--history=i3,i9", "--k=3")
+    assert len([line for line in listed.splitlines() if "number" in line]) == 3
+
+
+def test_a_model_and_a_quantizer_are_tuned(shared):
+    Path("mine.yaml").write_text("toy_scale: [0.5, 2.0]\nfirst_number: [0, 3]\n")
+    told("-m", "recbole_tiger", "tune", "--model=Toy", "--sweep=mine.yaml", "--scheduler=none", *shared)
+    (table,) = Path("results").glob("tiny-Toy-mine-*/trials.json")
+    trials = json.loads(table.read_text())
+    assert [trial["status"] for trial in trials] == ["completed"] * 4
+    assert sum(trial["winner"] for trial in trials) == 1
+
+
+def test_recbole_runs_what_is_registered(data_path, tmp_path):
+    code = f"""
+import sys
+from recbole_tiger import run_recbole
+from recbole_tiger.registry import import_file
+import_file({str(TOY)!r})
+settings = {{"data_path": {str(data_path)!r}, "item_embeddings": {str(data_path / "tiny/embeddings.npz")!r}, "epochs": 1,
+             "quantizer": "signs", "codebook_size": 8, "codebook_depth": 5, "show_progress": False}}
+for model in ("Toy", "Shallow"):
+    print("result", model, run_recbole(model=model, dataset="tiny", config_dict=settings)["test_result"]["recall@10"])
+"""
+    lines = [line.split() for line in told("-c", code).splitlines() if line.startswith("result")]
+    assert [line[1] for line in lines] == ["Toy", "Shallow"]
+    assert all(0 <= float(line[2]) <= 1 for line in lines)
+
+
+def test_what_cannot_be_registered_is_refused():
+    registry = Registry("quantizer", lsh="recbole_tiger.catalogue.quantizers.lsh.LSH")
+    registry.register("mine", dict, {})
+    registry.register("mine", dict, {"again": 1})  # as where a file is imported twice
+    assert registry["mine"] is dict
+    with pytest.raises(TigerError, match="there is a quantizer called lsh already: choose another name"):
+        registry.register("lsh", dict, {})
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("from recbole_tiger import register_model\nregister_model(dict)", "is no subclass of SemanticIDModel"),
+        (
+            "from recbole_tiger import SemanticIDModel, register_model\n"
+            "class SASRec(SemanticIDModel): pass\nregister_model(SASRec)",
+            "RecBole has a model called SASRec",
+        ),
+    ],
+)
+def test_a_plugin_that_fails_is_named(tmp_path, code, said):
+    (tmp_path / "mine.py").write_text(code)
+    with pytest.raises(TigerError, match=said) as caught:
+        import_file("mine.py")
+    assert "plugin mine.py" in str(caught.value)
+
+
+def test_an_absent_plugin_is_named():
+    with pytest.raises(TigerError, match=r"plugin none.py does not exist"):
+        import_file("none.py")
