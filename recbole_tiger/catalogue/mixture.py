@@ -1,8 +1,9 @@
 """Several datasets as one: what ``--dataset=a,b`` names."""
 
+import copy
 import hashlib
 import json
-from collections import Counter, defaultdict
+from collections import Counter
 from pathlib import Path
 
 from recbole_tiger.catalogue.item_text import header, item_file, read_columns, text_columns
@@ -14,14 +15,12 @@ REVISION = 1
 
 
 def sources(config):
-    """Settings of each dataset of a mixture, as far as files are read by them; [] where ``dataset`` names but one.
+    """The Config of each dataset of a mixture, as far as files are read by it.
 
     Raises:
         TigerError: a name is missing or is there twice, or the files are pre-split.
     """
     names = config["dataset"].split(",")
-    if len(names) == 1:
-        return []
     twice = [name for name, count in Counter(names).items() if count > 1]
     if "" in names or twice:
         raise TigerError(
@@ -31,11 +30,11 @@ def sources(config):
         raise TigerError(
             f"dataset {config['dataset']}: pre-split files cannot be mixed; leave benchmark_filename out, or name one"
         )
-    parent = Path(config["data_path"]).parent
-    return [
-        defaultdict(lambda: None, {**config.final_config_dict, "dataset": name, "data_path": str(parent / name)})
-        for name in names
-    ]
+    parts = [copy.copy(config) for _ in names]
+    for part, name in zip(parts, names, strict=True):
+        own = {"dataset": name, "data_path": str(Path(config["data_path"]).parent / name)}
+        part.final_config_dict = {**config.final_config_dict, **own}
+    return parts
 
 
 def mix(parts, folder):

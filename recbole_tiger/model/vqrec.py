@@ -1,5 +1,6 @@
 """VQ-Rec as a RecBole sequential recommender: an item is the mean of the embeddings of its codes."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from recbole.model.layers import TransformerEncoder
@@ -265,10 +266,12 @@ class VQRec(SemanticIDModel):
 
     @torch.no_grad()
     def assign_permutation(self):
-        """Let codes look up the most probable permutation of each digit, by linear assignment."""
-        smooth = log_sinkhorn(self.permutation_logits / self.sinkhorn_temperature, self.sinkhorn_iterations)
-        found = [linear_sum_assignment(matrix, maximize=True)[1] for matrix in smooth.float().cpu().numpy()]
-        chosen = torch.stack([torch.from_numpy(columns) for columns in found]).to(self.row_of_code.device)
+        """Let codes look up the permutation that has most weight in each digit, by linear assignment.
+
+        It is the one that Gumbel-Sinkhorn without noise tends to as its temperature goes to zero (Mena et al. 2018).
+        """
+        found = [linear_sum_assignment(logits, maximize=True)[1] for logits in self.permutation_logits.cpu().numpy()]
+        chosen = torch.from_numpy(np.stack(found)).to(self.row_of_code.device)
         self.row_of_code.copy_((chosen + self.first_row.unsqueeze(1)).flatten())
 
     # --- inference ---

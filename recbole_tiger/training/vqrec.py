@@ -120,8 +120,8 @@ class VQRecTrainer(Trainer):
                 self.model.learn_permutation()
             else:
                 self.model.learn_embeddings()
+            self.cur_step = 0
             rate = self.config["permutation_learning_rate"] if permuting else self.learning_rate
             self.optimizer = self._build_optimizer(learning_rate=rate)
-        if permuting:
-            self.cur_step = 0
+        self.stopping_step = self.epochs if permuting else self.config["stopping_step"]
         return permuting
