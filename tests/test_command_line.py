@@ -493,7 +493,7 @@ def test_settings_that_a_baseline_does_not_read_are_told(data_path, tmp_path, ca
     settings = {"data_path": str(data_path), "cache_dir": str(tmp_path), "epochs": 1, "train_neg_sample_args": None}
     own = {"codebook_size": 16, "beam_size": 30}
     assert main(["run", "--model=Pop", "--dataset=tiny", *arguments({**settings, **own})]) == 0
-    told = "recbole-tiger: warning: of TIGER alone, without effect on Pop: beam_size, codebook_size"
+    told = "recbole-tiger: warning: of other models, without effect on Pop: beam_size, codebook_size"
     assert capsys.readouterr().err.count(told + "\n") == 1
     assert main(["run", "--model=Pop", "--dataset=tiny", *arguments(settings)]) == 0
     assert "warning: of TIGER" not in capsys.readouterr().err

@@ -8,7 +8,8 @@ import pytest
 import torch
 from scipy.stats import chisquare, kstest
 
-from recbole_tiger.model.decoding import Allowed, Draw, beam_search, exact_scores, log_likelihood
+from recbole_tiger.model.decoding import Allowed, beam_search, exact_scores, log_likelihood
+from recbole_tiger.model.draw import Draw
 from recbole_tiger.model.trie import Trie
 from tests import plain
 

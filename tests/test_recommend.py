@@ -1,9 +1,12 @@
 """Recommender: from a checkpoint alone, the same as the trained model says."""
 
+import math
 import shutil
+from collections import Counter
 
 import pytest
 import torch
+from scipy.stats import chisquare
 
 from recbole_tiger import Recommender
 from recbole_tiger.commands.recommend import read_history
@@ -134,6 +137,23 @@ def test_a_temperature_draws_and_zero_does_not(trained, recommender):
     assert drawn[0] == drawn[1] != drawn[2]
     scores = {r["item"]: r["score"] for r in recommender.recommend(history, k=60, scoring="exact", user=user)}
     assert all(r["score"] == pytest.approx(scores[r["item"]], abs=1e-4) for r in drawn[2])
+
+
+def test_drawn_from_exact_scores(trained, recommender):
+    user = trained["users"] and trained["users"][0]
+    options = {"scoring": "exact", "user": user}
+    scores = {r["item"]: r["score"] for r in recommender.recommend(["i3", "i9"], k=60, **options)}
+    weight = {item: math.exp(score / 0.3) for item, score in scores.items()}
+    drawn = [recommender.recommend(["i3", "i9"], k=2, temperature=0.3, seed=seed, **options) for seed in range(400)]
+    firsts = Counter(pair[0]["item"] for pair in drawn)
+    likely = [item for item in scores if 400 * weight[item] / sum(weight.values()) >= 5]
+    expected = [400 * weight[item] / sum(weight.values()) for item in likely]
+    observed = [firsts[item] for item in likely]
+    rest = [400 - sum(observed)], [400 - sum(expected)]
+    found = chisquare([*observed, *rest[0]], [*expected, *rest[1]]) if rest[1][0] > 1e-6 else chisquare(observed, expected)
+    assert found.pvalue > 0.001
+    assert all(pair[0]["item"] != pair[1]["item"] for pair in drawn)
+    assert all(r["score"] == scores[r["item"]] for pair in drawn for r in pair)
 
 
 def test_semantic_ids_come_along(recommender):

@@ -167,6 +167,7 @@ def test_finished_run_leaves_its_best_checkpoint_only(settings):
 
 
 def test_early_stopping_and_the_best_epoch_is_tested(settings):
+    settings = {**settings, "ema_decay": 0.0}
     result = run(settings, epochs=60, stopping_step=2, learning_rate=0.02, metric_decimal_place=10, topk=[10], beam_size=10)
     scores = [epoch["valid_score"] for epoch in result["epoch_log"]]
     best, since = -math.inf, 0
@@ -219,7 +220,7 @@ def test_schedule_by_hand():
 
 def test_training_follows_the_schedule(settings):
     _, (train_data, valid_data, _), _, trainer = built(
-        {**settings, "epochs": 3, "warmup_ratio": 0.25, "learning_rate": 0.01}
+        {**settings, "epochs": 3, "warmup_ratio": 0.25, "learning_rate": 0.01, "ema_decay": 0.0}
     )
     rates = []
     trainer.optimizer.register_step_pre_hook(

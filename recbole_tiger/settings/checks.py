@@ -78,7 +78,8 @@ def _check_columns(config):
 
 def _check_optimizer(config):
     betas, clip = config.get("betas"), config["clip_grad_norm"]
-    if betas is not None and len(betas) != 2:
+    pair = isinstance(betas, list | tuple) and len(betas) == 2
+    if betas is not None and not (pair and all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in betas)):
         raise TigerError(f"betas has to be a list of two numbers from 0 up to 1, not {betas!r}")
     if clip is not None:
         if not isinstance(clip, dict) or "max_norm" not in clip or not set(clip) <= {"max_norm", "norm_type"}:
@@ -108,6 +109,7 @@ def check_run(config):
     Raises:
         TigerError: with the setting and what it may be.
     """
+    _check_columns(config)
     _check_kinds(config, protocol_settings())
     for key in ("epochs", "eval_step"):
         _check_count(key, config[key])
@@ -133,7 +135,6 @@ def check_run(config):
         )
     _check_whole("metric_decimal_place", config["metric_decimal_place"])
     _check_intervals(config)
-    _check_columns(config)
     check_number("learning_rate", config["learning_rate"], positive=True)
     # The label is part of the name of the result file.
     if Path(config["label"]).name != config["label"]:
