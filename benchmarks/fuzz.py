@@ -10,11 +10,13 @@ or with status 2, one sentence and no file that was not there before. What does 
 import argparse
 import contextlib
 import csv
+import functools
 import io
 import json
 import os
 import shutil
 import tempfile
+import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -23,10 +25,15 @@ import numpy as np
 from hypothesis import strategies as st
 from tqdm import tqdm
 
+from recbole_tiger.catalogue.quantizers import QUANTIZERS
 from recbole_tiger.cli import main as command
-from recbole_tiger.settings.properties import known_settings
+from recbole_tiger.report.results import read_results
+from recbole_tiger.settings.config import make_config
+from recbole_tiger.settings.properties import defaults_of, known_settings, settings_of
 
 ITEMS, USERS, STEPS = 8, 5, 5
+# Of a model that trains in no time.
+LAYERS = {"hidden_size": 8, "n_heads": 1, "head_size": 8, "inner_size": 8, "n_layers": 1, "n_decoder_layers": 1}
 # Nothing but texts: what is given as a path or number of rows is to be small and within the folder of the example.
 LEFT_OUT = {"gpu_id", "data_path", "worker", "nproc", "local_rank", "config_file"}
 
@@ -70,6 +77,10 @@ CHARACTERS += [
     "#",
     "",
 ]
+# What a title may hold anywhere, or nearly so.
+WITHIN_TITLES = [*(text for text in CHARACTERS if not set(text) & set("\t\n\r\0")), "\t"]
+# Tokens of items and users, by their numbers.
+TOKENS = ["i{}", "i{}", "{}", "0{}", "{}.0", "a b{}", "a'{}", 'a"{}', "a,{}", "#{}", "-{}", "{}e5", "NA{}", "é茶{}", "A\\{}"]
 ENCODINGS = ["utf-8", "utf-8-sig", "latin-1", "utf-16", "gb18030"]
 
 
@@ -111,7 +122,7 @@ def called(arguments):
 def shared(name="mine"):
     """Arguments of every command on a dataset."""
     settings = ["--data_path=data", "--state=CRITICAL", "--show_progress=False", "--quantizer=rq_kmeans"]
-    sizes = ["--codebook_size=2", "--codebook_depth=2", "--topk=[2]", "--valid_metric=NDCG@2", "--beam_size=2"]
+    sizes = ["--codebook_size=4", "--codebook_depth=2", "--topk=[2]", "--valid_metric=NDCG@2", "--beam_size=2"]
     return [f"--dataset={name}", *settings, *sizes]
 
 
@@ -139,26 +150,45 @@ def embed(tokens):
     np.savez("mine.npz", items=np.array(tokens, dtype=str), embeddings=x)
 
 
+def one_in(n):
+    """True once in so many times; Hypothesis draws bounds of numbers more often than others."""
+    return st.sampled_from([*[False] * (n - 1), True])
+
+
 @st.composite
 def edited(draw, text):
-    """A text with some edits: characters put in, stretches taken out or doubled, lines moved."""
-    for _ in range(draw(st.sampled_from([0, 1, 1, 2, 3]))):
-        begin = draw(st.integers(0, len(text)))
-        end = min(len(text), begin + draw(st.integers(0, 12)))
-        kind = draw(st.sampled_from(["insert", "insert", "replace", "double", "line", "cut"]))
-        if kind == "insert":
-            text = text[:begin] + draw(st.sampled_from(CHARACTERS)) + text[begin:]
-        elif kind == "replace":
-            text = text[:begin] + draw(st.sampled_from(CHARACTERS)) + text[end:]
-        elif kind == "double":
-            text = text[:end] + text[begin:]
-        elif kind == "cut":
-            text = text[:begin] if draw(st.booleans()) else text[begin:]
-        else:
-            lines = text.split("\n")
-            lines.insert(draw(st.integers(0, len(lines))), draw(st.sampled_from([*lines, ""])))
-            text = "\n".join(lines)
-    return text
+    """A text, every other time with one edit: characters put in, a stretch taken out or doubled, a line moved."""
+    if draw(st.booleans()):
+        return text
+    begin = draw(st.integers(0, len(text)))
+    end = min(len(text), begin + draw(st.integers(0, 12)))
+    kind = draw(st.sampled_from(["insert", "insert", "replace", "double", "line", "cut"]))
+    if kind == "insert":
+        return text[:begin] + draw(st.sampled_from(CHARACTERS)) + text[begin:]
+    if kind == "replace":
+        return text[:begin] + draw(st.sampled_from(CHARACTERS)) + text[end:]
+    if kind == "double":
+        return text[:end] + text[begin:]
+    if kind == "cut":
+        return text[:begin] if draw(st.booleans()) else text[begin:]
+    lines = text.split("\n")
+    lines.insert(draw(st.integers(0, len(lines))), draw(st.sampled_from([*lines, ""])))
+    return "\n".join(lines)
+
+
+@st.composite
+def written(draw, rows, separator=None):
+    """Rows as the text of a table: with either end of a line, with a last one or without, in quotes or without.
+
+    Args:
+        rows: lists of strings, the header first. separator: None: a tab, and no quotes.
+    """
+    quoted = separator is not None and draw(st.sampled_from([False, False, True]))
+    end = draw(st.sampled_from(["\n", "\n", "\r\n"]))
+    head, *rows = rows
+    if quoted:
+        rows = [['"' + value.replace('"', '""') + '"' for value in row] for row in rows]
+    return end.join((separator or "\t").join(row) for row in [head, *rows]) + draw(st.sampled_from([end, end, ""]))
 
 
 def read_table(kind, encoding, separator):
@@ -171,11 +201,40 @@ def read_table(kind, encoding, separator):
 
 @st.composite
 def of_atomic_files(draw):
-    """Atomic files that were edited, encoded and separated in many ways."""
-    texts = {kind: draw(edited(text)) for kind, text in atomic_files().items()}
+    """Atomic files with tokens, titles, columns, orders, separators and encodings of many kinds, some of them edited."""
     separator = draw(st.sampled_from(["\t", "\t", "\t", ",", "|", ";", " "]))
-    texts = {kind: text.replace("\t", separator) for kind, text in texts.items()}
-    return texts, separator, draw(st.sampled_from(["utf-8", "utf-8", *ENCODINGS])), draw(st.booleans())
+    item, user = draw(st.sampled_from(TOKENS)), draw(st.sampled_from(TOKENS))
+
+    def value(text):
+        return text if draw(one_in(200)) else text.replace(separator, "-")
+
+    items = [["item_id:token", "title:token", "price:float", "tags:token_seq"]]
+    for i in draw(st.permutations(range(ITEMS))):
+        title = f"Tea no. {i}"
+        if draw(one_in(4)):
+            begin = draw(st.integers(0, len(title)))
+            title = title[:begin] + draw(st.sampled_from(WITHIN_TITLES)) + title[begin:]
+        row = [item.format(i), title, draw(st.sampled_from([f"{i}.5", "", "7"])), draw(st.sampled_from(["a b", "a", ""]))]
+        items += [list(map(value, row))] * (2 if draw(one_in(8)) else 1)
+    rows = [["user_id:token", "item_id:token", "timestamp:float", "rating:float"]]
+    of_users = [(u, s) for u in range(USERS) for s in range(STEPS)]
+    if draw(st.booleans()):
+        of_users = draw(st.permutations(of_users))
+    for u, s in of_users[draw(st.integers(0, 3)) :]:
+        row = [
+            user.format(u),
+            item.format((3 * u + 2 * s) % ITEMS),
+            draw(st.sampled_from([f"{s}", f"{s}.0", f"{s}e3"])),
+            "4",
+        ]
+        rows.append(list(map(value, row)))
+    texts = {}
+    for kind, table in (("item", items), ("inter", rows)):
+        order = draw(st.permutations(range(4))) if draw(st.booleans()) else range(draw(st.sampled_from([3, 4])))
+        texts[kind] = draw(written([[row[place] for place in order] for row in table], separator))
+    kind = draw(st.sampled_from(list(texts)))
+    texts[kind] = draw(edited(texts[kind]))
+    return texts, separator, draw(st.sampled_from([*["utf-8"] * 6, *ENCODINGS])), not draw(one_in(5))
 
 
 def check_atomic_files(example):
@@ -183,6 +242,7 @@ def check_atomic_files(example):
     from recbole.data import create_dataset
 
     from recbole_tiger import SemanticIDs
+    from recbole_tiger.catalogue.item_text import text_of_items
     from recbole_tiger.runs import experiment
 
     texts, separator, encoding, told = example
@@ -203,24 +263,32 @@ def check_atomic_files(example):
     if set(SemanticIDs.load("ids.tsv").items) != expected:
         raise Fault(f"other items than {sorted(expected)}")
     settings = {"data_path": "data", "field_separator": separator, **({"encoding": encoding} if told else {})}
-    dataset = create_dataset(experiment.prepare("SASRec", "mine", settings))
+    config = experiment.prepare("SASRec", "mine", settings)
+    dataset = create_dataset(config)
     tokens = [dataset.id2token(field, dataset.inter_feat[field]).tolist() for field in ("user_id", "item_id")]
-    if Counter(zip(*tokens, strict=True)) != Counter((row["user_id"], row["item_id"]) for row in rows):
+    times = dataset.inter_feat["timestamp"].tolist()
+    written = Counter((row["user_id"], row["item_id"], float(np.float32(row["timestamp"]))) for row in rows)
+    if Counter(zip(*tokens, times, strict=True)) != written:
         raise Fault("other interactions than are written")
     if set(dataset.field2id_token["item_id"][1:]) != expected:
         raise Fault("another catalogue than is written")
+    titles = {row["item_id"]: row.get("title", "").strip() for row in reversed(items)}  # the first row of an item counts
+    found = dict(zip(titles, text_of_items(config, list(titles), needed=False)[1], strict=True))
+    if other := {item: found[item] for item, title in titles.items() if title not in ("", "[]", found[item])}:
+        raise Fault(f"other titles than are written: {other}")
     return "right"
 
 
-def id_table():
-    """The text of a table of semantic IDs in order."""
-    rows = [f"i{i}\t{i // 4}\t{i % 4 // 2}\t{i % 2}" for i in range(ITEMS)]
-    return "\n".join(["item\tcode_1\tcode_2\tcollision", *rows]) + "\n"
-
-
-def of_semantic_ids():
-    """Tables of semantic IDs that were edited."""
-    return edited(id_table())
+@st.composite
+def of_semantic_ids(draw):
+    """Tables of semantic IDs, every other one edited."""
+    depth = draw(st.integers(1, 4))
+    code = st.integers(0, 5) | st.sampled_from([0, 1, 99])
+    codes = draw(st.lists(st.tuples(*[code] * (depth + 1)), min_size=ITEMS, max_size=ITEMS, unique=True))
+    items = draw(st.permutations([f"i{i}" for i in range(ITEMS)]))
+    rows = [[item, *map(str, row)] for item, row in zip(items, codes, strict=True)]
+    head = ["item", *(f"code_{level + 1}" for level in range(depth)), "collision"]
+    return draw(edited(draw(st.sampled_from(["", "", "", "\ufeff"])) + draw(written([head, *rows]))))
 
 
 def check_semantic_ids(text):
@@ -232,7 +300,7 @@ def check_semantic_ids(text):
     status, *_ = called(["tokenize", *shared(), "--semantic_ids=mine.tsv", "--output=ids.tsv"])
     if status:
         return "refused"
-    lines = text.removeprefix("\ufeff").replace("\r\n", "\n").split("\n")
+    lines = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n").split("\n")
     expected = {item: list(map(int, codes)) for item, *codes in (line.split("\t") for line in lines[1:] if line)}
     found = SemanticIDs.load("ids.tsv")
     if dict(zip(found.items, found.codes.tolist(), strict=True)) != expected:
@@ -240,20 +308,41 @@ def check_semantic_ids(text):
     return "right"
 
 
-def damages(size):
-    """Damage to a file of ``size`` bytes: a list of kind, place and number of bytes."""
-    one = st.tuples(st.sampled_from(["flip", "cut", "remove"]), st.integers(0, max(0, size - 1)), st.integers(1, 40))
-    return st.lists(one, max_size=3)
+@st.composite
+def damages(draw, size, unread=()):
+    """Damage to a file of ``size`` bytes: a list of kind, place and number of bytes.
+
+    Args:
+        unread: places whose bytes tell nothing.
+    """
+    place = st.integers(0, max(0, size - 1))
+    if unread and draw(st.booleans()):
+        return draw(st.lists(st.tuples(st.just("flip"), st.sampled_from(unread), st.integers(0, 7)), max_size=3))
+    kind = st.sampled_from(["flip", "flip", "cut", "remove", "append"])
+    return draw(st.lists(st.tuples(kind, place, st.integers(1, 40)), max_size=2))
+
+
+def unread_places(file):
+    """Places of a zip archive whose bytes tell nothing of its content: those that fill it up to where arrays begin."""
+    places = []
+    with zipfile.ZipFile(file) as archive, open(file, "rb") as stream:
+        for member in archive.infolist():
+            stream.seek(member.header_offset + 26)
+            name, extra = (int.from_bytes(stream.read(2), "little") for _ in range(2))
+            places += range(member.header_offset + 30 + name + 4, member.header_offset + 30 + name + extra)
+    return places
 
 
 def damaged(content, changes):
-    """Bytes with some bits flipped, bytes taken out, or the end cut off."""
+    """Bytes with some bits flipped, bytes taken out or put at the end, or the end cut off."""
     content = bytearray(content)
     for kind, place, n in changes:
         if kind == "flip":
             content[place : place + 1] = [byte ^ 1 << n % 8 for byte in content[place : place + 1]]
         elif kind == "cut":
             del content[place:]
+        elif kind == "append":
+            content += bytes(n)
         else:
             del content[place : place + n]
     return bytes(content)
@@ -262,13 +351,15 @@ def damaged(content, changes):
 @st.composite
 def of_embeddings(draw):
     """Files of embeddings of many shapes, types and orders, some of them damaged."""
-    n = draw(st.sampled_from([ITEMS, ITEMS, ITEMS + 2, 1, 0]))
+    n = draw(st.sampled_from([*[ITEMS] * 4, *[ITEMS + 2] * 4, 0]))
     tokens = draw(st.permutations([f"i{i}" for i in range(n)]))
-    kind = draw(st.sampled_from(["f4", "f8", "f2", "i8", "U1", "c8", "?"]))
-    shape = draw(st.sampled_from([(n, 4), (n, 4), (n, 1), (n, 0), (n,), (4, n), (n, 2, 2), (n + 1, 4)]))
-    x = np.random.default_rng(draw(st.integers(0, 3))).normal(size=shape)
-    if x.size and draw(st.booleans()):
-        x.flat[draw(st.integers(0, x.size - 1))] = draw(st.sampled_from([np.nan, np.inf, 1e300, 0]))
+    kind = draw(st.sampled_from([*["f4", "f8", "f2", ">f4", "i8", "u1"] * 3, "U1", "c8", "?"]))
+    shape = draw(st.sampled_from([*[(n, 4), (n, 3), (n, 16)] * 8, (n, 1), (n, 0), (n,), (4, n), (n, 2, 2), (n + 1, 4)]))
+    x = 9 * np.random.default_rng(draw(st.integers(0, 3))).normal(size=shape)
+    if x.size and draw(one_in(6)):
+        x.flat[draw(st.integers(0, x.size - 1))] = draw(st.sampled_from([np.nan, np.inf, 1e300, 0, 0]))
+    if draw(st.booleans()):
+        x = np.asfortranarray(x)
     with np.errstate(all="ignore"):
         x = x.astype(kind)
     file = io.BytesIO()
@@ -279,7 +370,7 @@ def of_embeddings(draw):
         np.save(file, x)
         name = "mine.npy"
     content = file.getvalue()
-    return name, damaged(content, draw(damages(len(content)))), tokens
+    return name, damaged(content, draw(damages(len(content))) if draw(st.booleans()) else []), tokens
 
 
 def check_embeddings(example):
@@ -310,14 +401,7 @@ def train(folder):
     with _in(folder):
         write_dataset(atomic_files())
         embed([f"i{i}" for i in range(ITEMS)])
-        layers = [
-            "--hidden_size=8",
-            "--n_heads=1",
-            "--head_size=8",
-            "--inner_size=8",
-            "--n_layers=1",
-            "--n_decoder_layers=1",
-        ]
+        layers = [f"--{key}={value}" for key, value in LAYERS.items()]
         status, *_ = called(["run", "--model=TIGER", *shared(), *layers, "--epochs=1", "--item_embeddings=mine.npz"])
         assert status == 0
         (file,) = Path("saved").glob("TIGER-*.pth")
@@ -329,7 +413,8 @@ def of_histories(draw):
     """Files of histories: edited tokens, quotes and separators, a line each."""
     lines = draw(st.lists(st.lists(st.integers(0, ITEMS - 1), min_size=1, max_size=10), min_size=1, max_size=5))
     text = "".join(",".join(f"i{item}" for item in line) + "\n" for line in lines)
-    return draw(edited(text)), draw(st.integers(0, ITEMS + 1)), draw(st.booleans())
+    k = draw(st.sampled_from([*range(1, ITEMS + 1), 0, ITEMS + 1]))
+    return draw(edited(text)), k, draw(st.booleans())
 
 
 def check_histories(example, checkpoint):
@@ -374,22 +459,66 @@ VALUES = st.recursive(
 )
 
 
+@functools.cache
+def usual():
+    """What every setting is where nobody sets it."""
+    return make_config("TIGER", "ml-100k", {}).final_config_dict
+
+
+def near(key):
+    """Values of the kind that a setting has."""
+    value, setting = usual().get(key), settings_of("TIGER").get(key)
+    if setting and " or " in (setting.kind or ""):
+        return st.sampled_from(setting.kind.split(" or "))
+    if key == "quantizer":
+        return st.sampled_from(list(QUANTIZERS))
+    if isinstance(value, bool):
+        return st.booleans()
+    if isinstance(value, int):
+        return st.sampled_from([value, value + 1, 1, 2, 3])
+    if isinstance(value, float):
+        return st.sampled_from([value, value / 2, 0.5, 0.0, 1, 2e-3])
+    if isinstance(value, list) and value:
+        return st.sampled_from([value, value[:1], value[::-1], value * 2])
+    if isinstance(value, str):
+        return st.sampled_from([value, value, value.upper(), value + "x"])
+    return st.none() | VALUES if value is None else st.just(value)
+
+
 @st.composite
 def of_settings(draw):
-    """A YAML file of settings with any values, and some broken YAML."""
-    keys = st.sampled_from(sorted(known_settings() - LEFT_OUT)) | st.sampled_from(["on", "1", "epoch", "neg_sampling"])
-    values = draw(st.dictionaries(keys, VALUES, min_size=1, max_size=2))
-    return draw(edited("".join(f"{key}: {json.dumps(value)}\n" for key, value in values.items())))
+    """Some settings with values of the kind that they have, or any, as a dict; and as YAML, some of it edited."""
+    own = [key for key in defaults_of("TIGER") if key not in LEFT_OUT]
+    keys = st.sampled_from([*own * 4, *sorted(known_settings() - LEFT_OUT), "on", "1", "epoch", "neg_sampling"])
+    chosen = {}
+    for key in draw(st.lists(keys, min_size=1, max_size=3, unique=True)):
+        chosen[key] = draw(VALUES if draw(one_in(4)) else near(key))
+    text = "".join(f"{key}: {json.dumps(value)}\n" for key, value in chosen.items())
+    return chosen, draw(edited(text)) if draw(one_in(3)) else text
 
 
-def check_settings(text):
-    """A run of any settings begins or is refused."""
+def check_settings(example):
+    """Any settings are refused, or a run has them and ends in metrics."""
+    chosen, text = example
     write_dataset(atomic_files())
     embed([f"i{i}" for i in range(ITEMS)])
+    Path("layers.yaml").write_text(json.dumps({**LAYERS, "epochs": 1, "train_batch_size": 64}), encoding="utf-8")
     Path("mine.yaml").write_text(text, encoding="utf-8", newline="")
-    arguments = [*shared(), "--item_embeddings=mine.npz", "--config_files=mine.yaml"]
-    status, *_ = called(["tokenize", *arguments])
-    return "refused" if status else "right"
+    arguments = [*shared(), "--item_embeddings=mine.npz", "--config_files=layers.yaml,mine.yaml"]
+    status, *_ = called(["tokenize", *arguments])  # what it writes is whole
+    if status:
+        return "refused"
+    status, *_ = called(["run", "--model=TIGER", *arguments])
+    if status:
+        return "refused"
+    (result,) = read_results("results")
+    read = {key: value for key, value in chosen.items() if f"{key}: {json.dumps(value)}" in text.splitlines()}
+    for key, value in read.items():
+        if result["settings"].get(key, value) != value and not any(text.startswith(f"--{key}=") for text in arguments):
+            raise Fault(f"{key} is {result['settings'][key]!r} and not {value!r}")
+    if not all(0 <= value <= 1 for value in result["test_result"].values()):
+        raise Fault(f"metrics {result['test_result']}")
+    return "right"
 
 
 @contextlib.contextmanager
@@ -449,7 +578,10 @@ def searches(folder):
         "embeddings": (of_embeddings(), check_embeddings),
         "histories": (of_histories(), lambda example: check_histories(example, checkpoint)),
         "settings": (of_settings(), check_settings),
-        "checkpoints": (damages(checkpoint.stat().st_size), lambda changes: check_checkpoint(changes, checkpoint, expected)),
+        "checkpoints": (
+            damages(checkpoint.stat().st_size, unread_places(checkpoint)),
+            lambda changes: check_checkpoint(changes, checkpoint, expected),
+        ),
     }
 
 

@@ -4,6 +4,8 @@ python benchmarks/scale.py --output=benchmarks/results/scale.json --plot=benchma
 
 Every catalogue is generated (clustered embeddings, power-law popularity) and measured in a process of its own, so the peak
 of its memory is its own. Any setting of TIGER may be given as --key=value.
+
+With --checks it tells what the checks of a dataset's files add to the start of a run, and measures nothing else.
 """
 
 import argparse
@@ -30,6 +32,7 @@ from recbole_tiger.model.trie import Trie
 from recbole_tiger.report.results import write_result
 from recbole_tiger.runs import experiment
 from recbole_tiger.settings.arguments import parse_arguments
+from recbole_tiger.settings.identity import check_unchanged, run_inputs
 from recbole_tiger.training.dataset import CatalogueDataset, training_windows
 from recbole_tiger.training.memory import keep_freed_memory
 from recbole_tiger.training.trainer import TIGERTrainer
@@ -63,6 +66,13 @@ class Stopwatch:
         return self.begin - begin
 
 
+def write_generated(folder, n_items):
+    """Write the files of a catalogue of this size; returns the number of interactions."""
+    n_interactions = min(MOST_INTERACTIONS, 10 * n_items)
+    write_dataset(folder, "generated", n_items, n_interactions // INTERACTIONS_A_USER, n_interactions)
+    return n_interactions
+
+
 def measure(n_items, seconds, settings, folder):
     """All stages of one catalogue.
 
@@ -72,8 +82,7 @@ def measure(n_items, seconds, settings, folder):
         folder: for the files that are generated.
     """
     libraries = peak()
-    n_interactions = min(MOST_INTERACTIONS, 10 * n_items)
-    write_dataset(folder, "generated", n_items, n_interactions // INTERACTIONS_A_USER, n_interactions)
+    n_interactions = write_generated(folder, n_items)
     fixed = {
         "data_path": folder,
         "cache_dir": folder,
@@ -88,7 +97,7 @@ def measure(n_items, seconds, settings, folder):
     embeddings = clustered_embeddings(n_items)
     items = item_tokens(n_items)
     watch = Stopwatch()
-    semantic_ids = quantize(config, items, embeddings)
+    semantic_ids, _ = quantize(config, items, embeddings)
     result["tokenize_s"] = watch.read()
     result["tokenize_peak_rss_bytes"] = peak()
     result["largest_group"] = semantic_ids.statistics()["largest_group"]
@@ -136,6 +145,16 @@ def measure(n_items, seconds, settings, folder):
     result["users_per_s"] = len(rows) / watch.read()
     result["peak_rss_bytes"] = peak()
     return result
+
+
+def of_checks(dataset, settings):
+    """Seconds of CPU time that a run spends, before anything else, on seeing that its files are what they should be."""
+    config = experiment.configure("TIGER", dataset, settings)
+    run_inputs(config)  # hashes, which name the run: no check
+    begin = time.process_time()
+    experiment.fit_to_data(config, settings)
+    check_unchanged(config)
+    return time.process_time() - begin
 
 
 def in_own_process(n_items, rest):
@@ -193,15 +212,23 @@ def main():
     parser.add_argument(
         "--seconds", type=float, default=20, help="of training that are measured, at the least (default: 20)"
     )
+    parser.add_argument("--checks", help="a dataset, or generated for one of --items: what the checks of its files take")
     parser.add_argument("--output", help="JSON file of all numbers")
     parser.add_argument("--plot", help="PNG file")
     args, rest = parser.parse_known_args()
     keep_freed_memory()
     warnings.simplefilter("ignore", FutureWarning)
 
+    settings = parse_arguments(rest)
+    if args.checks:
+        with tempfile.TemporaryDirectory() as folder:
+            if args.checks == "generated":
+                write_generated(folder, args.items or max(SIZES))
+                settings["data_path"] = folder
+            print(f"checks of {args.checks}: {of_checks(args.checks, settings):.2f} s of CPU time")
+        return
     if args.items:
         home = Path.cwd()
-        settings = parse_arguments(rest)
         with tempfile.TemporaryDirectory() as folder:
             os.chdir(folder)  # RecBole's trainer writes logs where it runs
             try:

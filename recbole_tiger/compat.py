@@ -252,7 +252,7 @@ def download_in_one_process(module):
     """``Dataset._download`` ends in a barrier, which raises where no process group exists, and leaves what broke off."""
     import torch
 
-    from recbole_tiger.files import whole_folder
+    from recbole_tiger.files import locked, whole_folder
 
     original = module.Dataset._download
 
@@ -266,9 +266,17 @@ def download_in_one_process(module):
                 original(self)  # waits for the process that fetches
                 return
             self._get_download_url("url")  # an unknown name is told by the folder that was looked for
-            with whole_folder(path) as temporary:
-                self.dataset_path = str(temporary)
-                original(self)
+            with locked(f"{path}.lock", f"the download of {path}"):
+                if os.path.exists(path):  # another process has made it until now
+                    return
+                with whole_folder(path) as temporary:
+                    self.dataset_path = str(temporary)
+                    try:
+                        original(self)
+                    except RuntimeError as error:  # RecBole's one word for all that ends a transfer, as a full disk
+                        if isinstance(error.__context__, OSError):
+                            raise error.__context__ from error
+                        raise
         except TigerError:
             raise
         except (OSError, ValueError, RuntimeError, HTTPException, zipfile.BadZipFile) as error:

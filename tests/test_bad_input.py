@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from logging import FileHandler
 from pathlib import Path
 
 import numpy as np
@@ -23,19 +24,17 @@ from recbole.data import create_dataset
 from recbole.model.sequential_recommender import SASRec
 from recbole.utils import get_model
 
-from recbole_tiger import Recommender, SemanticIDs, run_recbole
-from recbole_tiger.catalogue import catalogue, encoder, semantic_ids
+from recbole_tiger import Recommender, SemanticIDs, files, run_recbole
+from recbole_tiger.catalogue import catalogue
 from recbole_tiger.catalogue.item_text import read_item_text
 from recbole_tiger.cli import main
 from recbole_tiger.errors import TigerError
-from recbole_tiger.files import locked, whole_file
+from recbole_tiger.files import locked
 from recbole_tiger.model.tiger import TIGER
-from recbole_tiger.report import results
 from recbole_tiger.report.results import read_results
 from recbole_tiger.runs import experiment
 from recbole_tiger.settings.config import make_config
 from recbole_tiger.settings.identity import run_key
-from recbole_tiger.training import checkpoint
 from recbole_tiger.training.checkpoint import load_checkpoint, save_checkpoint
 from tests.conftest import N_ITEMS, read_sequences, small_settings, write_dataset
 from tests.test_command_line import arguments, files_under, rows_of
@@ -1663,23 +1662,29 @@ def test_the_same_run_twice_at_once(settings, capsys, end):
 
 
 @contextlib.contextmanager
+def limit(size):
+    """Files cannot grow beyond ``size`` bytes; None: as they can."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if size is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@contextlib.contextmanager
 def full_disk(name, size):
-    """Files whose path contains ``name`` cannot grow beyond ``size`` bytes: the kernel refuses the write with an error."""
+    """Files whose path, or whose folder's, contains ``name`` cannot grow beyond ``size`` bytes: the kernel refuses it."""
+    renamed = files._renamed_at_the_end
 
     @contextlib.contextmanager
-    def limited(path):
-        before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        if name in str(path):
-            resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-        try:
-            with whole_file(path) as temporary:
-                yield temporary
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    def limited(path, *args):
+        with limit(size if name in str(path) else None), renamed(path, *args) as temporary:
+            yield temporary
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (checkpoint, encoder, results, semantic_ids):
-            patch.setattr(module, "whole_file", limited)
+        patch.setattr(files, "_renamed_at_the_end", limited)
         yield
 
 
@@ -1692,6 +1697,7 @@ def full_disk(name, size):
         ("/TIGER-", 0),
         ("last.pth", 20000),
         ("results/", 1000),
+        (".ranks.npz", 100),
     ],
 )
 def test_no_room(settings, capsys, name, size):
@@ -1711,12 +1717,68 @@ def test_no_room(settings, capsys, name, size):
         "last.pth": ["cache/semantic-*.tsv", "saved/*"],
         "results/": ["cache/semantic-*.tsv", "saved/*", "saved/*/last.pth"],
     }
-    assert kinds == expected[name]
+    assert kinds == expected["results/" if name == ".ranks.npz" else name]
 
     if name == "results/":  # nothing of the training is lost
         assert main([*command, "--resume"]) == 0
         (result,) = read_results("results")
         assert result["epochs"] == 1
+
+
+@pytest.mark.parametrize(("name", "size"), [("/SASRec-", 20000), ("results/", 1000)])
+def test_no_room_for_another_model(capsys, data_path, name, size):
+    call = ["run", "--model=SASRec", "--dataset=tiny", "--epochs=1", f"--data_path={data_path}", "--state=ERROR"]
+    with full_disk(name, size):
+        assert main([*call, "--show_progress=False"]) == 2
+    has(sentence(capsys), "cannot write ", name, "make room or choose another folder")
+    assert [Path(file).parts[0] for file in files_under(".")] == ([] if name == "/SASRec-" else ["saved"])
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (["leaderboard", "--output=mine.md"], "mine.md"),
+        (["leaderboard", "--output=mine.tex", "--format=latex"], "mine.tex"),
+        (["leaderboard", "--plots=pictures"], "-training.png"),
+        (["leaderboard", "--plots=pictures"], "-parameters.png"),
+        (["recommend", "--histories=histories.txt", "--output=mine.jsonl"], "mine.jsonl"),
+        (["tokenize", "--dataset=tiny", "--output=mine.tsv"], "mine.tsv"),
+    ],
+    ids=str,
+)
+def test_no_room_for_what_a_command_makes(capsys, trained, call, name):
+    found, settings = trained
+    Path("histories.txt").write_text("i1,i2\n")
+    more = {
+        "leaderboard": [f"--results_dir={found['TIGER'].parents[1] / 'results'}"],
+        "recommend": [f"--checkpoint={found['TIGER']}"],
+        "tokenize": arguments({**settings, **QUIET}),
+    }
+    before = files_under(".")
+    with full_disk(name, 20):
+        assert main([*call, *more[call[0]]]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    has(lines[-1], "recbole-tiger: error: cannot write ", name, "make room or choose another folder")
+    left = {file for file in files_under(".") if file not in before}
+    assert {Path(file).suffix for file in left} <= {".png"} and not any(name in file for file in left)
+
+
+def test_no_room_for_the_log(settings, capsys, monkeypatch):
+    """It is cut short, which is said once; the run ends as it would."""
+    write = FileHandler.emit
+
+    def emit(handler, record):
+        with limit(300):
+            write(handler, record)
+
+    monkeypatch.setattr(FileHandler, "emit", emit)
+    assert main(["run", "--model=TIGER", "--dataset=tiny", *arguments({**settings, "epochs": 1})]) == 0
+    err = capsys.readouterr().err
+    (log,) = Path("log").glob("TIGER/*.log")
+    assert err.count(f"recbole-tiger: warning: the log {log.absolute()} is cut short: ") == 1
+    assert "Traceback" not in err
+    assert log.stat().st_size <= 300
+    assert len(read_results("results")) == 1
 
 
 # --- pre-split data ---

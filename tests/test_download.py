@@ -1,7 +1,11 @@
 """The command download, against a real server on the loopback interface."""
 
 import gzip
+import os
 import random
+import subprocess
+import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -9,12 +13,14 @@ import pandas as pd
 import pytest
 from recbole.data.dataset import Dataset
 
+from benchmarks.originals import served, write_originals, write_published_size
 from recbole_tiger.catalogue.datasets import AMAZON, Amazon, Counts
 from recbole_tiger.catalogue.download import ATTEMPTS, download_amazon, ensure_dataset, fetch
 from recbole_tiger.cli import main
 from recbole_tiger.errors import TigerError
+from recbole_tiger.files import locked
 from recbole_tiger.settings.config import make_config
-from tests.originals import served, write_originals, write_published_size
+from tests.test_bad_input import full_disk, limit
 from tests.test_command_line import files_under
 
 # Written by hand: what the originals below have to become.
@@ -55,6 +61,14 @@ def originals(tmp_path):
     folder = tmp_path / "official"
     folder.mkdir()
     write_originals(folder, "amazon-beauty", INTERACTIONS, ITEMS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def official(tmp_path_factory):
+    """A folder with originals of the published size."""
+    folder = tmp_path_factory.mktemp("official")
+    write_published_size(folder, "amazon-beauty")
     return folder
 
 
@@ -124,10 +138,7 @@ def test_real_sequences_come_back(real_data, tmp_path, dataset):
 # --- the command ---
 
 
-def test_command(tmp_path, capsys):
-    official = tmp_path / "official"
-    official.mkdir()
-    write_published_size(official, "amazon-beauty")
+def test_command(official, capsys):
     with served(official) as (server, url):
         call = ["download", "--dataset=amazon-beauty", "--data_path=data", f"--source={url}"]
         assert main(call) == 0
@@ -141,12 +152,37 @@ def test_command(tmp_path, capsys):
     ensure_dataset(config)
 
 
+def test_the_same_download_twice_at_once(official, capsys):
+    """The second names the first, which ends as if it were alone; as does one that RecBole fetches."""
+    with served(official) as (server, url):
+        server.pause = 0.5
+        call = ["download", "--dataset=amazon-beauty", "--data_path=data", f"--source={url}"]
+        first = subprocess.Popen([sys.executable, "-m", "recbole_tiger", *call], stderr=subprocess.PIPE)
+        while not list(Path("data").glob("originals/*.part")):
+            assert first.poll() is None, first.stderr.read()
+            time.sleep(0.05)
+        assert main(call) == 2
+        message = capsys.readouterr().err
+        assert "the download of data/amazon-beauty is running already" in message
+        assert f"in process {first.pid} (data/amazon-beauty.lock): wait until it ends" in message
+        server.pause = 0
+        assert first.wait() == 0
+    assert {file.name for file in Path("data").iterdir()} == {"amazon-beauty", "originals"}
+
+
+def test_a_download_of_recboles_twice_at_once(monkeypatch, capsys):
+    monkeypatch.setattr(Dataset, "_get_download_url", lambda self, file, allow_none=False: "http://127.0.0.1:9/mine.zip")
+    with locked("data/mine.lock", "this"):
+        assert main(["download", "--dataset=mine", "--data_path=data"]) == 2
+    assert f"the download of data/mine is running already, in process {os.getpid()} " in capsys.readouterr().err
+
+
 def test_other_counts_are_refused(originals, capsys):
     assert main(["download", "--dataset=amazon-beauty", "--data_path=data", f"--source={originals}"]) == 2
     message = capsys.readouterr().err
     assert "2 users, 4 items, 6 interactions" in message
     assert "22,363 users, 12,101 items, 198,502 interactions" in message
-    assert not (originals.parent / "data").exists()
+    assert not list(Path("data").iterdir())
 
 
 def test_source_is_for_the_amazon_datasets(capsys):
@@ -235,7 +271,7 @@ def test_bad_metadata(originals, tmp_path, line, part):
     with pytest.raises(TigerError, match=part):
         download_amazon("amazon-beauty", "data", str(originals), amazon=SMALL)
     assert not (tmp_path / "ran").exists()
-    assert not (tmp_path / "data").exists()
+    assert not list((tmp_path / "data").iterdir())
 
 
 def test_bad_review(originals):
@@ -262,6 +298,47 @@ def test_half_of_a_dataset_is_not_there_already(originals):
     Path("data/amazon-beauty/amazon-beauty.item").unlink()
     with pytest.raises(TigerError, match=r"data/amazon-beauty has no amazon-beauty.item: move the folder away"):
         download_amazon("amazon-beauty", "data", str(originals), amazon=SMALL)
+
+
+# --- a disk without room ---
+
+
+def test_no_room_for_what_comes(big, tmp_path):
+    """What there is room for stays, and the next call goes on from there."""
+    folder, content = big
+    with served(folder) as (server, url):
+        with (
+            limit(300_000),
+            pytest.raises(TigerError, match=r"cannot write .*/got.gz.part: .*; make room or"),
+        ):
+            fetch(f"{url}/big.gz", tmp_path / "got.gz")
+        assert not (tmp_path / "got.gz").exists()
+        have = (tmp_path / "got.gz.part").stat().st_size
+        assert 0 < have <= 300_000
+        fetch(f"{url}/big.gz", tmp_path / "got.gz")
+        assert server.asked == [None, f"bytes={have}-"]
+    assert (tmp_path / "got.gz").read_bytes() == content
+
+
+@pytest.mark.parametrize("name", ["amazon-beauty.inter", "amazon-beauty.item", "reviews_Beauty_5.json.gz.part.json"])
+def test_no_room_for_what_is_made(originals, name):
+    with served(originals) as (_, url):
+        with full_disk(name, 30), pytest.raises(TigerError, match=rf"cannot write data/.*{name}: .*; make room or choose"):
+            download_amazon("amazon-beauty", "data", url, amazon=SMALL)
+        assert not any(file.name.startswith((".", "amazon-beauty")) for file in Path("data").iterdir())
+        download_amazon("amazon-beauty", "data", url, amazon=SMALL)
+    assert Path("data/amazon-beauty/amazon-beauty.inter").read_text() == INTER
+
+
+def test_no_room_for_what_recbole_fetches(tmp_path, monkeypatch, capsys):
+    (tmp_path / "official").mkdir()
+    with zipfile.ZipFile(tmp_path / "official" / "mine.zip", "w") as made:
+        made.writestr("mine.inter", INTER)
+    monkeypatch.setattr(Dataset, "_get_download_url", lambda self, file, allow_none=False: f"{url}/mine.zip")
+    with served(tmp_path / "official") as (_, url), full_disk("data/mine", 100):
+        assert main(["download", "--dataset=mine", "--data_path=data"]) == 2
+    assert "error: cannot write data/mine: " in capsys.readouterr().err
+    assert not list(Path("data").iterdir())
 
 
 # --- transfers ---

@@ -1,6 +1,7 @@
 """The scripts of speed and scale run, and the ratios that they report are those of the medians beside them."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -62,3 +63,10 @@ def test_scale():
     assert row["epoch_s"] == pytest.approx(row["targets"] / row["targets_per_s"])
     assert row["users_per_s"] > 0
     assert "trie bytes/item" in shown
+
+
+def test_time_of_the_checks():
+    command = [sys.executable, BENCHMARKS / "scale.py", "--checks=generated", "--items=400"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert re.fullmatch(r"checks of generated: \d+\.\d\d s of CPU time\n", done.stdout)

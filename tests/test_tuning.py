@@ -23,13 +23,14 @@ import pytest
 import ray
 from PIL import Image
 
+from recbole_tiger import SemanticIDs
 from recbole_tiger.cli import main
 from recbole_tiger.errors import TigerError
 from recbole_tiger.report.results import read_results
 from recbole_tiger.runs import experiment, sweep, tuning
 from recbole_tiger.settings.config import make_config
-from tests.conftest import small_settings, write_dataset
-from tests.test_bad_input import has, refused
+from tests.conftest import N_ITEMS, small_settings, write_dataset
+from tests.test_bad_input import full_disk, has, of_model, refused
 from tests.test_command_line import arguments, files_under, rows_of
 
 PYTHON = [sys.executable, "-W", "ignore", "-m", "recbole_tiger"]
@@ -83,6 +84,11 @@ def killed(tmp_path_factory):
         status = main(call)
     found["refusal"] = (status, message.getvalue(), files_under(folder / "results") == found["files"])
     with subprocess.Popen([*PYTHON, *call, "--resume"], cwd=folder, stdout=subprocess.PIPE, text=True) as driver:
+        # The lock of the one that was killed lies there, too.
+        wait_for(lambda: any(file.read_text() == str(driver.pid) for file in (folder / "saved").glob("*.lock")), driver)
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(io.StringIO()) as message:
+            patch.chdir(folder)
+            found["second"] = (main([*call, "--resume"]), message.getvalue(), driver.pid)
         wait_for(lambda: scored(records(folder / "results").get(8, {})) >= 1, driver)
         processes = psutil.Process(driver.pid).children(recursive=True)
         (worker,) = [process for process in processes if "ray::ImplicitFunc" in " ".join(process.cmdline())]
@@ -97,6 +103,16 @@ def test_a_sweep_that_was_begun_is_not_begun_again(killed):
     assert status == 2
     assert same
     assert "a sweep of 4 trials, 3 of them unfinished: go on by --resume" in message
+
+
+def test_the_same_sweep_twice_at_once(killed):
+    """The second names the first, which ends as if it were alone; the one that was killed holds nothing."""
+    status, message, process = killed["second"]
+    assert status == 2
+    assert f"the sweep of {next((killed['folder'] / 'results').glob('tiny-*/')).relative_to(killed['folder'])} is" in message
+    assert f"running already, in process {process} (saved/" in message
+    assert "wait until it ends, or end it" in message
+    assert not list((killed["folder"] / "saved").glob("*.lock"))
 
 
 def test_resume_repeats_no_trial_that_had_ended(killed):
@@ -179,6 +195,21 @@ def test_a_finished_sweep_shows_its_table_again_and_runs_nothing(killed, monkeyp
     assert after[1] == before[1]
     assert {k: v for k, v in after[0].items() if k not in pictures} == {
         k: v for k, v in before[0].items() if k not in pictures
+    }
+
+
+@pytest.mark.parametrize("name", ["trials.json", "trials.csv", "scores.png", "collisions.png"])
+def test_no_room_for_the_tables_and_pictures(killed, monkeypatch, capsys, name):
+    """Those of before are there still."""
+    monkeypatch.chdir(killed["folder"])
+    before = files_under("results")
+    with full_disk(name, 50):
+        assert main(killed["call"]) == 2
+    has(capsys.readouterr().err.splitlines()[-1], "error: cannot write ", name, "make room or choose another folder")
+    after = files_under("results")
+    assert after[next(file for file in before if file.endswith(name))]
+    assert {file: after[file] for file in after if not file.endswith(".png")} == {
+        file: before[file] for file in before if not file.endswith(".png")
     }
 
 
@@ -437,6 +468,41 @@ def test_options_that_cannot_work(options, parts, capsys, settings):
     has(refused(capsys, ["tune", "--dataset=tiny", *options], settings), *parts)
 
 
+@pytest.mark.parametrize(
+    ("model", "space", "change", "parts"),
+    [
+        ("SASRec", "n_heads: [2, 3]", {}, ["trial {'n_heads': 3}: SASRec on tiny: RecBole refuses"]),
+        ("SASRec", "n_layers: [1, 2]", {"user_inter_num_interval": "[99,inf)"}, ["its filters leave no interaction"]),
+        ("TIGER", "n_layers: [1, 2]", {"user_inter_num_interval": "[99,inf)"}, ["its filters leave no interaction"]),
+        (
+            "TIGER",
+            "codebook_size: [8, 4]",
+            {"item_embeddings": "same.npz"},
+            ["of every trial", "size': 8}: "],
+        ),
+        ("TIGER", "n_layers: [1, 2]", {"semantic_ids": "short.tsv"}, ["short.tsv lacks 59 items of the dataset"]),
+        ("TIGER", "n_layers: [1, 2]", {"item_embeddings": "absent.npz"}, ["absent.npz does not exist"]),
+    ],
+)
+def test_what_every_trial_or_one_would_fail_of(model, space, change, parts, capsys, settings):
+    """What compare refuses before it trains a model is refused before the first trial."""
+    np.savez("same.npz", items=np.array([f"i{i}" for i in range(N_ITEMS)]), embeddings=np.ones((N_ITEMS, 4)))
+    Path("short.tsv").write_text("item\tcode_1\tcollision\ni0\t0\t0\n")
+    Path("mine.yaml").write_text(f"{space}\n")
+    own = {key: value for key, value in of_model(settings, model).items() if key not in space}
+    has(refused(capsys, ["tune", f"--model={model}", "--dataset=tiny", "--sweep=mine.yaml"], {**own, **change}), *parts)
+
+
+def test_one_trial_that_collapses_refuses_no_others(settings):
+    """It fails alone, wherever in the sweep it stands: the fourth one of the sweep above."""
+    kinds = np.eye(4, 16)[np.arange(N_ITEMS) % 4]
+    np.savez("kinds.npz", items=np.array([f"i{i}" for i in range(N_ITEMS)]), embeddings=kinds)
+    settings = {**settings, "item_embeddings": "kinds.npz", "codebook_depth": 1}
+    tuning.check_trials(planned(settings, sizes=[50, 4]))
+    (table,) = Path(settings["cache_dir"]).iterdir()
+    assert SemanticIDs.load(table).statistics()["used_codes"] == [4]
+
+
 def test_a_trial_that_no_node_has_room_for(capsys, settings):
     settings = {key: value for key, value in settings.items() if key != "inner_size"}
     call = ["tune", "--dataset=tiny", "--sweep=TIGER", "--grace_period=1", "--cpus_per_trial=999"]
@@ -455,9 +521,9 @@ def test_a_cluster_that_is_not_there(capsys, settings):
 # --- what became of the trials ---
 
 
-def planned(settings, scheduler="none", epochs=9):
-    """A sweep of three codebooks on "tiny"."""
-    Path("three.yaml").write_text("codebook_size: [4, 6, 8]\n")
+def planned(settings, scheduler="none", epochs=9, sizes=(4, 6, 8)):
+    """A sweep of codebooks on "tiny"."""
+    Path("three.yaml").write_text(f"codebook_size: {list(sizes)}\n")
     settings = {key: value for key, value in settings.items() if key != "codebook_size"} | {"epochs": epochs}
     config = experiment.prepare("TIGER", "tiny", settings)
     how = {

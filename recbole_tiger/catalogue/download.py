@@ -18,7 +18,7 @@ from tqdm import tqdm
 from recbole_tiger.catalogue.datasets import AMAZON, OFFICIAL, Counts
 from recbole_tiger.catalogue.mixture import mix, sources
 from recbole_tiger.errors import TigerError
-from recbole_tiger.files import make_folder, whole_file, whole_folder
+from recbole_tiger.files import locked, make_folder, whole_file, whole_folder
 
 CHUNK = 2**18
 ATTEMPTS = 5
@@ -268,16 +268,24 @@ def download_amazon(dataset, data_path, source=OFFICIAL, show_progress=False, am
         Counts, which are the published ones.
 
     Raises:
-        TigerError: a file cannot be fetched or read, the counts are not the published ones, or another dataset lies there.
+        TigerError: a file cannot be fetched or read, the counts are not the published ones, another dataset lies there, or
+            another process makes it.
     """
-    category, folder = amazon[dataset], Path(data_path) / dataset
-    if folder.exists():
-        check_published(dataset, data_path, amazon)
-        if not (folder / f"{dataset}.item").is_file():
-            raise TigerError(f"{folder} has no {dataset}.item: move the folder away, and run the same command again")
-        return category.published
+    folder = Path(data_path) / dataset
+    if not folder.exists():
+        with locked(f"{folder}.lock", f"the download of {folder}"):
+            if not folder.exists():  # another process may have made it until now
+                return _make_amazon(amazon[dataset], folder, source, show_progress)
+    check_published(dataset, data_path, amazon)
+    if not (folder / f"{dataset}.item").is_file():
+        raise TigerError(f"{folder} has no {dataset}.item: move the folder away, and run the same command again")
+    return amazon[dataset].published
+
+
+def _make_amazon(category, folder, source, show_progress):
+    """Make a folder that is not there, as :func:`download_amazon` says."""
     if "://" in source:
-        originals = Path(data_path) / "originals"
+        originals = folder.parent / "originals"
         make_folder(originals)
         for name in category.originals:
             if not (originals / name).is_file():
@@ -294,7 +302,7 @@ def download_amazon(dataset, data_path, source=OFFICIAL, show_progress=False, am
     except TigerError as error:
         raise TigerError(f"{error}; {remedy}") from error
     with whole_folder(folder) as temporary:
-        write_atomic(temporary, dataset, reviews, metadata)
+        write_atomic(temporary, folder.name, reviews, metadata)
     return category.published
 
 

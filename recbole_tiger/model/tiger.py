@@ -155,7 +155,9 @@ class TIGER(SemanticIDModel):
         self.label_smoothing = config["label_smoothing"]
         self.n_user_tokens = config["n_user_tokens"]
         self.network_settings = {name: config[name] for name in NETWORK}
-        codes = F.pad(torch.tensor(catalogue.semantic_ids.codes), (0, 0, 1, 0))
+        levels = catalogue.semantic_ids.levels
+        self.collision_level = levels.shape[1] > catalogue.semantic_ids.depth
+        codes = F.pad(torch.tensor(levels), (0, 0, 1, 0))
         # IDs from a file come without embeddings, where the encoder reads none.
         text = None if catalogue.embeddings is None else standardised_text(catalogue.embeddings)
         self._build(codes, text if config["encoder_text"] else None)

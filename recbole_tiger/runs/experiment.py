@@ -2,13 +2,15 @@
 
 import contextlib
 import copy
+import functools
 import os
 import platform
 import shutil
+import sys
 import time
 from collections import Counter
 from importlib import metadata
-from logging import getLogger
+from logging import FileHandler, getLogger
 from pathlib import Path
 
 import numpy as np
@@ -208,7 +210,21 @@ def start_logging(config):
             f"RecBole writes log/ and log_tensorboard/ into the folder of the command, and cannot write {error.filename} in "
             f"{Path.cwd()} ({error.strerror}): give the command in another folder"
         ) from error
+    for handler in root.handlers:
+        if isinstance(handler, FileHandler):
+            handler.handleError = functools.partial(_cut_short, handler)
     root.info(config)
+
+
+def _cut_short(handler, record):
+    """End a log that cannot be written, in a sentence and not in a traceback for each of its lines; the run goes on."""
+    error = sys.exc_info()[1]
+    if not isinstance(error, OSError):
+        raise
+    getLogger().removeHandler(handler)
+    with contextlib.suppress(OSError):  # of what it still holds
+        handler.close()
+    print(f"recbole-tiger: warning: the log {handler.baseFilename} is cut short: {error}", file=sys.stderr)
 
 
 @contextlib.contextmanager

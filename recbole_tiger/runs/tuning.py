@@ -1,5 +1,7 @@
 """The trials of a sweep, run by Ray Tune; the winner alone sees the test set."""
 
+import contextlib
+import copy
 import logging
 import os
 import platform
@@ -19,7 +21,7 @@ from ray.tune.search import Searcher
 from recbole.data.dataset import SequentialDataset
 from tqdm import tqdm
 
-from recbole_tiger.catalogue.catalogue import check_sizes, item_embeddings
+from recbole_tiger.catalogue.catalogue import CollapseError, check_sizes, item_embeddings
 from recbole_tiger.catalogue.item_text import text_of_items
 from recbole_tiger.catalogue.quantizers import QUANTIZERS
 from recbole_tiger.errors import TigerError
@@ -61,27 +63,66 @@ def check_address(address):
         ) from error
 
 
-def check_and_embed(sweep):
-    """Refuse trials that do not fit the catalogue, then make the item embeddings that trials share, in ``cache_dir``.
+def check_trials(sweep):
+    """Refuse a sweep before its first trial, where its data or a trial's settings cannot work.
+
+    Trials share the data, which are made here once. So are the embeddings that they read, in ``cache_dir``, and the codes of
+    one trial. Those of the others are made in the trials, for quantizing takes its time: a trial whose codebooks collapse
+    fails alone, unless those of all do. Models without codes are made with the settings of every trial.
 
     Raises:
-        TigerError: a trial cannot work, or the texts cannot be encoded.
+        TigerError: the data cannot be made, a trial cannot work, or the codebooks of every trial collapse.
     """
-    configs = [make_config(sweep.model, sweep.dataset, trial.settings) for trial in sweep.trials]
-    model, dataset = MODELS[configs[0]["model"]], SequentialDataset(configs[0])
+    trials = [trial for trial in sweep.trials if not sweep.ended(trial)] or sweep.trials
+    configs = [make_config(sweep.model, sweep.dataset, trial.settings) for trial in trials]
+    if configs[0]["model"] in MODELS:
+        _embed(trials, configs)
+        _make_codes(trials, configs)
+        return
+    train_data, *_ = experiment.load(copy.deepcopy(configs[0]))
+    for trial, config in zip(trials, configs, strict=True):
+        with _of_trial(trial):
+            experiment.make_model(copy.deepcopy(config), train_data)  # some models write into their settings
+
+
+@contextlib.contextmanager
+def _of_trial(trial):
+    """Name the trial in what is refused."""
+    try:
+        yield
+    except TigerError as error:
+        raise TigerError(f"trial {trial.params}: {error}") from error
+
+
+def _embed(trials, configs):
+    """Refuse trials that do not fit the catalogue, then make the embeddings that they read."""
+    model = MODELS[configs[0]["model"]]
+    with experiment.refused_by_recbole(configs[0]):
+        dataset = SequentialDataset(configs[0])
     items = dataset.field2id_token[dataset.iid_field][1:].tolist()
-    for trial, config in zip(sweep.trials, configs, strict=True):
-        try:
+    for trial, config in zip(trials, configs, strict=True):
+        with _of_trial(trial):
             check_sizes(config, len(items))
             model.check_sizes(config, len(items))
-        except TigerError as error:
-            raise TigerError(f"trial {trial.params}: {error}") from error
     done = []
     for config in configs:
         kind = [config[key] for key in ("text_fields", "text_encoder", "item_embeddings")]
         if kind not in done and model.needs_embeddings(config):
             item_embeddings(config, items, text_of_items(config, items, model.needs_text(config))[0])
             done.append(kind)
+
+
+def _make_codes(trials, configs):
+    """Make the data with the codes of the first trial whose codebooks do not collapse."""
+    first = None
+    for trial, config in zip(trials, configs, strict=True):
+        try:
+            experiment.load(config)
+            return
+        except CollapseError as error:
+            first = first or (trial, error)
+    trial, error = first
+    raise TigerError(f"the codebooks of every trial collapse, as of trial {trial.params}: {error}") from error
 
 
 def run_trial(chosen, sweep, folder, threads, plugins):
@@ -398,10 +439,7 @@ def tune_sweep(sweep, *, resume, **how):
                 f"{sweep.folder} holds a sweep of {sweep.size} trials, {left} of them unfinished: "
                 f"go on by --resume, or remove it"
             )
-        if sweep.trials[0].values["model"] in MODELS:
-            check_and_embed(sweep)
-        else:
-            experiment.load(make_config(sweep.model, sweep.dataset, sweep.trials[0].settings))
+        check_trials(sweep)
         make_folder(sweep.folder)
         with locked(sweep.checkpoints.with_name(f"{sweep.checkpoints.name}.lock"), f"the sweep of {sweep.folder}"):
             run_trials(sweep, **how)

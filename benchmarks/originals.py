@@ -1,4 +1,4 @@
-"""Original files of the Amazon product data, made up, and a server for them."""
+"""Original files of the Amazon product data, made up, and a server for them: for the tests, and for ``kills.py``."""
 
 import contextlib
 import functools
@@ -6,10 +6,13 @@ import gzip
 import json
 import re
 import threading
+import time
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from recbole_tiger.catalogue.datasets import AMAZON
+
+PIECES = 20
 
 
 def write_originals(folder, dataset, interactions, items):
@@ -52,13 +55,15 @@ def write_published_size(folder, dataset):
 class Handler(SimpleHTTPRequestHandler):
     """Serves a folder; knows ranges, which Python's own server does not, and can misbehave.
 
-    ``server.faults`` is a list with what to do on the next requests, by name; ``server.asked`` the ranges asked for.
+    ``server.faults`` is a list with what to do on the next requests, by name; ``server.asked`` the ranges asked for;
+    ``server.pause`` the seconds between pieces of a file, of which there are ``PIECES``.
     """
 
     def log_message(self, *args):
-        pass
+        """Say nothing."""
 
     def do_GET(self):
+        """Answer a request."""
         file = Path(self.translate_path(self.path))
         fault = self.server.faults.pop(0) if self.server.faults else None
         asked = self.headers["Range"]
@@ -76,14 +81,18 @@ class Handler(SimpleHTTPRequestHandler):
         self.send_header("Content-Length", len(content) - start + (100 if fault == "too long" else 0))
         self.end_headers()
         end = (start + len(content)) // 2 if fault == "cut" else len(content)
-        self.wfile.write(content[start:end])
+        size = -(-len(content) // PIECES) if self.server.pause else len(content)
+        with contextlib.suppress(ConnectionError):  # of one that was killed
+            for begin in range(start, end, size):
+                self.wfile.write(content[begin : min(begin + size, end)])
+                time.sleep(self.server.pause)
 
 
 @contextlib.contextmanager
 def served(folder):
     """A server for the folder on the loopback interface; yields it and its URL."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
-    server.faults, server.asked = [], []
+    server.faults, server.asked, server.pause = [], [], 0
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield server, f"http://127.0.0.1:{server.server_port}"
