@@ -384,9 +384,8 @@ def settings(tmp_path, two):
         "data_path": str(two),
         "checkpoint_dir": str(tmp_path / "saved"),
         "cache_dir": str(tmp_path / "cache"),
-        "quantizer": "rq_kmeans",
         "codebook_size": 8,
-        "codebook_depth": 3,
+        "codebook_depth": 4,
         "hidden_size": 16,
         "inner_size": 16,
         "train_batch_size": 128,
@@ -522,9 +521,9 @@ def test_from_two_datasets_to_a_third_by_the_commands(pretraining, settings, cap
         if name not in ("codes", "row_of_code", "permutation_logits", "code_embedding"):
             assert torch.equal(weights, state["state_dict"][name]), name
     assert not torch.equal(tuned["state_dict"]["code_embedding"], state["state_dict"]["code_embedding"])
-    looked_up = tuned["state_dict"]["row_of_code"].view(3, 8)
-    assert looked_up.sort(dim=1).values.flatten().tolist() == list(range(24))
-    assert looked_up.flatten().tolist() != list(range(24))
+    looked_up = tuned["state_dict"]["row_of_code"].view(4, 8)
+    assert looked_up.sort(dim=1).values.flatten().tolist() == list(range(32))
+    assert looked_up.flatten().tolist() != list(range(32))
 
 
 def test_the_permutation_trains_alone(pretraining, settings, monkeypatch):
@@ -605,7 +604,7 @@ def source(pretraining):
     [
         ({"hidden_size": 32}, "was trained with hidden_size 16, and here it is 32: give --hidden_size=16, or another"),
         ({"codebook_size": 7}, "was trained with codebook_size 8, and here it is 7"),
-        ({"codebook_depth": 2}, "was trained with codebook_depth 3, and here it is 2"),
+        ({"codebook_depth": 2}, "was trained with codebook_depth 4, and here it is 2"),
         ({"n_layers": 1}, "was trained with n_layers 2, and here it is 1"),
         ({"MAX_ITEM_LIST_LENGTH": 10}, "was trained with MAX_ITEM_LIST_LENGTH 20, and here it is 10"),
         ({"train_stage": "pretrain"}, "pre_model_path is for train_stage finetune: leave it out to pre-train"),
@@ -637,10 +636,10 @@ def test_other_checkpoints_are_no_pretrained_model(settings, data_path, tmp_path
 
 def test_codes_of_another_shape_are_told_before_training(source, settings, tmp_path):
     """With IDs of the user's own, settings say nothing of how many digits they have."""
-    codes = np.random.default_rng(0).integers(0, 8, size=(60, 4))
+    codes = np.random.default_rng(0).integers(0, 8, size=(60, 3))
     SemanticIDs([f"i{i}" for i in range(60)], add_collision_level(codes)).save(tmp_path / "own.tsv")
     more = {"pre_model_path": source, "permutation_epochs": 1, "semantic_ids": str(tmp_path / "own.tsv")}
-    with pytest.raises(TigerError, match="holds tables of 3 digits of 8 codes, and items here have 4 of 8"):
+    with pytest.raises(TigerError, match="holds tables of 4 digits of 8 codes, and items here have 3 of 8"):
         run("tiny", {**settings, **more})
 
 
