@@ -182,7 +182,8 @@ class VQRec(SemanticIDModel):
         wanted = rows[:, 1:][counted]
         if pretraining:
             return self.contrastive_loss(histories, vectors[wanted], digits[wanted], wanted, counted.nonzero()[:, 0])
-        return F.cross_entropy(histories @ F.normalize(vectors[1:], dim=-1).T / self.temperature, wanted - 1)
+        # Divided before it is a matrix of the whole catalogue.
+        return F.cross_entropy(histories / self.temperature @ F.normalize(vectors[1:], dim=-1).T, wanted - 1)
 
     def contrastive_loss(self, histories, vectors, digits, targets, windows):
         """Contrastive loss of pre-training (paper section 3.2.2).
@@ -320,7 +321,7 @@ class VQRec(SemanticIDModel):
     def _scores(self, histories):
         """Scores of all items [batch, n_items + 1], -inf for padding."""
         found, directions = self._encoded(histories)
-        scores = found @ directions.T / self.temperature
+        scores = found / self.temperature @ directions.T
         scores[:, 0] = -torch.inf
         return scores
 
