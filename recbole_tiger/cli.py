@@ -46,7 +46,9 @@ def make_parser():
         )
         if command.SETTINGS:
             add_plugins(sub)
-            sub.add_argument("--dataset", required=True, help="name of a dataset: the folder under data_path")
+            sub.add_argument(
+                "--dataset", required=True, help="name of a dataset, the folder under data_path; several, as one: a,b"
+            )
             sub.add_argument(
                 "--config_files", type=names, default=[], help="YAML files of settings, separated by commas; later ones win"
             )

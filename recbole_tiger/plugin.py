@@ -132,6 +132,9 @@ def register_settings(module):
 
         if self.model in MODELS:
             check_model(self.final_config_dict)
+            trainer = _of_model("Trainer", "trainer_class")(f"{self.model}Trainer")
+            if hasattr(trainer, "check_settings"):  # those about checkpoints, which models do not read
+                trainer.check_settings(self.final_config_dict)
         init_device(self)
 
     Config._load_internal_config_dict, Config._init_device = _load_internal_config_dict, _init_device

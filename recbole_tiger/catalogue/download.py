@@ -16,6 +16,7 @@ from recbole.data.dataset import Dataset
 from tqdm import tqdm
 
 from recbole_tiger.catalogue.datasets import AMAZON, OFFICIAL, Counts
+from recbole_tiger.catalogue.mixture import mix, sources
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import locked, make_folder, whole_file, whole_folder
 
@@ -331,13 +332,19 @@ def check_published(dataset, data_path, amazon=AMAZON):
 
 
 def ensure_dataset(config):
-    """See that a run's dataset is there: fetch one of RecBole's list, check the published ones.
+    """See that a run's dataset is there: fetch one of RecBole's list, check the published ones, mix several.
 
     Raises:
         TigerError: it is unknown or cannot be fetched, or other data lie under the name of a published one.
     """
     folder = Path(config["data_path"])
-    if config["dataset"] in AMAZON and not config["benchmark_filename"]:
+    if "," in config["dataset"]:
+        if not folder.is_dir():  # it is mixed already where another has called this
+            parts = sources(config)
+            for part in parts:
+                ensure_dataset(part)
+            config["data_path"] = str(mix(parts, config["cache_dir"] or "cache"))
+    elif config["dataset"] in AMAZON and not config["benchmark_filename"]:
         check_published(config["dataset"], folder.parent)
     elif not folder.exists():
         dataset = Dataset.__new__(Dataset)

@@ -3,7 +3,7 @@
 from recbole_tiger.errors import TigerError
 from recbole_tiger.registry import Registry
 
-MODELS = Registry("model", TIGER="recbole_tiger.model.tiger.TIGER")
+MODELS = Registry("model", TIGER="recbole_tiger.model.tiger.TIGER", VQRec="recbole_tiger.model.vqrec.VQRec")
 
 
 def register_model(cls, settings=None):

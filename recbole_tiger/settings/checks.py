@@ -129,7 +129,7 @@ def check_run(config):
     _check_whole("seed", config["seed"])
     if config["seed"] >= SEEDS:
         raise TigerError(f"seed {config['seed']} is too large: it may be 0 to {SEEDS - 1}")
-    if "train_stage" in config and config["train_stage"] != "finetune":
+    if config["model"] not in MODELS and "train_stage" in config and config["train_stage"] != "finetune":
         raise TigerError(
             f"{config['model']} with train_stage {config['train_stage']} is neither validated nor tested; "
             f"give --train_stage=finetune and what pre_model_path it asks for"

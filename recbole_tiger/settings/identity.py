@@ -34,10 +34,10 @@ def run_settings(config):
 
 
 def own_inputs(config):
-    """Hashes of what a model of MODELS reads beside the dataset: the user's embeddings, IDs, and folder of an encoder."""
+    """Hashes of what a model of MODELS reads beside the dataset: embeddings, IDs, a pre-trained model, an encoder."""
     if config["model"] not in MODELS:
         return []
-    files = [Path(config[name]) for name in ("item_embeddings", "semantic_ids") if config[name]]
+    files = [Path(config[name]) for name in ("item_embeddings", "semantic_ids", "pre_model_path") if config[name]]
     files += [tokens_file(file) for file in files if file.suffix == ".npy"]
     encoder = [encoder_hash(config["text_encoder"])] if Path(str(config["text_encoder"])).is_dir() else []
     return [*(content_hash(file).hex() for file in files if file.is_file()), *encoder]

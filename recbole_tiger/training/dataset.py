@@ -98,6 +98,7 @@ class CatalogueDataset(SequentialDataset):
 
     def _load_data(self, token, dataset_path):
         ensure_dataset(self.config)
+        dataset_path = self.config["data_path"]  # of a mixture, which may just have been made
         if self.config["load_col"] is None:
             self.config["load_col"] = text_load_col(self.config, self._model.needs_text(self.config))
         check_aliases(self.config)

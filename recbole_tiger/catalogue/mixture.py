@@ -1,0 +1,108 @@
+"""Several datasets as one: what ``--dataset=a,b`` names."""
+
+import copy
+import hashlib
+import json
+from collections import Counter
+from pathlib import Path
+
+from recbole_tiger.catalogue.item_text import header, item_file, read_columns, text_columns
+from recbole_tiger.errors import TigerError
+from recbole_tiger.files import content_hash, whole_folder
+
+# To be raised with every change by which the same datasets make other files.
+REVISION = 1
+
+
+def sources(config):
+    """The Config of each dataset of a mixture, as far as files are read by it.
+
+    Raises:
+        TigerError: a name is missing or is there twice, or the files are pre-split.
+    """
+    names = config["dataset"].split(",")
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if "" in names or twice:
+        raise TigerError(
+            f"dataset {config['dataset']} is no list of different datasets: write it as --dataset=a,b, without spaces"
+        )
+    if config["benchmark_filename"]:
+        raise TigerError(
+            f"dataset {config['dataset']}: pre-split files cannot be mixed; leave benchmark_filename out, or name one"
+        )
+    parts = [copy.copy(config) for _ in names]
+    for part, name in zip(parts, names, strict=True):
+        own = {"dataset": name, "data_path": str(Path(config["data_path"]).parent / name)}
+        part.final_config_dict = {**config.final_config_dict, **own}
+    return parts
+
+
+def mix(parts, folder):
+    """Write the atomic files of several datasets as those of one, once.
+
+    Tokens of users and items get the name of their dataset before them, ``a:i1``. Of interactions the columns are kept that
+    all have, of items those that any has.
+
+    Args:
+        parts: of :func:`sources`; their files exist.
+        folder: the folder to write to is made in it, and named by a hash of the files.
+
+    Returns:
+        Path of the folder.
+
+    Raises:
+        TigerError: one has no text, unless embeddings or IDs of the user's own stand for it, or a column is of different
+            types.
+    """
+    first, name = parts[0], ",".join(part["dataset"] for part in parts)
+    text_needed = first["item_embeddings"] is None and first["semantic_ids"] is None
+    inters = [Path(part["data_path"]) / f"{part['dataset']}.inter" for part in parts]
+    for part, file in zip(parts, inters, strict=True):
+        if not file.is_file():
+            raise TigerError(f"dataset {part['dataset']} has no interaction file: {file} does not exist")
+        text_columns(part, text_needed)
+    items = [item_file(part) if item_file(part).is_file() else None for part in parts]
+    settings = ["USER_ID_FIELD", "ITEM_ID_FIELD", "field_separator", "encoding"]
+    made_by = [REVISION, name, [first[key] for key in settings]]
+    digest = hashlib.sha256(json.dumps(made_by).encode())
+    for file in (*inters, *items):
+        digest.update(b"-" if file is None else content_hash(file))
+    mixture = Path(folder) / f"mixture-{digest.hexdigest()[:20]}"
+    if not mixture.is_dir():
+        with whole_folder(mixture) as temporary:
+            _write(temporary / f"{name}.inter", parts, inters, shared=True)
+            if any(items):
+                _write(temporary / f"{name}.item", parts, items, shared=False)
+    return mixture
+
+
+def _write(target, parts, files, shared):
+    """One atomic file of those of several datasets, of the columns that all have or that any has."""
+    pairs = [(part, file) for part, file in zip(parts, files, strict=True) if file is not None]
+    headers = [header(file, part) for part, file in pairs]
+    kinds = {name: kind for fields in reversed(headers) for name, kind in fields.items()}
+    for fields, (_, file) in zip(headers, pairs, strict=True):
+        for name, kind in fields.items():
+            if kind != kinds[name]:
+                raise TigerError(
+                    f"{file}: the column {name} is of type {kind}, in {pairs[0][1]} of type {kinds[name]}; give it one type "
+                    f"in all datasets of a mixture"
+                )
+    columns = [name for name in kinds if not shared or all(name in fields for fields in headers)]
+    first = parts[0]
+    ids, separator = (first["USER_ID_FIELD"], first["ITEM_ID_FIELD"]), first["field_separator"]
+    with open(target, "w", encoding=first["encoding"] or "utf-8", newline="\n") as stream:
+        stream.write(separator.join(f"{name}:{kinds[name]}" for name in columns) + "\n")
+        for fields, (part, file) in zip(headers, pairs, strict=True):
+            table = read_columns(file, [name for name in columns if name in fields], part)
+            for name in table.columns.intersection(ids):
+                present = table[name] != ""  # what is absent stays so, to be refused
+                table.loc[present, name] = part["dataset"] + ":" + table.loc[present, name]
+            table = table.reindex(columns=columns, fill_value="")
+            for row in table.itertuples(index=False, name=None):
+                stream.write(separator.join(map(_quoted, row)) + "\n")
+
+
+def _quoted(value):
+    """A value as it is written: in quotes where it begins with one."""
+    return '"' + value.replace('"', '""') + '"' if value.startswith('"') else value

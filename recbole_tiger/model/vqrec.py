@@ -1,0 +1,350 @@
+"""VQ-Rec as a RecBole sequential recommender: an item is the mean of the embeddings of its codes."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from recbole.model.layers import TransformerEncoder
+from scipy.optimize import linear_sum_assignment
+from torch import nn
+
+from recbole_tiger.errors import TigerError
+from recbole_tiger.model.base import SemanticIDModel
+
+
+def log_sinkhorn(x, iterations):
+    """Scale matrices so that rows and columns sum to one, in the logarithm (Sinkhorn and Knopp).
+
+    Args:
+        x: float tensor [..., n, n] of logarithms of positive matrices.
+
+    Returns:
+        float tensor [..., n, n] of logarithms: exact for the columns, for the rows the nearer the more iterations.
+    """
+    for _ in range(iterations):
+        x = x.log_softmax(dim=-1)
+        x = x.log_softmax(dim=-2)
+    return x
+
+
+def gumbel_like(x):
+    """A Gumbel variate for every element of ``x``."""
+    return -torch.empty_like(x).exponential_().log()
+
+
+def right_padded(items):
+    """Rows that are padded with zeros on the left, padded on the right instead.
+
+    Args:
+        items: int tensor [batch, n].
+
+    Returns:
+        int tensor [batch, n]; int tensor [batch] of their lengths.
+    """
+    lengths = (items != 0).sum(dim=1)
+    place = torch.arange(items.shape[1], device=items.device) - lengths.unsqueeze(1)
+    return items.gather(1, place % items.shape[1]), lengths
+
+
+class VQRec(SemanticIDModel):
+    """Vector-quantized item representations (Hou et al. 2023, arXiv 2210.12316).
+
+    Codes are those of a product quantizer: every digit has a table of its own, two items may share all digits, and the
+    collision level of the semantic IDs is left out.
+
+    With ``train_stage: pretrain`` the loss is the contrastive one, and else cross-entropy over the whole catalogue. A
+    pre-trained model is fine-tuned in two stages, through which its trainer leads: :meth:`learn_permutation`, then
+    :meth:`learn_embeddings`. Without ``pre_model_path`` all of it trains at once.
+
+    Args:
+        config: RecBole's Config with the settings of ``properties/model/VQRec.yaml``.
+        dataset: has ``catalogue`` (a :class:`~recbole_tiger.catalogue.catalogue.Catalogue`).
+    """
+
+    trainer_class = "recbole_tiger.training.vqrec.VQRecTrainer"
+
+    @classmethod
+    def check_settings(cls, config):
+        """Refuse settings that cannot work together.
+
+        Raises:
+            TigerError: with the setting and what it may be.
+        """
+        if config["hidden_size"] % config["n_heads"]:
+            raise TigerError(f"hidden_size {config['hidden_size']} has to be a multiple of n_heads, {config['n_heads']}")
+        if config["pre_model_path"] is None:
+            return
+        if config["train_stage"] == "pretrain":
+            raise TigerError("pre_model_path is for train_stage finetune: leave it out to pre-train")
+        if config["epochs"] <= config["permutation_epochs"]:
+            raise TigerError(
+                f"epochs {config['epochs']} leaves none to train code embeddings after permutation_epochs, "
+                f"{config['permutation_epochs']}: raise the first or lower the second"
+            )
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.train_stage, self.temperature = config["train_stage"], config["temperature"]
+        self.redraw_prob = config["redraw_prob"]
+        self.sinkhorn_temperature = config["sinkhorn_temperature"]
+        self.sinkhorn_iterations = config["sinkhorn_iterations"]
+        hidden_size, eps = config["hidden_size"], config["layer_norm_eps"]
+
+        # [n_items + 1, depth + 1], with the collision level, which tells items apart and is not read. Nothing reads what
+        # padding looks up: no item attends to it, and it is no candidate.
+        self.register_buffer("codes", F.pad(torch.tensor(dataset.catalogue.semantic_ids.codes), (0, 0, 1, 0)))
+        depth, size = self.digits.shape[1], max(config["codebook_size"], int(self.digits.max()) + 1)
+        self.code_embedding = nn.Parameter(torch.empty(depth, size, hidden_size))
+        self.register_buffer("first_row", size * torch.arange(depth), persistent=False)
+        # The row of the flat table that each code of a digit looks up: its own, unless a permutation is learned.
+        self.register_buffer("row_of_code", torch.arange(depth * size))
+        learned = config["pre_model_path"] and self.train_stage == "finetune"
+        self.permutation_logits = nn.Parameter(torch.zeros(depth, size, size)) if learned else None
+        self.permuting = False
+
+        self.position_embedding = nn.Embedding(self.max_seq_length, hidden_size)
+        self.LayerNorm = nn.LayerNorm(hidden_size, eps=eps)
+        self.dropout = nn.Dropout(config["hidden_dropout_prob"])
+        self.trm_encoder = TransformerEncoder(
+            n_layers=config["n_layers"],
+            n_heads=config["n_heads"],
+            hidden_size=hidden_size,
+            inner_size=config["inner_size"],
+            hidden_dropout_prob=config["hidden_dropout_prob"],
+            attn_dropout_prob=config["attn_dropout_prob"],
+            hidden_act=config["hidden_act"],
+            layer_norm_eps=eps,
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=config["initializer_range"])
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+        nn.init.normal_(self.code_embedding, std=config["initializer_range"])
+        self._candidates = None
+
+    # --- item and sequence representations (paper sections 3.1.2 and 3.2.1) ---
+
+    @property
+    def digits(self):
+        """Codes of all items, int tensor [n_items + 1, depth]."""
+        return self.codes[:, :-1]
+
+    def represent(self, codes):
+        """Mean of the code embeddings of items.
+
+        Args:
+            codes: int tensor [n, depth].
+
+        Returns:
+            float tensor [n, hidden_size].
+        """
+        tables, rows = self.code_embedding, codes + self.first_row
+        if self.permuting and self.training:
+            tables = self._drawn_permutation() @ tables
+        else:
+            rows = self.row_of_code[rows]
+        return F.embedding_bag(rows, tables.flatten(0, 1), mode="mean")
+
+    def encode(self, vectors, item_seq):
+        """What is known of a user after each item of a history.
+
+        Args:
+            vectors: float tensor [batch, n, hidden_size] of the histories' items.
+            item_seq: int tensor [batch, n] of the items, padded with zeros on the right.
+
+        Returns:
+            float tensor [batch, n, hidden_size], of length one.
+        """
+        x = self.dropout(self.LayerNorm(vectors + self.position_embedding.weight[: item_seq.shape[1]]))
+        mask = self.get_attention_mask(item_seq)
+        return F.normalize(self.trm_encoder(x, mask, output_all_encoded_layers=False)[-1], dim=-1)
+
+    # --- training ---
+
+    def window_loss(self, items, n_targets):
+        """Mean loss of the targets of a batch of windows.
+
+        An item is predicted from those before it in its window, as RecBole's row of that target is from its history; what
+        the rows of a user share is computed once.
+
+        Args:
+            items: int tensor [batch, n + 1], padded with zeros on the left.
+            n_targets: int tensor [batch]; the last so many items of a window are targets.
+        """
+        items, lengths = right_padded(items)
+        place = torch.arange(1, items.shape[1], device=items.device)
+        counted = (place < lengths.unsqueeze(1)) & (place >= (lengths - n_targets).unsqueeze(1))
+        pretraining = self.train_stage == "pretrain"
+        some, rows = items.unique(return_inverse=True) if pretraining else (slice(None), items)
+        digits = self.digits[some]
+        vectors = self.represent(digits)
+        histories = self.encode(F.embedding(rows[:, :-1], vectors), items[:, :-1])[counted]
+        wanted = rows[:, 1:][counted]
+        if pretraining:
+            return self.contrastive_loss(histories, vectors[wanted], digits[wanted], wanted, counted.nonzero()[:, 0])
+        # Divided before it is a matrix of the whole catalogue.
+        return F.cross_entropy(histories / self.temperature @ F.normalize(vectors[1:], dim=-1).T, wanted - 1)
+
+    def contrastive_loss(self, histories, vectors, digits, targets, windows):
+        """Contrastive loss of pre-training (paper section 3.2.2).
+
+        Negatives of a target are those of the other windows, of whatever dataset, and a semi-synthetic item of its own. What
+        is the target itself is no negative.
+
+        Args:
+            histories: float tensor [n, hidden_size] of what targets are predicted from, of length one.
+            vectors: float tensor [n, hidden_size] of the targets; digits: int tensor [n, depth] of their codes.
+            targets, windows: int tensors [n] of numbers that tell targets and windows apart.
+        """
+        synthetic = self.redraw(digits)
+        others = histories @ F.normalize(vectors, dim=-1).T
+        own = (histories * F.normalize(self.represent(synthetic), dim=-1)).sum(dim=1, keepdim=True)
+        none = (targets.unsqueeze(1) == targets) | (windows.unsqueeze(1) == windows)
+        none.fill_diagonal_(False)
+        none = torch.cat([none, (synthetic == digits).all(dim=1, keepdim=True)], dim=1)
+        scores = torch.cat([others, own], dim=1) / self.temperature
+        return F.cross_entropy(scores.masked_fill(none, -torch.inf), torch.arange(len(targets), device=targets.device))
+
+    def calculate_loss(self, interaction):
+        """Loss of RecBole's rows, one target a row."""
+        items = torch.cat([self.histories_of(interaction), interaction[self.ITEM_ID].unsqueeze(1)], dim=1)
+        return self.window_loss(items, torch.ones_like(items[:, 0]))
+
+    def redraw(self, codes):
+        """Semi-synthetic items: each code is drawn anew with probability ``redraw_prob``, uniformly.
+
+        Args:
+            codes: int tensor [n, depth]; the result is another.
+        """
+        drawn = torch.randint_like(codes, self.code_embedding.shape[1])
+        return torch.where(torch.rand(codes.shape, device=codes.device) < self.redraw_prob, drawn, codes)
+
+    # --- fine-tuning of a pre-trained model (paper section 3.3.1) ---
+
+    def start_from(self, pretrained):
+        """Take over the code embeddings and the encoder of a model that was pre-trained on other items.
+
+        Args:
+            pretrained: its ``state_dict``.
+
+        Raises:
+            TigerError: its codes are not of as many digits, or a digit not of as many codes.
+        """
+        theirs, own = pretrained["code_embedding"].shape[:2], self.code_embedding.shape[:2]
+        if theirs != own:
+            raise TigerError(
+                f"pre_model_path holds tables of {theirs[0]} digits of {theirs[1]} codes, and items here have {own[0]} of "
+                f"{own[1]}: make both by one quantizer, codebook_depth and codebook_size"
+            )
+        others = {"codes", "row_of_code"}
+        own = {name: pretrained[name] for name in self.state_dict().keys() & pretrained.keys() - others}
+        super().load_state_dict(own, strict=False)
+
+    def learn_permutation(self):
+        """Train nothing but which pre-trained embedding each code of a digit looks up."""
+        self._train_only(self.permutation_logits)
+        self.permuting = True
+
+    def learn_embeddings(self):
+        """Train nothing but the code embeddings, in the order of :meth:`assign_permutation`."""
+        self._train_only(self.code_embedding)
+        self.permuting = False
+
+    def _train_only(self, wanted):
+        for parameter in self.parameters():
+            parameter.requires_grad = parameter is wanted
+
+    def _drawn_permutation(self):
+        """One matrix a digit, drawn by Gumbel-Sinkhorn: a 1 a row, with the gradient of the smooth matrix.
+
+        Returns:
+            float tensor [depth, codebook_size, codebook_size].
+        """
+        noisy = (self.permutation_logits + gumbel_like(self.permutation_logits)) / self.sinkhorn_temperature
+        smooth = log_sinkhorn(noisy, self.sinkhorn_iterations).exp()
+        hard = torch.zeros_like(smooth).scatter_(-1, smooth.argmax(dim=-1, keepdim=True), 1.0)
+        return hard - smooth.detach() + smooth
+
+    @torch.no_grad()
+    def assign_permutation(self):
+        """Let codes look up the permutation that has most weight in each digit, by linear assignment.
+
+        It is the one that Gumbel-Sinkhorn without noise tends to as its temperature goes to zero (Mena et al. 2018).
+        """
+        found = [linear_sum_assignment(logits, maximize=True)[1] for logits in self.permutation_logits.cpu().numpy()]
+        chosen = torch.from_numpy(np.stack(found)).to(self.row_of_code.device)
+        self.row_of_code.copy_((chosen + self.first_row.unsqueeze(1)).flatten())
+
+    # --- inference ---
+
+    def train(self, mode=True):
+        """As PyTorch's; what :meth:`candidates` keeps is made anew."""
+        self._candidates = None
+        return super().train(mode)
+
+    def load_state_dict(self, state_dict, strict=True):
+        """Load weights together with the codes that they were trained on.
+
+        Raises:
+            TigerError: they belong to another catalogue, other settings or another model.
+        """
+        self._candidates = None
+        codes = state_dict.get("codes")
+        if codes is None or "code_embedding" not in state_dict:
+            raise TigerError("the checkpoint holds no code embeddings: it is not one of VQRec")
+        if len(codes) != len(self.codes):
+            raise TigerError(f"the checkpoint is of another dataset: {len(codes) - 1} items, here {len(self.codes) - 1}")
+        try:
+            return super().load_state_dict(state_dict, strict)
+        except RuntimeError as error:
+            raise TigerError(
+                f"the checkpoint was made with other settings: {str(error).splitlines()[-1].strip()}"
+            ) from error
+
+    @torch.no_grad()
+    def candidates(self):
+        """Vectors of all items, padding included, and the same of length one: two float tensors [n_items + 1, hidden_size].
+
+        An evaluation computes them once.
+        """
+        if self.training or self._candidates is None:
+            vectors = self.represent(self.digits)
+            self._candidates = vectors, F.normalize(vectors, dim=-1)
+        return self._candidates
+
+    def _encoded(self, histories):
+        """What is known after histories [batch, n], padded on the left; the directions of all items."""
+        vectors, directions = self.candidates()
+        item_seq, lengths = right_padded(histories[:, -self.max_seq_length :].to(vectors.device))
+        return self.gather_indexes(self.encode(F.embedding(item_seq, vectors), item_seq), lengths - 1), directions
+
+    def _scores(self, histories):
+        """Scores of all items [batch, n_items + 1], -inf for padding."""
+        found, directions = self._encoded(histories)
+        scores = found / self.temperature @ directions.T
+        scores[:, 0] = -torch.inf
+        return scores
+
+    @torch.no_grad()
+    def exact(self, histories, slots=None):
+        """Log-probability of every item after each history.
+
+        Args:
+            histories: int tensor [batch, n], padded with zeros on the left; the last MAX_ITEM_LIST_LENGTH items are read.
+            slots: None, for there is no user token.
+
+        Returns:
+            float tensor [batch, n_items + 1], -inf for padding.
+        """
+        return self._scores(histories).log_softmax(dim=-1)
+
+    @torch.no_grad()
+    def full_sort_predict(self, interaction):
+        """Scores of all items [batch, n_items]: cosine over temperature, -inf for padding."""
+        return self._scores(self.histories_of(interaction))
+
+    @torch.no_grad()
+    def predict(self, interaction):
+        """Score of the given item after each history, [batch]."""
+        found, directions = self._encoded(self.histories_of(interaction))
+        return (found * directions[interaction[self.ITEM_ID]]).sum(dim=1) / self.temperature
