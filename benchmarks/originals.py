@@ -10,7 +10,7 @@ import time
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from recbole_tiger.catalogue.datasets import AMAZON
+from recbole_tiger.catalogue.datasets import DATASETS
 
 PIECES = 20
 
@@ -22,7 +22,7 @@ def write_originals(folder, dataset, interactions, items):
         interactions: (user, item, day) in the order of the file.
         items: (item, title, brand, categories) where the last is a list of paths; None leaves a field out.
     """
-    reviews, metadata = (Path(folder) / name for name in AMAZON[dataset].originals)
+    reviews, metadata = (Path(folder) / name for name in DATASETS[dataset].originals)
     with gzip.open(reviews, "wt", encoding="utf-8", compresslevel=1) as stream:
         for user, item, day in interactions:
             stream.write(
@@ -43,11 +43,11 @@ def write_originals(folder, dataset, interactions, items):
 
 def write_published_size(folder, dataset):
     """Originals with as many users, items and interactions as the dataset was published with."""
-    users, n_items, n_interactions = AMAZON[dataset].published
+    users, n_items, n_interactions = DATASETS[dataset].published
     width = -(-n_interactions // users)
     pairs = [(f"A{u}", f"B{(u * 7 + j * 131) % n_items:05d}", 15000 + j) for j in range(width) for u in range(users)]
     items = [
-        (f"B{i:05d}", f"Soap &amp; towel no. {i}", "Acme", [[AMAZON[dataset].department, "Soap"]]) for i in range(n_items)
+        (f"B{i:05d}", f"Soap &amp; towel no. {i}", "Acme", [[DATASETS[dataset].department, "Soap"]]) for i in range(n_items)
     ]
     write_originals(folder, dataset, pairs[:n_interactions], items)
 

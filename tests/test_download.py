@@ -14,7 +14,7 @@ import pytest
 from recbole.data.dataset import Dataset
 
 from benchmarks.originals import served, write_originals, write_published_size
-from recbole_tiger.catalogue.datasets import AMAZON, Amazon, Counts
+from recbole_tiger.catalogue.datasets import DATASETS, Amazon, Counts
 from recbole_tiger.catalogue.download import ATTEMPTS, download_amazon, ensure_dataset, fetch
 from recbole_tiger.cli import main
 from recbole_tiger.errors import TigerError
@@ -95,11 +95,11 @@ def test_atomic_files(originals, tmp_path, source):
     assert (folder / "amazon-beauty.inter").read_text() == INTER
     assert (folder / "amazon-beauty.item").read_text() == ITEM
     kept = {file.name for file in (tmp_path / "data").rglob("*.gz")}
-    assert kept == (set(AMAZON["amazon-beauty"].originals) if source == "server" else set())
+    assert kept == (set(DATASETS["amazon-beauty"].originals) if source == "server" else set())
     assert folder.stat().st_mode & 0o777 == originals.stat().st_mode & 0o777
 
 
-@pytest.mark.parametrize("dataset", sorted(AMAZON))
+@pytest.mark.parametrize("dataset", sorted(DATASETS))
 def test_real_sequences_come_back(real_data, tmp_path, dataset):
     """Originals that are made of a slice of the prepared files become that slice again, byte for byte."""
     inter = pd.read_csv(real_data / dataset / f"{dataset}.inter", sep="\t", dtype=str)
@@ -122,7 +122,7 @@ def test_real_sequences_come_back(real_data, tmp_path, dataset):
     records = [(item, title or None, brand or None, [path.split(" > ")]) for item, title, brand, path in table.to_numpy()]
     write_originals(tmp_path, dataset, raw[["user", "item", "day"]].itertuples(index=False, name=None), records)
     published = Counts(inter["user"].nunique(), len(order), len(inter))
-    amazon = {dataset: Amazon(AMAZON[dataset].file, AMAZON[dataset].department, published)}
+    amazon = {dataset: Amazon(DATASETS[dataset].file, DATASETS[dataset].department, published)}
     download_amazon(dataset, "data", str(tmp_path), amazon=amazon)
 
     folder = tmp_path / "data" / dataset

@@ -37,7 +37,7 @@ class Amazon:
         return f"reviews_{self.file}_5.json.gz", f"meta_{self.file}.json.gz"
 
 
-AMAZON = {
+DATASETS = {
     "amazon-beauty": Amazon("Beauty", "Beauty", Counts(22363, 12101, 198502)),
     "amazon-sports-outdoors": Amazon("Sports_and_Outdoors", "Sports & Outdoors", Counts(35598, 18357, 296337)),
     "amazon-toys-games": Amazon("Toys_and_Games", "Toys & Games", Counts(19412, 11924, 167597)),

@@ -15,7 +15,7 @@ import urllib3
 from recbole.data.dataset import Dataset
 from tqdm import tqdm
 
-from recbole_tiger.catalogue.datasets import AMAZON, OFFICIAL, Counts
+from recbole_tiger.catalogue.datasets import DATASETS, OFFICIAL, Counts
 from recbole_tiger.catalogue.mixture import mix, sources
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import locked, make_folder, whole_file, whole_folder
@@ -256,7 +256,7 @@ def read_originals(category, folder, show_progress=False):
     return reviews, read_metadata(metadata_file, items, category.department, show_progress)
 
 
-def download_amazon(dataset, data_path, source=OFFICIAL, show_progress=False, amazon=AMAZON):
+def download_amazon(dataset, data_path, source=OFFICIAL, show_progress=False, amazon=DATASETS):
     """Make the folder of an Amazon dataset from the official files.
 
     Args:
@@ -309,7 +309,7 @@ def _make_amazon(category, folder, source, show_progress):
 # --- datasets that a run needs ---
 
 
-def check_published(dataset, data_path, amazon=AMAZON):
+def check_published(dataset, data_path, amazon=DATASETS):
     """Refuse other data under the name of a published dataset, as RecBole's own list of downloads has them.
 
     Raises:
@@ -344,7 +344,7 @@ def ensure_dataset(config):
             for part in parts:
                 ensure_dataset(part)
             config["data_path"] = str(mix(parts, config["cache_dir"] or "cache"))
-    elif config["dataset"] in AMAZON and not config["benchmark_filename"]:
+    elif config["dataset"] in DATASETS and not config["benchmark_filename"]:
         check_published(config["dataset"], folder.parent)
     elif not folder.exists():
         dataset = Dataset.__new__(Dataset)

@@ -1,6 +1,6 @@
 """``recbole-tiger download``."""
 
-from recbole_tiger.catalogue.datasets import AMAZON, OFFICIAL
+from recbole_tiger.catalogue.datasets import DATASETS, OFFICIAL
 from recbole_tiger.errors import TigerError
 
 SUMMARY = "Fetch an Amazon dataset of the paper from its official home, or a dataset of RecBole's list"
@@ -10,7 +10,7 @@ SETTINGS = False
 
 def add_arguments(parser):
     """Add the command's own arguments."""
-    parser.add_argument("--dataset", required=True, help=f"{', '.join(AMAZON)}, or a name of RecBole's list")
+    parser.add_argument("--dataset", required=True, help=f"{', '.join(DATASETS)}, or a name of RecBole's list")
     parser.add_argument("--data_path", default="dataset", help="the folder of datasets (default: %(default)s)")
     parser.add_argument("--source", help="URL or folder that holds the original files of an Amazon dataset")
 
@@ -19,12 +19,12 @@ def execute(args):
     """Fetch a dataset, unless it is there."""
     from recbole_tiger.catalogue.download import download_amazon, ensure_dataset
 
-    if args.dataset in AMAZON:
+    if args.dataset in DATASETS:
         counts = download_amazon(args.dataset, args.data_path, args.source or OFFICIAL, show_progress=True)
         print(f"{args.dataset}: {counts}, as published; in {args.data_path}")
         return
     if args.source:
-        raise TigerError(f"--source is for {', '.join(AMAZON)}; leave it out, {args.dataset} is fetched by RecBole")
+        raise TigerError(f"--source is for {', '.join(DATASETS)}; leave it out, {args.dataset} is fetched by RecBole")
     from recbole_tiger.settings.config import make_config
 
     config = make_config("Pop", args.dataset, {"data_path": args.data_path})

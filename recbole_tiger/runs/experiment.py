@@ -375,7 +375,7 @@ def train(config, after_epoch=None):
             "still_improving": (len(log) == config["epochs"] or out_of_time) and best == scored[-1],
             "prepare_seconds": round(prepare_seconds, 2),
             "train_seconds": round(sum(epoch["train_seconds"] for epoch in log), 2),
-            "parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+            "parameters": sum(p.numel() for p in trainer.model.parameters()),
             "epoch_log": log,
             **of_run,
             "versions": versions(),
