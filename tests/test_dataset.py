@@ -159,7 +159,7 @@ def hand(tmp_path):
 
 
 def test_item_text(hand):
-    texts, titles = text_of_items(config_of(hand, "hand"), ["a", "b", "c", "d", "e"])
+    texts, titles, _ = text_of_items(config_of(hand, "hand"), ["a", "b", "c", "d", "e"])
     assert texts == [
         "None, Hair Care Nail, 19.990",
         "NA",
@@ -173,7 +173,7 @@ def test_item_text(hand):
 
 def test_item_text_follows_the_order_of_text_fields_and_of_the_items(hand):
     config = config_of(hand, "hand", text_fields=["price", "absent", "categories", "title"])
-    texts, titles = text_of_items(config, ["c", "a"])
+    texts, titles, _ = text_of_items(config, ["c", "a"])
     assert texts == ['5, Soap, Big "Quoted" & co', "19.990, Hair Care Nail, None"]
     assert titles == ["5", "19.990"]
 

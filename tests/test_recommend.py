@@ -9,6 +9,7 @@ import torch
 from scipy.stats import chisquare
 
 from recbole_tiger import Recommender
+from recbole_tiger.cli import main
 from recbole_tiger.commands.recommend import read_history
 from recbole_tiger.errors import TigerError
 from recbole_tiger.runs import experiment
@@ -192,3 +193,32 @@ def test_histories_are_read_as_csv():
 def test_a_device_that_is_not_there(trained):
     with pytest.raises(TigerError, match="device 'cuda': this PyTorch finds no GPU here; give 'cpu'"):
         Recommender.load(trained["checkpoint"], device="cuda")
+
+
+def test_items_with_words_in_a_column(trained, recommender):
+    soaps = recommender.items_where("title", "the SOAP")
+    titles = dict(zip(recommender.items, recommender.titles, strict=True))
+    assert set(soaps) == {item for item, title in titles.items() if title.startswith("The soap ")}
+    assert recommender.items_where("title", "number 1") == [item for item in titles if titles[item].endswith("number 1")]
+    acme = set(recommender.items_where("brand", "Acme"))
+    assert acme == {item for item in titles if int(item[1:]) % 2}
+    user = trained["users"] and trained["users"][0]
+    found = recommender.recommend(["i3"], k=5, among=soaps, user=user)
+    assert {row["item"] for row in found} <= set(soaps)
+    for column, words, said in (("colour", "red", "keeps no column colour"), ("title", "soa", "no item has 'soa'")):
+        with pytest.raises(TigerError, match=said):
+            recommender.items_where(column, words)
+
+
+def test_conditions_of_the_command(trained, capsys):
+    if trained["users"]:
+        pytest.skip("one model will do")
+    call = ["recommend", f"--checkpoint={trained['checkpoint']}", "--history=i3", "--k=3", "--where=title=shampoo"]
+    assert main([*call, "--where=brand=acme"]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if "The " in line]
+    assert len(rows) == 3
+    assert all("The shampoo" in row for row in rows)
+    assert main([*call, "--where=title=brush"]) == 2
+    assert "no item is left by --where=title=brush" in capsys.readouterr().err
+    assert main([*call, "--where=soap"]) == 2
+    assert "is no condition" in capsys.readouterr().err

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -31,12 +31,14 @@ class Catalogue:
         semantic_ids: SemanticIDs; item i + 1 of RecBole is its row i.
         embeddings: float32 array [n_items, dim], or None where neither the codes nor the model need them.
         tokenizer: what made the codes, or None where they come from a file.
+        columns: dict of text field -> list of n_items strings, "" where an item has no value.
     """
 
     titles: list
     semantic_ids: SemanticIDs
     embeddings: np.ndarray | None
     tokenizer: Tokenizer | None = None
+    columns: dict = field(default_factory=dict)
 
     @property
     def items(self):
@@ -156,7 +158,7 @@ def make_catalogue(config, items, embedded):
     """
     check_sizes(config, len(items))
     of_text = embedded and not config["item_embeddings"]
-    texts, titles = text_of_items(config, items, of_text)
+    texts, titles, columns = text_of_items(config, items, of_text)
     own_ids, tokenizer = config["semantic_ids"], None
     if own_ids:
         semantic_ids = SemanticIDs.load(own_ids).reordered(items, own_ids)
@@ -174,4 +176,4 @@ def make_catalogue(config, items, embedded):
                 f"{error}; they do, but {config['text_encoder']} reads the first {longest} tokens of a text: name what "
                 f"differs first in text_fields, or another text_encoder"
             ) from error
-    return Catalogue(titles, semantic_ids, embeddings, tokenizer)
+    return Catalogue(titles, semantic_ids, embeddings, tokenizer, columns)

@@ -21,6 +21,8 @@ COMPRESSED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip"}
 WRITTEN_ABSENT = ("nan", "NaN", "None", "NaT", "<NA>")
 # Files that check_interactions has found in order, as they were then.
 _checked = set()
+# What stands before the name of a field in a table that has other columns, too.
+COLUMN = "column "
 
 
 def _lines(path, config):
@@ -230,7 +232,8 @@ def read_item_text(config):
     price stays absent. Values are joined by ", ", absent ones are left out. Of several rows of an item the first counts.
 
     Returns:
-        DataFrame indexed by item token with the columns ``text`` (all fields) and ``title`` (the first field present).
+        DataFrame indexed by item token with the columns ``text`` (all fields), ``title`` (the first field present), and for
+        every field of the file a column COLUMN + its name.
 
     Raises:
         TigerError: the file cannot be read, or several items have the word of an absent value in place of text.
@@ -254,9 +257,9 @@ def read_item_text(config):
             frame[column] = frame[column].str.replace(config["seq_separator"], " ", regex=False)
         frame[column] = _without_absent(frame[column], fields[column], f"{path}: the {column}")
     rows = [[value for value in row if value] for row in frame.itertuples(index=False, name=None)]
-    return pd.DataFrame(
-        {"text": [", ".join(row) for row in rows], "title": [row[0] if row else "" for row in rows]}, index=frame.index
-    )
+    table = frame.add_prefix(COLUMN)
+    table["text"], table["title"] = [", ".join(row) for row in rows], [row[0] if row else "" for row in rows]
+    return table
 
 
 def text_of_items(config, items, needed=True):
@@ -267,7 +270,7 @@ def text_of_items(config, items, needed=True):
         needed: whether every item has to have text; what it lacks is "" if not.
 
     Returns:
-        texts, titles: lists in the order of ``items``.
+        texts, titles: lists in the order of ``items``; dict of field -> such a list of its values.
 
     Raises:
         TigerError: text is needed, and an item is not in the item file or has none.
@@ -285,7 +288,8 @@ def text_of_items(config, items, needed=True):
             f"{len(empty)} items have no text in {path} (fields {', '.join(columns)}): {named(empty)}; "
             f"give them text or name more columns by --text_fields=[...]"
         )
-    return table["text"].tolist(), table["title"].tolist()
+    columns = {name.removeprefix(COLUMN): table[name].tolist() for name in table.columns if name.startswith(COLUMN)}
+    return table["text"].tolist(), table["title"].tolist(), columns
 
 
 def _refuse_absent(path, tokens, name):

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from recbole_tiger.catalogue.encoder import encode, load_embeddings
-from recbole_tiger.catalogue.item_text import header, read_columns, read_item_text
+from recbole_tiger.catalogue.item_text import COLUMN, header, read_columns, read_item_text
 from recbole_tiger.catalogue.quantizers import QUANTIZERS, make_quantizer, quantizer_settings
 from recbole_tiger.catalogue.quantizers.base import Quantizer
 from recbole_tiger.errors import TigerError, named
@@ -94,7 +94,7 @@ def read_new_items(file, config, text_needed):
         text_needed: whether every item has to have text.
 
     Returns:
-        three lists of strings.
+        three lists of strings; dict of text field -> list of strings.
 
     Raises:
         TigerError: the file is absent or has no items, one is there twice, or one has no text.
@@ -121,4 +121,5 @@ def read_new_items(file, config, text_needed):
             f"{len(empty)} items have no text in {path} (fields {', '.join(config['text_fields'])}): {named(empty)}; "
             f"give them text, or leave them out"
         )
-    return tokens.tolist(), table["text"].tolist(), table["title"].tolist()
+    columns = {name.removeprefix(COLUMN): table[name].tolist() for name in table.columns if name.startswith(COLUMN)}
+    return tokens.tolist(), table["text"].tolist(), table["title"].tolist(), columns

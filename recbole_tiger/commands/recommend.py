@@ -57,6 +57,13 @@ def add_arguments(parser):
     parser.add_argument("--scoring", help="of TIGER: beam (default), or exact to score the whole catalogue")
     parser.add_argument("--exclude_history", action="store_true", help="leave out the items of the history")
     parser.add_argument("--among", help="file with the items that a list may have, one a line, as those in stock")
+    parser.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="COLUMN=WORDS",
+        help="keep lists to items with these words in a column of the item file, as 'categories=Hair Care'; may be repeated",
+    )
     parser.add_argument("--temperature", type=float, help="draw items at this temperature, in place of the best")
     parser.add_argument("--seed", type=int, default=0, help="of the draw (default: %(default)s)")
     parser.add_argument("--user", help="user token, for a model trained with user tokens")
@@ -72,12 +79,21 @@ def execute(args):
     from recbole_tiger.runs.recommend import Recommender
 
     recommender = Recommender.load(args.checkpoint)
+    among = None if args.among is None else [line for line in _lines(args.among, "items") if line]
+    for condition in args.where:
+        column, equals, words = condition.partition("=")
+        if not equals:
+            raise TigerError(f"--where={condition} is no condition: give it as --where='categories=Hair Care'")
+        fitting = set(recommender.items_where(column, words))
+        among = [item for item in (recommender.items if among is None else among) if item in fitting]
+        if not among:
+            raise TigerError(f"no item is left by --where={condition} and what stands before it: leave one out")
     options = {
         "k": args.k,
         "beam_size": args.beam_size,
         "scoring": args.scoring,
         "exclude_history": args.exclude_history,
-        "among": None if args.among is None else [line for line in _lines(args.among, "items") if line],
+        "among": among,
         "temperature": args.temperature,
         "seed": args.seed,
     }

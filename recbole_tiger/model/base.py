@@ -51,6 +51,7 @@ class SemanticIDModel(SequentialRecommender):
 
     Attributes:
         items, titles: lists of the catalogue's tokens and titles; item i + 1 of RecBole is the one at i.
+        columns: dict of text field -> list of the items' values.
         revision: of the class, to be raised with every change by which the same weights make another model: then older
             checkpoints are refused.
         dataset_class, trainer_class: of the class, dotted names; without a trainer RecBole's own trains the model, and a
@@ -70,12 +71,13 @@ class SemanticIDModel(SequentialRecommender):
     codes_name = "codes"
     n_user_tokens = 0
     collision_level = True
-    other_parameter_name = ["items", "titles", "revision", "collision_level", "tokenizer"]
+    other_parameter_name = ["items", "titles", "revision", "collision_level", "tokenizer", "columns"]
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
         self.USER_ID = config["USER_ID_FIELD"]
         self.items, self.titles = list(dataset.catalogue.items), list(dataset.catalogue.titles)
+        self.columns = dataset.catalogue.columns
         tokenizer = dataset.catalogue.tokenizer
         self.tokenizer = None if tokenizer is None else tokenizer.state()
 
@@ -154,12 +156,12 @@ class SemanticIDModel(SequentialRecommender):
         return Catalogue(other["titles"], table_of(other["items"], codes, other["collision_level"]), None)
 
     @classmethod
-    def with_items(cls, state, items, titles, codes, embeddings):
+    def with_items(cls, state, items, titles, columns, codes, embeddings):
         """The checkpoint of the same model with new items behind the old ones; the codes of these stay.
 
         Args:
             state: of :func:`~recbole_tiger.training.checkpoint.load_checkpoint`.
-            items, titles: lists of n strings.
+            items, titles: lists of n strings. columns: dict of field -> list of n strings.
             codes: int64 array [n, levels] without the collision level. embeddings: float32 array [n, dim].
 
         Returns:
@@ -176,6 +178,9 @@ class SemanticIDModel(SequentialRecommender):
                 **other,
                 "items": [*other["items"], *items],
                 "titles": [*other["titles"], *titles],
+                "columns": {
+                    name: [*values, *columns.get(name, [""] * len(items))] for name, values in other["columns"].items()
+                },
             },
         }
 

@@ -248,13 +248,13 @@ class TIGER(SemanticIDModel):
         return super().from_checkpoint(state, device)
 
     @classmethod
-    def with_items(cls, state, items, titles, codes, embeddings):
+    def with_items(cls, state, items, titles, columns, codes, embeddings):
         """As :meth:`SemanticIDModel.with_items`.
 
         A number of the collision level that no old item has gets the weights of the largest one that an old item has; with
         the softmax over all codes it takes no probability from the others.
         """
-        found = super().with_items(state, items, titles, codes, embeddings)
+        found = super().with_items(state, items, titles, columns, codes, embeddings)
         weights, before = found["state_dict"], state["state_dict"]["network.codes"]
         more_codes, last = weights["network.codes"], before.shape[1] - 1
         more = int(more_codes[:, -1].max()) + 1 - widths_in(state["state_dict"])[-1]

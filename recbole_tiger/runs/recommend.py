@@ -1,6 +1,7 @@
 """Load a checkpoint, recommend for a history."""
 
 import math
+import re
 
 import torch
 
@@ -81,13 +82,34 @@ class Recommender:
             )
         tokenizer = Tokenizer.from_state(other["tokenizer"])
         own = tokenizer.made_by["item_embeddings"] is not None
-        items, texts, titles = read_new_items(file, config, text_needed=not own)
+        items, texts, titles, columns = read_new_items(file, config, text_needed=not own)
         there = [item for item in items if item in self._row]
         if there:
             raise TigerError(f"{len(there)} items of {file} are in the catalogue already: {named(there)}; leave them out")
         embeddings = tokenizer.embed(texts, items, item_embeddings, self.device, config["cache_dir"])
         model, codes = MODELS[config["model"]], tokenizer.encode(embeddings)
-        return Recommender(model.with_items(self.state, items, titles, codes, embeddings), self.device)
+        return Recommender(model.with_items(self.state, items, titles, columns, codes, embeddings), self.device)
+
+    def items_where(self, column, words):
+        """The items whose value in a column of the item file has certain words, one behind the other, in either case.
+
+        Args:
+            column: a text field that the checkpoint keeps, as "categories". words: as "Hair Care".
+
+        Returns:
+            list of item tokens, for ``among`` of :meth:`recommend`.
+
+        Raises:
+            TigerError: there is no such column, or no item has the words.
+        """
+        columns = self.model.columns
+        if column not in columns:
+            raise TigerError(f"the checkpoint keeps no column {column}: it has {', '.join(columns) or 'none'}")
+        wanted = re.compile(rf"(?<!\w){re.escape(words.strip())}(?!\w)", flags=re.IGNORECASE)
+        found = [item for item, value in zip(self.items, columns[column], strict=True) if wanted.search(value)]
+        if not words.strip() or not found:
+            raise TigerError(f"no item has {words!r} in {column}, as in {next(filter(None, columns[column]), '')!r}")
+        return found
 
     def save(self, checkpoint):
         """Write a checkpoint, whole or not at all, which :meth:`load` reads."""
