@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.stats import chisquare, kstest
 
-from recbole_tiger.model.decoding import Allowed, beam_search, exact_scores, log_likelihood
+from recbole_tiger.model.decoding import Allowed, beam_search, exact_scores, log_likelihood, unconstrained_beam_search
 from recbole_tiger.model.draw import Draw
 from recbole_tiger.model.trie import Trie
 from tests import plain
@@ -266,3 +266,22 @@ def test_trie_holds_exactly_the_catalogue(n_items, levels, size):
 def test_trie_is_small():
     codes = random_codes(20000, 4, 40, seed=2)
     assert Trie(codes).bytes() < 100 * 20000
+
+
+def test_a_beam_over_all_codes_knows_which_have_no_item():
+    network = plain.small_network(n_items=30)
+    items = torch.tensor([[0, 3, 1, 4], [5, 9, 2, 6]])
+    memory = network.encode(items)
+    n_ids = network.widths[0] * network.widths[1] * network.widths[2]
+    found, scores = unconstrained_beam_search(network, memory, n_ids)
+    assert scores.shape == (2, n_ids)
+    torch.testing.assert_close(scores.exp().sum(dim=1), torch.ones(2))
+    exact = exact_scores(network, lambda rows: network.encode(items[rows]), 2)
+    for row in range(2):
+        assert sorted(found[row][found[row] > 0].tolist()) == list(range(1, 31))
+        valid = found[row] > 0
+        torch.testing.assert_close(scores[row][valid], exact[row][found[row][valid]])
+    assert (scores.diff(dim=1) <= 0).all()
+    narrow, best = unconstrained_beam_search(network, memory, 7)
+    assert narrow.shape == (2, 7)
+    assert (best[:, 0] <= scores[:, 0] + 1e-5).all()

@@ -4,7 +4,9 @@ import pytest
 import torch
 from recbole.trainer import Trainer
 
+from recbole_tiger.errors import TigerError
 from recbole_tiger.runs.experiment import keep_ranks
+from recbole_tiger.settings.config import make_config
 from recbole_tiger.training.evaluation import RankedCollector
 from tests.conftest import N_USERS
 from tests.test_recbole import built
@@ -40,9 +42,9 @@ def evaluated(settings):
     return config, trainer, found, structs
 
 
-@pytest.mark.parametrize("batch", [None, 7])
-def test_ranked_items_are_evaluated_as_scores(settings, batch):
-    more = {"metrics": RANKED + COUNTED, "eval_batch_size": batch, "topk": [1, 5, 15]}
+@pytest.mark.parametrize(("batch", "temperature"), [(None, None), (7, None), (7, 1.5)])
+def test_ranked_items_are_evaluated_as_scores(settings, batch, temperature):
+    more = {"metrics": RANKED + COUNTED, "eval_batch_size": batch, "topk": [1, 5, 15], "decoding_temperature": temperature}
     config, trainer, ((ours, matrix), (theirs, _)), (own, recbole) = evaluated({**settings, **more})
     assert not matrix
     assert config["eval_batch_size"] == (batch or 512)
@@ -106,3 +108,34 @@ def test_a_matrix_that_is_needed_bounds_the_batch(settings, monkeypatch):
     monkeypatch.setattr("recbole_tiger.training.dataset.SCORE_MATRIX", 600)
     sizes = [built({**settings, **more})[0]["eval_batch_size"] for more in ({}, {"scoring": "exact"})]
     assert sizes == [512, 10]
+
+
+def test_ids_that_no_item_has_are_misses(settings):
+    """A model that has learnt nothing makes many; a hit is at the place that its ID has in the beam."""
+    _, (train_data, _, test_data), model, trainer = built({**settings, "constrained": False, "beam_size": 64})
+    model.eval()
+    trainer.eval_collector.data_collect(train_data)
+    result = trainer.evaluate(test_data, load_best_model=False)
+    hits = 0
+    for interaction, _, _, targets in test_data:
+        found, _ = model.beam(interaction)
+        assert (found == 0).any()
+        hits += int((found[:, :10] == targets.unsqueeze(1)).any(dim=1).sum())
+    assert result["recall@10"] == round(hits / len(test_data._dataset), 4)
+    with pytest.raises(TigerError, match="lists with gaps"):
+        model.full_sort_predict(interaction)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"constrained": False, "trie_softmax": True}, "leave out trie_softmax"),
+        ({"constrained": False, "metrics": ["NDCG", "ItemCoverage"]}, "leave out ItemCoverage"),
+        ({"constrained": False, "eval_args": {"mode": "uni50"}}, "the sampled mode of eval_args"),
+        ({"decoding_temperature": 1.0, "scoring": "exact"}, "leave out scoring exact"),
+        ({"decoding_temperature": 0}, "decoding_temperature has to be a positive number"),
+    ],
+)
+def test_ways_of_decoding_that_cannot_work(settings, more, said):
+    with pytest.raises(TigerError, match=said):
+        make_config("TIGER", "tiny", {**settings, **more})

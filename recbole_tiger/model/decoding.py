@@ -197,6 +197,36 @@ def beam_search(net, memory, beam_size, allowed=None, draw=None):
 
 
 @torch.no_grad()
+def unconstrained_beam_search(net, memory, beam_size):
+    """The ``beam_size`` most likely semantic IDs that a beam over all codes finds, whether an item has them or not.
+
+    Args:
+        net: with the softmax over all codes.
+
+    Returns:
+        items (RecBole's ids, 0 for an ID that no item has) and scores, each [batch, at most beam_size], best first.
+    """
+    prefixes = Prefixes(net, memory)
+    scores = torch.zeros(len(memory.items), 1, device=memory.items.device)
+    ids = torch.zeros_like(scores, dtype=torch.long)  # the codes so far as one number
+    for level, width in enumerate(net.widths):
+        _, hidden = prefixes.decode(level, None)
+        log_probs = net.softmax.log_softmax(net.softmax.classifiers[level](hidden).float(), level)
+        candidates = (scores.unsqueeze(-1) + log_probs.view(*scores.shape, width)).flatten(1)
+        scores, picked = candidates.topk(min(beam_size, candidates.shape[1]), dim=1)
+        parents, codes = picked // width, picked % width
+        ids = ids.gather(1, parents) * width + codes
+        if level + 1 < net.levels:
+            prefixes.go_on(parents, codes)
+    known = torch.zeros_like(net.codes[:, 0])
+    for level, width in enumerate(net.widths):
+        known = known * width + net.codes[:, level]
+    known, order = known[1:].sort()
+    place = torch.searchsorted(known, ids).clamp(max=len(known) - 1)
+    return torch.where(known[place] == ids, order[place] + 1, 0), scores
+
+
+@torch.no_grad()
 def exact_scores(net, memory_of, n_histories):
     """Log-likelihood of every item for every history: walks the whole trie, each distinct prefix once.
 

@@ -10,7 +10,7 @@ from recbole.evaluator.register import metric_information
 from recbole_tiger.catalogue.quantizers.rq_vae import scaled, standardised
 from recbole_tiger.errors import TigerError
 from recbole_tiger.model.base import SemanticIDModel, user_slot
-from recbole_tiger.model.decoding import Allowed, beam_search, exact_scores, log_likelihood
+from recbole_tiger.model.decoding import Allowed, beam_search, exact_scores, log_likelihood, unconstrained_beam_search
 from recbole_tiger.model.draw import Draw
 from recbole_tiger.model.layers import Sizes
 from recbole_tiger.model.seq2seq import Seq2Seq, TextInput, UserToken
@@ -134,6 +134,21 @@ class TIGER(SemanticIDModel):
                     "history_bias": "it is a logit of the nodes of the trie",
                 }
                 raise TigerError(f"{key} needs --trie_softmax=True: {what[key]}")
+        modes, metrics = set(config["eval_args"]["mode"].values()), config["metrics"]
+        if config["decoding_temperature"] is not None and config["scoring"] == "exact":
+            raise TigerError("decoding_temperature draws items by the beam: leave out scoring exact")
+        if not config["constrained"]:
+            if config["trie_softmax"] or config["scoring"] == "exact" or config["decoding_temperature"] is not None:
+                raise TigerError(
+                    "constrained False is for the beam with the softmax over all codes: leave out trie_softmax, scoring "
+                    "exact and decoding_temperature"
+                )
+            of_items = [name for name in metrics if metric_information.get(name.lower(), ["rec.topk"]) != ["rec.topk"]]
+            if of_items or modes != {"full"}:
+                raise TigerError(
+                    f"constrained False makes IDs that no item has, which count as misses in metrics of the target's rank "
+                    f"in the whole catalogue: leave out {', '.join(of_items) or 'the sampled mode of eval_args'}"
+                )
         if config["beam_size"] < max(config["topk"]):
             raise TigerError(
                 f"beam_size {config['beam_size']} is less than the largest topk {max(config['topk'])}: "
@@ -173,6 +188,8 @@ class TIGER(SemanticIDModel):
         super().__init__(config, dataset)
         catalogue = dataset.catalogue
         self.beam_size, self.scoring = config["beam_size"], config["scoring"]
+        self.constrained, self.decoding_temperature = config["constrained"], config["decoding_temperature"]
+        self.seed = config["seed"]
         self.label_smoothing = config["label_smoothing"]
         self.n_user_tokens = config["n_user_tokens"]
         self.network_settings = {name: config[name] for name in NETWORK}
@@ -384,16 +401,40 @@ class TIGER(SemanticIDModel):
 
     @torch.no_grad()
     def beam(self, interaction):
-        """Items and scores of the beam after each history, each [batch, beam_size], best first."""
-        slots = self.slots_of(interaction[self.USER_ID])
-        return self.recommend(self.histories_of(interaction), slots, self.beam_size, self.beam_size, "beam")
+        """Items and scores of the beam after each history, each [batch, beam_size], best first or in the order of a draw.
+
+        An item is 0 where ``constrained`` is off and no item has the ID.
+        """
+        histories, slots = self.histories_of(interaction), self.slots_of(interaction[self.USER_ID])
+        if not self.constrained:
+            return self.unconstrained(histories, slots, self.beam_size)
+        draw = {"temperature": self.decoding_temperature, "seed": self.seed}
+        return self.recommend(histories, slots, self.beam_size, self.beam_size, "beam", **draw)
+
+    @torch.no_grad()
+    def unconstrained(self, histories, slots, beam_size):
+        """As :func:`~recbole_tiger.model.decoding.unconstrained_beam_search`; histories as for :meth:`recommend`."""
+        memory_of, order = self._memories(histories, slots)
+        parts = (slice(begin, begin + DECODE_BATCH) for begin in range(0, len(histories), DECODE_BATCH))
+        found = [unconstrained_beam_search(self.network, memory_of(part), beam_size) for part in parts]
+        back = order.argsort().to(found[0][0].device)
+        items, scores = (torch.cat(parts)[back] for parts in zip(*found, strict=True))
+        return items, scores
 
     @torch.no_grad()
     def full_sort_predict(self, interaction):
-        """Scores of all items [batch, n_items]: log-probabilities of the beam's items, -inf for those it did not reach."""
+        """Scores of all items [batch, n_items]: log-probabilities of the beam's items, -inf for those it did not reach.
+
+        Raises:
+            TigerError: ``constrained`` is off, so that there may be fewer items than a metric looks at.
+        """
+        if not self.constrained:
+            raise TigerError("constrained False gives lists with gaps, and no scores of items: evaluate by the commands")
         if self.scoring == "exact":
             return self.exact(self.histories_of(interaction), self.slots_of(interaction[self.USER_ID]))
         items, found = self.beam(interaction)
+        if self.decoding_temperature is not None:  # the order of the draw is that of the list
+            found = -torch.arange(items.shape[1], dtype=found.dtype, device=found.device).expand_as(found)
         scores = found.new_full((len(items), self.n_items), -torch.inf)
         return scores.scatter_(1, items, found)
 
