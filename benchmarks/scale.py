@@ -97,7 +97,7 @@ def measure(n_items, seconds, settings, folder):
     embeddings = clustered_embeddings(n_items)
     items = item_tokens(n_items)
     watch = Stopwatch()
-    semantic_ids = quantize(config, items, embeddings)
+    semantic_ids, _ = quantize(config, items, embeddings)
     result["tokenize_s"] = watch.read()
     result["tokenize_peak_rss_bytes"] = peak()
     result["largest_group"] = semantic_ids.statistics()["largest_group"]

@@ -142,7 +142,7 @@ def write_arrays(path, *, compress=False, **arrays):
 
 
 def read_arrays(path, *names, remedy="delete it and make it anew"):
-    """Arrays of an npz file, nothing unpickled.
+    """Arrays of an npz file, nothing unpickled: a list of the named ones, or all by name where none is named.
 
     Args:
         remedy: what to do about a damaged one.
@@ -155,7 +155,7 @@ def read_arrays(path, *names, remedy="delete it and make it anew"):
         if isinstance(file, np.ndarray):
             raise ValueError("it is one array, of an npy file")
         with file:
-            return [file[name] for name in names]
+            return [file[name] for name in names] if names else dict(file)
     except FileNotFoundError as error:
         raise TigerError(f"{path} does not exist") from error
     except KeyError as error:

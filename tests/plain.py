@@ -4,11 +4,13 @@ import math
 
 import torch
 
-from recbole_tiger.model.seq2seq import BIAS_SCALE, PREFIX_GAIN, Seq2Seq
+from recbole_tiger.model.layers import BIAS_SCALE
+from recbole_tiger.model.softmax import PREFIX_GAIN
+from recbole_tiger.model.tiger import make_network
 
 
 def small_network(seed=0, n_items=30, codes=None, **changes):
-    """A Seq2Seq with random weights (biases too, which start at zero in training); by default random distinct codes, too."""
+    """A network with random weights (biases too, which start at zero in training); by default random distinct codes, too."""
     generator = torch.Generator().manual_seed(seed)
     if codes is None:
         codes = torch.unique(torch.randint(0, 4, (n_items * 3, 3), generator=generator), dim=0)
@@ -24,7 +26,7 @@ def small_network(seed=0, n_items=30, codes=None, **changes):
         "hidden_dropout_prob": 0.0,
         "attn_dropout_prob": 0.0,
         "code_dropout_prob": 0.0,
-        "max_items": 6,
+        "MAX_ITEM_LIST_LENGTH": 6,
         "encoder_tokens": "code",
         "bidirectional_encoder": False,
         "n_user_tokens": 0,
@@ -36,7 +38,7 @@ def small_network(seed=0, n_items=30, codes=None, **changes):
     }
     text = torch.randn(len(codes), 7, generator=generator) if settings.pop("text", False) else None
     torch.manual_seed(seed)
-    network = Seq2Seq(codes, text, **settings).eval()
+    network = make_network(codes, text, settings).eval()
     with torch.no_grad():
         for parameter in network.parameters():
             if parameter.abs().sum() == 0:
@@ -72,11 +74,11 @@ def feed(layer, x):
 
 def prefix_vector(network, prefix):
     """The embedding of a prefix: rows are ordered by the prefix's length, then by its codes."""
-    if network.prefix_embedding is None or len(prefix) == 1:
+    if network.softmax.prefixes is None or len(prefix) == 1:
         return torch.zeros(())
     lengths = range(2, network.levels + 1)
     rows = [row for n in lengths for row in sorted({tuple(codes[:n]) for codes in network.codes[1:].tolist()})]
-    return PREFIX_GAIN * network.prefix_embedding.weight[rows.index(tuple(prefix))]
+    return PREFIX_GAIN * network.softmax.prefixes.table.weight[rows.index(tuple(prefix))]
 
 
 @torch.no_grad()
@@ -86,7 +88,7 @@ def read_history(network, history, user=None):
     codes = network.codes.tolist()
     tokens, place = [], []  # the encoder's tokens and (item position, level) of each; None for the user
     if user is not None:
-        tokens.append(network.user_embedding.weight[user])
+        tokens.append(network.users.table.weight[user])
         place.append(None)
     for i, item in enumerate(history):
         vectors = [
@@ -98,13 +100,13 @@ def read_history(network, history, user=None):
             vectors = [sum(vectors)]
         for level, vector in enumerate(vectors):
             if network.text is not None:
-                vector = vector + network.text_projection(network.text[item])
+                vector = vector + network.text.projection(network.text.embeddings[item])
             tokens.append(vector)
             place.append((i, level))
 
     def encoder_bias(h, q, k):
         if place[k] is None:
-            return network.encoder_user_bias[h]
+            return network.users.encoder_bias[h]
         if place[q] is None:
             return torch.zeros(()) if network.bidirectional else None
         (i, a), (j, b) = place[q], place[k]
@@ -133,7 +135,7 @@ def level_states(network, history, target, user=None, memory=None):
 
     def cross_bias(h, q, k):
         if place[k] is None:
-            return network.cross_user_bias[h]
+            return network.users.cross_bias[h]
         j, b = place[k]
         table = network.cross_bias
         return BIAS_SCALE * (table.distance[h, len(history) - j - 1] + table.levels[h, q, b])
@@ -151,7 +153,7 @@ def level_states(network, history, target, user=None, memory=None):
 
 def history_logit(network, history, prefix):
     """What the items of a history add to the logit of the last code of ``prefix``."""
-    bias, level = network.history_bias, len(prefix) - 1
+    bias, level = network.softmax.history_bias, len(prefix) - 1
     if bias is None:
         return 0.0
     under = [item for item, codes in enumerate(network.codes.tolist()) if item and codes[: level + 1] == prefix]
@@ -168,10 +170,10 @@ def choices(network, state, prefix, history):
     level = len(prefix)
     continues = {codes[level] for codes in network.codes[1:].tolist() if codes[:level] == prefix}
     logits = {
-        code: network.classifiers[level](state)[code]
+        code: network.softmax.classifiers[level](state)[code]
         + (prefix_vector(network, [*prefix, code]) * state if code in continues else torch.zeros(())).sum()
         + history_logit(network, history, [*prefix, code])
-        for code in (continues if network.trie_softmax else range(network.widths[level]))
+        for code in (continues if network.softmax.knows_only_children else range(network.widths[level]))
     }
     total = torch.stack(list(logits.values())).logsumexp(0)
     return {code: (logit - total).item() for code, logit in logits.items()}

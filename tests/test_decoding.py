@@ -34,7 +34,7 @@ def network(request):
 
 @pytest.fixture(scope="module")
 def users(network):
-    return torch.tensor([0, 2, 1]) if network.user_embedding is not None else None
+    return torch.tensor([0, 2, 1]) if network.users is not None else None
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +225,7 @@ def test_given_items_score_as_in_the_exact_scorer(network, items, users, memory)
 def test_probabilities_of_all_items(network, items, users):
     """They sum to one with a softmax over the trie; with one over all codes, items share what impossible IDs leave."""
     total = exact(network, items, users).exp().sum(dim=1)
-    if network.trie_softmax:
+    if network.softmax.knows_only_children:
         torch.testing.assert_close(total, torch.ones(3))
     else:
         assert (total < 0.9).all()

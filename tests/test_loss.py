@@ -27,7 +27,7 @@ def plain_loss(network, history, target, smoothing):
         log_probs = plain.choices(network, state, codes[:level], [])
         spread = sum(log_probs.values()) / len(log_probs)
         loss = -(1 - smoothing) * log_probs[codes[level]] - smoothing * spread
-        if network.history_bias is not None:
+        if network.softmax.history_bias is not None:
             loss -= plain.choices(network, state, codes[:level], history)[codes[level]]
         losses.append(loss)
     return sum(losses) / len(losses)
@@ -62,10 +62,10 @@ def test_the_history_bias_learns_and_the_rest_does_not_notice(settings):
     for with_bias in (False, True):
         model.network = plain.small_network(trie_softmax=True, prefix_embedding=True, history_bias=True)
         if not with_bias:
-            model.network.history_bias = None
+            model.network.softmax.history_bias = None
         model.window_loss(items, n_targets).backward()
         gradients[with_bias] = {name: parameter.grad for name, parameter in model.network.named_parameters()}
-    bias = {name: gradient for name, gradient in gradients[True].items() if name.startswith("history_bias")}
+    bias = {name: gradient for name, gradient in gradients[True].items() if name.startswith("softmax.history_bias")}
     assert set(gradients[True]) == set(gradients[False]) | set(bias)
     for name, gradient in gradients[False].items():
         if gradient is None:

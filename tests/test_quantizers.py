@@ -1,13 +1,18 @@
 """A contract that every quantizer keeps, and what is particular to each."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import scipy.stats
 import torch
 
-from recbole_tiger.catalogue.catalogue import check_codebooks
+from recbole_tiger.catalogue.catalogue import check_codebooks, check_sizes, quantize
+from recbole_tiger.catalogue.quality import reconstruction_error
 from recbole_tiger.catalogue.quantizers import QUANTIZERS, make_quantizer, quantizer_settings
+from recbole_tiger.catalogue.quantizers.base import Arbitrary
 from recbole_tiger.catalogue.quantizers.kmeans import assign, kmeans, means, seed_centroids
+from recbole_tiger.catalogue.quantizers.opq import nearest_rotation
 from recbole_tiger.catalogue.quantizers.rq_vae import Network, standardised
 from recbole_tiger.catalogue.semantic_ids import SemanticIDs, add_collision_level
 from recbole_tiger.errors import TigerError
@@ -23,7 +28,14 @@ class Settings(dict):
 
 def config_of(name, **changes):
     quick = {"rq_vae_steps": 300, "rq_vae_warmup_steps": 60, "rq_vae_batch_size": 128, "rq_vae_hidden_sizes": [64, 32]}
-    return Settings({**defaults_of("TIGER"), **quick, "quantizer": name, "codebook_size": 16, **changes})
+    quick |= {"codebook_size": 16, "hierarchical_branches": 4, "hierarchical_leaf_size": 20}
+    return Settings({**defaults_of("TIGER"), **quick, "quantizer": name, **changes})
+
+
+def fitted(name, x, **changes):
+    """The quantizer, and the codes of ``x``."""
+    quantizer = make_quantizer(config_of(name, **changes))
+    return quantizer, quantizer.fit(x, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +58,13 @@ class TestContract:
 
     def test_shape_and_range(self, name, clustered):
         for depth in (1, 3):
-            codes = make_quantizer(config_of(name, codebook_depth=depth)).fit(clustered[0], seed=1)
-            assert codes.shape == (400, depth)
+            quantizer, codes = fitted(name, clustered[0], codebook_depth=depth)
+            assert codes.shape == (400, len(quantizer.widths))
             assert codes.dtype == torch.int64
             assert codes.min() >= 0
-            assert codes.max() < 16
+            assert (codes < torch.tensor(quantizer.widths)).all()
+            if "codebook_depth" in quantizer_settings(config_of(name)):
+                assert quantizer.widths == [16] * depth
 
     def test_same_seed_same_codes_whatever_the_global_state(self, name, clustered):
         torch.manual_seed(5)
@@ -59,12 +73,92 @@ class TestContract:
         state = torch.get_rng_state()
         assert torch.equal(make_quantizer(config_of(name)).fit(clustered[0], seed=1), first)
         assert torch.equal(torch.get_rng_state(), state)
-        assert not torch.equal(make_quantizer(config_of(name)).fit(clustered[0], seed=2), first)
+        other = make_quantizer(config_of(name))
+        assert torch.equal(other.fit(clustered[0], seed=2), first) == other.distinct
 
     def test_codes_are_used_evenly_enough(self, name, clustered):
-        codes = make_quantizer(config_of(name)).fit(clustered[0], seed=1)
+        quantizer, codes = fitted(name, clustered[0])
         ids = SemanticIDs([f"i{i}" for i in range(400)], add_collision_level(codes.numpy()))
-        check_codebooks(ids.statistics(), 16, name)
+        check_codebooks(ids.statistics(), quantizer)
+
+    def test_distinct_means_that_no_two_items_share_all_codes(self, name, clustered):
+        quantizer, codes = fitted(name, clustered[0][:101])
+        assert quantizer.distinct in (False, len(codes.unique(dim=0)) == 101)
+
+    def test_encodes_what_it_was_fitted_on_as_it_did_then(self, name, clustered, monkeypatch):
+        x = clustered[0]
+        quantizer, codes = fitted(name, x)
+        if isinstance(quantizer, Arbitrary):
+            with pytest.raises(TigerError, match=r"say nothing of the embeddings.*train anew"):
+                quantizer.encode(x)
+            return
+        state = torch.get_rng_state()
+        assert torch.equal(quantizer.encode(x), codes)
+        assert torch.equal(torch.get_rng_state(), state)
+        some = torch.arange(399, 0, -3)
+        assert torch.equal(quantizer.encode(x[some]), codes[some])
+        monkeypatch.setattr(quantizer, "_chunk", lambda dim: 7)
+        assert torch.equal(quantizer.encode(x), codes)
+        with pytest.raises(TigerError, match=r"width 20 do not fit .* width 24; .* same text encoder"):
+            quantizer.encode(x[:, :20])
+
+    def test_what_it_learnt_restores_it(self, name, clustered, tmp_path):
+        x = clustered[0]
+        quantizer, codes = fitted(name, x)
+        np.savez(tmp_path / "learnt.npz", **{key: tensor.numpy() for key, tensor in quantizer.learnt.items()})
+        again = make_quantizer(config_of(name))
+        assert again.learnt == {}
+        with np.load(tmp_path / "learnt.npz", allow_pickle=False) as file:
+            again.learnt = {key: torch.from_numpy(array) for key, array in file.items()}
+        assert again.widths == quantizer.widths
+        if not isinstance(quantizer, Arbitrary):
+            assert torch.equal(again.encode(x), codes)
+        if quantizer.reconstruct:
+            assert torch.equal(again.reconstruct(codes), quantizer.reconstruct(codes))
+
+    def test_reconstructs_better_with_more_codes(self, name, clustered):
+        x = clustered[0].clone()
+        x[:, 5] = 7.7  # a dimension that is the same for all is given back, of others that spread by ten
+        coarse, codes = fitted(name, x, codebook_size=4, hierarchical_leaf_size=200)
+        if not coarse.reconstruct:
+            return
+        assert coarse.reconstruct(codes).dtype == x.dtype
+        fine, fine_codes = fitted(name, x)
+        assert reconstruction_error(fine, fine_codes, x) < reconstruction_error(coarse, codes, x) < 0.9
+        torch.testing.assert_close(fine.reconstruct(fine_codes)[:, 5], x[:, 5], atol=0.1, rtol=0)
+
+    def test_cached_until_its_own_revision_changes(self, name, clustered, tmp_path, monkeypatch):
+        items, x = [f"i{i}" for i in range(400)], clustered[0].numpy()
+        other = "random" if name == "lsh" else "lsh"
+
+        def cached():
+            for one in (name, other):
+                quantize(config_of(one, cache_dir=tmp_path, device="cpu", seed=1, show_progress=False), items, x)
+            return {path: path.read_bytes() for path in Path(tmp_path).iterdir()}
+
+        first = cached()
+        assert len(first) == 4
+        assert cached() == first
+        monkeypatch.setattr(QUANTIZERS[name], "REVISION", 99)
+        assert len(cached()) == 6
+
+
+def test_the_cached_quantizer_encodes(clustered, tmp_path):
+    items, x = [f"i{i}" for i in range(400)], clustered[0].numpy()
+    config = config_of("rq_kmeans", cache_dir=tmp_path, device="cpu", seed=1, show_progress=False)
+    made, _ = quantize(config, items, x)
+    cached, quantizer = quantize(config, items, x)
+    assert np.array_equal(cached.codes, made.codes)
+    assert np.array_equal(quantizer.encode(clustered[0]).numpy(), made.codes[:, :-1])
+    (file,) = tmp_path.glob("*.npz")
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(TigerError, match=rf"{file.name} is cut short .* delete it and .*{file.stem}.tsv"):
+        quantize(config, items, x)
+    file.unlink()  # as of a version that kept the IDs alone
+    cached, quantizer = quantize(config, items, x)
+    assert np.array_equal(cached.codes, made.codes)
+    assert quantizer is None
 
 
 class TestLearned:
@@ -124,13 +218,165 @@ def test_settings_of_a_quantizer_are_those_of_its_constructor():
         "kmeans_sample": 131072,
     }
 
+    assert "codebook_depth" not in quantizer_settings(config_of("vq"))
+    assert set(quantizer_settings(config_of("rq_vae"))) - set(quantizer_settings(config_of("vq"))) == {"codebook_depth"}
+    assert quantizer_settings(config_of("atomic")) == {}
 
-@pytest.mark.parametrize(("quantizer", "other"), [("rq_vae", "rq_kmeans"), ("rq_kmeans", "rq_vae"), ("lsh", "rq_kmeans")])
-def test_collapse_is_an_error_with_advice(quantizer, other):
-    codes = add_collision_level(np.zeros((50, 2), dtype=np.int64))
-    statistics = SemanticIDs([str(i) for i in range(50)], codes).statistics()
-    with pytest.raises(TigerError, match=rf"codebook 1 has collapsed: 1 of 16 .* try --quantizer={other}"):
-        check_codebooks(statistics, 16, quantizer)
+
+def statistics_of(codes):
+    return SemanticIDs([str(i) for i in range(len(codes))], add_collision_level(np.array(codes))).statistics()
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [("rq_vae", "rq_kmeans"), ("rq_kmeans", "rq_vae"), ("lsh", "rq_kmeans"), ("vq", "rq_kmeans"), ("opq", "rq_kmeans")],
+)
+def test_collapse_is_an_error_with_advice(name, other):
+    quantizer = make_quantizer(config_of(name, codebook_depth=2))
+    told = rf"codebook 1 has collapsed: 1 of 16 .* try --quantizer={other}, a smaller codebook_size, or"
+    with pytest.raises(TigerError, match=told):
+        check_codebooks(statistics_of(np.zeros((50, len(quantizer.widths)), dtype=np.int64)), quantizer)
+
+
+def test_a_product_quantizer_has_no_level_that_may_collapse():
+    """Residual levels may once the items are told apart; those of a product each have their slice of the embedding."""
+    codes = [(i % 16, i // 16, 0) for i in range(50)]
+    check_codebooks(statistics_of(codes), make_quantizer(config_of("rq_kmeans")))
+    with pytest.raises(TigerError, match="codebook 3 has collapsed: 1 of 16"):
+        check_codebooks(statistics_of(codes), make_quantizer(config_of("opq")))
+
+
+def test_padding_of_a_tree_is_no_collapse():
+    quantizer = make_quantizer(config_of("hierarchical_kmeans"))
+    quantizer.learnt = {"depth": torch.tensor(2)}
+    check_codebooks(statistics_of([(i % 4, int(i == 0)) for i in range(50)]), quantizer)
+    with pytest.raises(TigerError, match=r"codebook 1 .* 1 of 4 .* try --quantizer=rq_kmeans, or check that the item texts"):
+        check_codebooks(statistics_of([(0, 0)] * 50), quantizer)
+
+
+def test_a_codebook_larger_than_the_catalogue_matters_to_those_that_read_its_size(name):
+    config = config_of(name, beam_size=5)
+    check_sizes(config, 16)
+    if "codebook_size" in quantizer_settings(config):
+        with pytest.raises(TigerError, match="codebook_size 16 is larger than the catalogue of 15 items"):
+            check_sizes(config, 15)
+    else:
+        check_sizes(config, 15)
+
+
+def test_atomic_and_string_codes_by_hand():
+    x = torch.zeros(101, 2)
+    assert fitted("atomic", x)[1].tolist() == [[i] for i in range(101)]
+    quantizer, codes = fitted("string", x)
+    assert ["".join(map(str, row)) for row in codes.tolist()] == [f"{i:03d}" for i in range(101)]
+    assert quantizer.widths == [10, 10, 10]
+    assert fitted("string", x[:100])[0].widths == [10, 10]
+
+
+def check_by_recursion(x, codes, leaf_size, branches):
+    """DSI's rule, and that every member is nearest to the mean of its own cluster, cluster by cluster in plain loops."""
+    if len(codes[0]) == 0:
+        return
+    clusters = {}
+    for row, (code, *rest) in zip(x, codes, strict=True):
+        clusters.setdefault(code, []).append((row, rest))
+    assert len(clusters) <= branches
+    centres = {code: np.mean([row for row, _ in members], axis=0) for code, members in clusters.items()}
+    for code, members in clusters.items():
+        for row, _ in members:
+            distances = {other: ((row - centre) ** 2).sum() for other, centre in centres.items()}
+            assert distances[code] <= min(distances.values()) + 1e-4
+        if len(members) > leaf_size:
+            assert len({rest[0] for _, rest in members}) > 1  # split again
+            check_by_recursion([row for row, _ in members], [rest for _, rest in members], leaf_size, branches)
+        else:
+            assert all(not any(rest) for _, rest in members)  # padded
+
+
+def test_hierarchical_kmeans_equals_plain_recursion():
+    x = torch.randn(500, 6, generator=torch.Generator().manual_seed(0)) * 3 + 5
+    x[:300] *= 0.05  # dense, so that branches end at different depths
+    quantizer, codes = fitted("hierarchical_kmeans", x, kmeans_iterations=200)
+    assert codes.shape[1] >= 3
+    assert (codes[:, -1] == 0).float().mean() > 0.4
+    check_by_recursion(x.numpy(), codes.tolist(), 20, 4)
+    # A cluster gives back the mean of its members.
+    given = quantizer.reconstruct(codes)
+    for code in codes.unique(dim=0):
+        members = (codes == code).all(dim=1)
+        torch.testing.assert_close(given[members][0], x[members].mean(dim=0), atol=1e-4, rtol=0)
+
+
+def test_hierarchical_kmeans_ends_at_equal_embeddings():
+    x = torch.randn(300, 24, generator=torch.Generator().manual_seed(0))
+    x[50:] = x[0]
+    codes = fitted("hierarchical_kmeans", x)[1]
+    assert len(codes[50:].unique(dim=0)) == 1
+    assert codes.shape[1] <= 4
+    assert fitted("hierarchical_kmeans", torch.full((300, 24), 0.1))[1].tolist() == [[0]] * 300
+    assert len(fitted("hierarchical_kmeans", x[:3])[1].unique(dim=0)) == 3  # fewer items than branches
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"hierarchical_branches": 1}, "hierarchical_branches 1 splits nothing; give 2 or more"),
+        ({"kmeans_sample": 3}, "kmeans_sample 3 is less than hierarchical_branches 4"),
+    ],
+)
+def test_hierarchical_kmeans_refuses(change, part):
+    with pytest.raises(TigerError, match=part):
+        make_quantizer(config_of("hierarchical_kmeans", **change))
+
+
+def test_opq_assigns_as_brute_force_does(clustered):
+    x = clustered[0]
+    quantizer, codes = fitted("opq", x)
+    mean, rotation, books = (quantizer.learnt[name].double().numpy() for name in ("mean", "rotation", "codebooks"))
+    np.testing.assert_allclose(rotation @ rotation.T, np.eye(24), atol=1e-5)
+    assert books.shape == (3, 16, 8)
+    for row, code, given in zip(x.double().numpy(), codes.tolist(), quantizer.reconstruct(codes).numpy(), strict=True):
+        rotated, vector = (row - mean) @ rotation, []
+        for level in range(3):
+            part = rotated[8 * level : 8 * level + 8]
+            distances = [((part - centroid) ** 2).sum() for centroid in books[level]]
+            assert distances[code[level]] <= min(distances) + 1e-3
+            vector.extend(books[level][code[level]])
+        np.testing.assert_allclose(given, rotation @ vector + mean, atol=1e-4)
+
+
+def test_nearest_rotation():
+    """A rotation that is planted is found; of noise no other orthogonal matrix near it comes nearer."""
+    generator = torch.Generator().manual_seed(0)
+    x, turn = torch.randn(100, 5, generator=generator), torch.linalg.qr(torch.randn(5, 5, generator=generator))[0]
+    torch.testing.assert_close(nearest_rotation(x, x @ turn), turn, atol=1e-5, rtol=0)
+    y = torch.randn(100, 5, generator=generator)
+    best = nearest_rotation(x, y)
+    for _ in range(20):
+        skew = torch.randn(5, 5, generator=generator)
+        away = torch.linalg.matrix_exp(0.05 * (skew - skew.T))
+        assert (x @ best @ away - y).norm() > (x @ best - y).norm()
+
+
+def test_opq_finds_a_planted_product():
+    """Two independent choices among four points each, in two planes that a rotation mixes."""
+    generator = torch.Generator().manual_seed(0)
+    first, second = (torch.randn(4, 4, generator=generator) * 3 for _ in range(2))
+    which = torch.randint(4, (600, 2), generator=generator)
+    planted = torch.cat([first[which[:, 0]], second[which[:, 1]]], dim=1)
+    mixed = torch.linalg.qr(torch.randn(8, 8, generator=generator))[0]
+    x = planted @ mixed + 0.02 * torch.randn(600, 8, generator=generator) + 1
+    quantizer, codes = fitted("opq", x, codebook_depth=2, codebook_size=4)
+    assert reconstruction_error(quantizer, codes, x) < 0.001
+    found = {(int((codes[which[:, level] == code]).unique(dim=0).shape[0])) for level in range(2) for code in range(4)}
+    assert found == {4}  # a choice fixes one code and leaves the other free
+
+
+def test_opq_refuses_slices_of_unequal_width(clustered):
+    with pytest.raises(
+        TigerError, match=r"of width 24, into codebook_depth 5 slices .* choose a codebook_depth that divides 24"
+    ):
+        fitted("opq", clustered[0], codebook_depth=5)
 
 
 def test_one_kmeans_step_equals_brute_force():

@@ -39,6 +39,12 @@ def test_statistics_by_hand(ids):
     assert statistics["perplexity"] == [1.65, 2.59]
 
 
+def test_levels_leave_out_a_collision_level_of_zeros(ids):
+    assert ids.levels.tolist() == ids.codes.tolist()
+    alone = SemanticIDs(["a", "b"], np.array([[0, 5, 0], [0, 6, 0]]))
+    assert alone.levels.tolist() == [[0, 5], [0, 6]]
+
+
 def test_item_of(ids):
     assert ids.item_of((1, 0, 1)) == "c"
     assert ids.item_of(np.array([0, 2, 0])) == "b"

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from recbole_tiger.model.decoding import Prefixes
-from recbole_tiger.model.seq2seq import PREFIX_GAIN, TEXT_SCALE, Dropout
+from recbole_tiger.model.layers import Dropout
+from recbole_tiger.model.seq2seq import TEXT_SCALE
+from recbole_tiger.model.softmax import PREFIX_GAIN
 from tests.plain import level_states, small_network
 
 VARIANTS = {
@@ -26,7 +28,7 @@ def network(request):
 
 
 def users_of(network, n):
-    return torch.arange(n) % 5 if network.user_embedding is not None else None
+    return torch.arange(n) % 5 if network.users is not None else None
 
 
 def test_last_target_equals_plain_reading(network):
@@ -179,15 +181,15 @@ def test_codes_and_prefixes_start_from_the_text_of_their_items():
         begin = int(network.offsets[level])
         of_codes = added["code_embedding.weight"][begin : begin + len(rows)]
         torch.testing.assert_close(of_codes, TEXT_SCALE * expected, atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(added[f"classifiers.{level}.weight"], 0.3 * expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(added[f"softmax.classifiers.{level}.weight"], 0.3 * expected, atol=1e-5, rtol=1e-4)
 
         if level:
             paths = [tuple(row[: level + 1]) for row in codes]
             rests = plain_directions(text[1:], prefixes, paths)
             expected = torch.stack([rests[path] for path in sorted(rests)]) @ projection
-            begin = int(network.prefix_offsets[level - 1])
-            of_prefixes = PREFIX_GAIN * added["prefix_embedding.weight"][begin : begin + len(rests)]
+            of_prefixes = PREFIX_GAIN * added["softmax.prefixes.table.weight"][network.softmax.prefixes.rows(level)]
             torch.testing.assert_close(of_prefixes, 0.3 * expected / expected.std(), atol=1e-5, rtol=1e-4)
-    unchanged = [name for name in added if not name.startswith(("code_embedding", "classifiers", "prefix_embedding"))]
+    changed = ("code_embedding", "softmax.classifiers", "softmax.prefixes")
+    unchanged = [name for name in added if not name.startswith(changed)]
     assert all(not added[name].any() for name in unchanged)
-    assert not any(added[f"classifiers.{level}.bias"].any() for level in range(network.levels))
+    assert not any(added[f"softmax.classifiers.{level}.bias"].any() for level in range(network.levels))

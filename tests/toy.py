@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from recbole_tiger import SemanticIDModel, register_model, register_quantizer
+from recbole_tiger.catalogue.quantizers.base import Quantizer
 from recbole_tiger.model.tiger import TIGER
 
 
@@ -42,14 +43,20 @@ class Shallow(TIGER):
     """TIGER under another name, with other defaults."""
 
 
-class Signs:
+class Signs(Quantizer):
     """Codes of two values: whether a number of the embedding is above the median."""
 
     def __init__(self, *, codebook_depth, first_number):
+        super().__init__()
+        self.codebook_size, self.codebook_depth = 2, codebook_depth
         self.numbers = slice(first_number, first_number + codebook_depth)
 
     def fit(self, x, *, seed, show_progress=False):
-        return (x[:, self.numbers] > x[:, self.numbers].median(dim=0).values).long()
+        self.learnt = {"mean": x.mean(dim=0), "median": x.median(dim=0).values}
+        return self.encode(x)
+
+    def encode_part(self, x):
+        return (x > self.learnt["median"])[:, self.numbers].long()
 
 
 register_model(Toy, {"hidden_size": 16, "toy_scale": 1.0, "train_neg_sample_args": None, "eval_batch_size": None})

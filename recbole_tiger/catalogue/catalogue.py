@@ -10,9 +10,11 @@ import torch
 
 from recbole_tiger.catalogue.encoder import encode, load_embeddings, load_encoder
 from recbole_tiger.catalogue.item_text import text_of_items
-from recbole_tiger.catalogue.quantizers import REVISION, make_quantizer, quantizer_settings
+from recbole_tiger.catalogue.quantizers import QUANTIZERS, make_quantizer, quantizer_settings
+from recbole_tiger.catalogue.quantizers.base import Quantizer
 from recbole_tiger.catalogue.semantic_ids import SemanticIDs, add_collision_level
 from recbole_tiger.errors import TigerError
+from recbole_tiger.files import read_arrays, whole_file, write_arrays
 
 # A level whose codes are used as unevenly as if fewer than this share of them existed counts as collapsed.
 COLLAPSED = 0.1
@@ -28,11 +30,14 @@ class Catalogue:
         titles: list of n_items strings.
         semantic_ids: SemanticIDs; item i + 1 of RecBole is its row i.
         embeddings: float32 array [n_items, dim], or None where neither the codes nor the model need them.
+        quantizer: the fitted Quantizer that made the codes, or None where they come from a file, or from a cache that an
+            earlier version wrote.
     """
 
     titles: list
     semantic_ids: SemanticIDs
     embeddings: np.ndarray | None
+    quantizer: Quantizer | None = None
 
     @property
     def items(self):
@@ -44,22 +49,24 @@ class CollapseError(TigerError):
     """Codes that hardly tell items apart."""
 
 
-def check_codebooks(statistics, codebook_size, quantizer):
-    """Refuse codes that hardly tell items apart.
+def check_codebooks(statistics, quantizer):
+    """Refuse codes that hardly tell items apart, at the levels that have to.
+
+    Args:
+        statistics: of the SemanticIDs.
+        quantizer: the fitted Quantizer.
 
     Raises:
         CollapseError: with the level and what to try.
     """
-    other = "rq_vae" if quantizer == "rq_kmeans" else "rq_kmeans"
-    told_apart = [1, *statistics["distinct_prefixes"]]
-    for level, perplexity in enumerate(statistics["perplexity"], start=1):
-        if statistics["items"] - told_apart[level - 1] < codebook_size and level > 1:
-            return  # there are fewer items left to tell apart than codes for it
-        if perplexity < max(1.5, COLLAPSED * codebook_size):
+    for level in quantizer.judged(statistics):
+        width, perplexity = quantizer.widths[level], statistics["perplexity"][level]
+        if perplexity < max(1.5, COLLAPSED * width):
+            other = "rq_vae" if type(quantizer) is QUANTIZERS["rq_kmeans"] else "rq_kmeans"
+            smaller = "a smaller codebook_size, " if hasattr(quantizer, "codebook_size") else ""
             raise CollapseError(
-                f"codebook {level} has collapsed: {statistics['used_codes'][level - 1]} of {codebook_size} codes used, "
-                f"perplexity {perplexity}; try --quantizer={other}, a smaller codebook_size, or check that the item "
-                f"texts differ"
+                f"codebook {level + 1} has collapsed: {statistics['used_codes'][level]} of {width} codes used, perplexity "
+                f"{perplexity}; try --quantizer={other}, {smaller}or check that the item texts differ"
             )
 
 
@@ -71,31 +78,45 @@ def item_embeddings(config, items, texts):
 
 
 def quantize(config, items, embeddings):
-    """Semantic IDs of the items, cached by the hash of the embeddings, the quantizer's settings and its REVISION.
+    """Semantic IDs of the items, and the fitted quantizer.
+
+    Both are cached by the hash of the embeddings, the quantizer's settings and its REVISION: the IDs as a table, what the
+    quantizer learnt as an npz file beside it.
 
     Args:
         items: their tokens. embeddings: float32 array [n_items, dim].
 
+    Returns:
+        SemanticIDs; Quantizer, or None where an earlier version cached the IDs alone.
+
     Raises:
-        TigerError: a codebook has collapsed, or the cached IDs are damaged.
+        TigerError: a codebook has collapsed, or a cache is damaged.
     """
-    settings = quantizer_settings(config)
-    made_by = [REVISION, config["quantizer"], settings, config["seed"]]
+    quantizer = make_quantizer(config)
+    made_by = [quantizer.REVISION, config["quantizer"], quantizer_settings(config), config["seed"]]
     digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode())
     digest.update(json.dumps(list(items)).encode())
     digest.update(np.ascontiguousarray(embeddings))
     cache = Path(config["cache_dir"]) / f"semantic-ids-{digest.hexdigest()[:20]}.tsv"
+    learnt = cache.with_suffix(".npz")
     if cache.is_file():
         try:
-            return SemanticIDs.load(cache).reordered(items, cache)
+            semantic_ids = SemanticIDs.load(cache).reordered(items, cache)
         except TigerError as error:
             raise TigerError(f"the cached semantic IDs are damaged ({error}): delete {cache}") from error
+        if not learnt.is_file():
+            return semantic_ids, None
+        remedy = f"delete it and {cache}"
+        quantizer.learnt = {name: torch.from_numpy(array) for name, array in read_arrays(learnt, remedy=remedy).items()}
+        return semantic_ids, quantizer
     x = torch.from_numpy(embeddings).to(config["device"])
-    codes = make_quantizer(config).fit(x, seed=config["seed"], show_progress=config["show_progress"])
+    codes = quantizer.fit(x, seed=config["seed"], show_progress=config["show_progress"])
     semantic_ids = SemanticIDs(items, add_collision_level(codes.cpu().numpy()))
-    check_codebooks(semantic_ids.statistics(), config["codebook_size"], config["quantizer"])
+    check_codebooks(semantic_ids.statistics(), quantizer)
+    with whole_file(learnt) as temporary:
+        write_arrays(temporary, **{name: tensor.cpu().numpy() for name, tensor in quantizer.learnt.items()})
     semantic_ids.save(cache)
-    return semantic_ids
+    return semantic_ids, quantizer
 
 
 def check_sizes(config, n_items):
@@ -104,7 +125,8 @@ def check_sizes(config, n_items):
     Raises:
         TigerError: codebook_size is larger than the catalogue.
     """
-    if not config["semantic_ids"] and config["codebook_size"] > n_items:
+    settings = {} if config["semantic_ids"] else quantizer_settings(config)
+    if settings.get("codebook_size", 0) > n_items:
         raise TigerError(
             f"codebook_size {config['codebook_size']} is larger than the catalogue of {n_items} items; choose a smaller one"
         )
@@ -138,14 +160,14 @@ def make_catalogue(config, items, embedded):
     check_sizes(config, len(items))
     of_text = embedded and not config["item_embeddings"]
     texts, titles = text_of_items(config, items, of_text)
-    own_ids = config["semantic_ids"]
+    own_ids, quantizer = config["semantic_ids"], None
     if own_ids:
         semantic_ids = SemanticIDs.load(own_ids).reordered(items, own_ids)
         check_codes(semantic_ids, own_ids)
     embeddings = item_embeddings(config, items, texts) if embedded else None
     if not own_ids:
         try:
-            semantic_ids = quantize(config, items, embeddings)
+            semantic_ids, quantizer = quantize(config, items, embeddings)
         except CollapseError as error:
             if not of_text or len(set(map(bytes, embeddings))) == len(set(texts)):
                 raise
@@ -154,4 +176,4 @@ def make_catalogue(config, items, embedded):
                 f"{error}; they do, but {config['text_encoder']} reads the first {longest} tokens of a text: name what "
                 f"differs first in text_fields, or another text_encoder"
             ) from error
-    return Catalogue(titles, semantic_ids, embeddings)
+    return Catalogue(titles, semantic_ids, embeddings, quantizer)

@@ -71,6 +71,11 @@ class SemanticIDs:
         """Levels without the collision level."""
         return self.codes.shape[1] - 1
 
+    @property
+    def levels(self):
+        """The codes a model has to tell apart: ``codes`` without the collision level where that is 0 for all items."""
+        return self.codes if self.codes[:, -1].any() else self.codes[:, :-1]
+
     @cached_property
     def _item_of(self):
         return dict(zip(map(tuple, self.codes.tolist()), self.items, strict=True))

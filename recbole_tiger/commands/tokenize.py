@@ -8,7 +8,7 @@ from recbole_tiger.files import make_folder
 from recbole_tiger.model import MODELS
 from recbole_tiger.settings.properties import model_of
 
-SUMMARY = "Make the semantic IDs of a dataset and show how well they tell items apart"
+SUMMARY = "Make the semantic IDs of a dataset and show how well they tell items apart and keep alike ones together"
 EXAMPLE = "recbole-tiger tokenize --dataset=ml-100k --quantizer=rq_kmeans --output=ids.tsv"
 SETTINGS = True
 
@@ -22,7 +22,7 @@ def add_arguments(parser):
 
 
 def execute(args, settings):
-    """Make semantic IDs, print their statistics and items that share a prefix."""
+    """Make semantic IDs, print their statistics, what they keep of the embeddings, and items that share a prefix."""
     if model_of(args.model) not in MODELS:
         raise TigerError(f"model {args.model} has no semantic IDs: give {' or '.join(MODELS)}, or a recipe of one")
     from tabulate import tabulate
@@ -30,8 +30,8 @@ def execute(args, settings):
     from recbole_tiger.runs import experiment
     from recbole_tiger.training.dataset import CatalogueDataset
 
-    if settings.get("semantic_ids"):  # a model alone would read embeddings beside them
-        settings = {**settings, "text_initializer": False, "encoder_text": False}
+    if settings.get("semantic_ids"):  # a model alone would encode texts beside them
+        settings = {**settings, "text_initializer": bool(settings.get("item_embeddings")), "encoder_text": False}
     config = experiment.prepare(args.model, args.dataset, settings)
     if args.output:
         if Path(args.output).is_dir():
@@ -50,12 +50,35 @@ def execute(args, settings):
     print()
     print(tabulate(levels, ["level", "used codes", "perplexity", "distinct prefixes"], tablefmt="github"))
     overall = [[name, statistics[name]] for name in ("items", "distinct_ids", "collision_rate", "largest_group")]
+    overall += _kept(catalogue, config)
     print()
     print(tabulate(overall, tablefmt="plain"))
     print("\nitems that share a prefix:")
     print(tabulate(_examples(catalogue), ["semantic ID", "item", "title"], tablefmt="github"))
     if args.output:
         print(f"\nsemantic IDs: {args.output}")
+
+
+def _kept(catalogue, config):
+    """Rows of how much of the embeddings the codes keep; none where there are no embeddings."""
+    import torch
+
+    from recbole_tiger.catalogue.quality import NEIGHBOURS, QUERIES, neighbour_shares, reconstruction_error
+
+    if catalogue.embeddings is None:
+        return []
+    embeddings = torch.from_numpy(catalogue.embeddings).to(config["device"])
+    codes = torch.tensor(catalogue.semantic_ids.codes[:, :-1], device=config["device"])
+    shares = neighbour_shares(codes, embeddings, config["seed"])
+    names = ["neighbours_share_code_1", "neighbours_share_codes_1_2"]
+    told = f"of the {NEIGHBOURS} nearest items by cosine"
+    if len(codes) > QUERIES:
+        told += f", of {QUERIES:,} items drawn"
+    rows = [[name, round(share, 4), told] for name, share in zip(names, shares, strict=False)]
+    if catalogue.quantizer and catalogue.quantizer.reconstruct:
+        error = reconstruction_error(catalogue.quantizer, codes, embeddings)
+        rows.append(["reconstruction_error", round(error, 4), "squared, relative to that of the mean embedding"])
+    return rows
 
 
 def _examples(catalogue, groups=3, members=4):

@@ -3,6 +3,7 @@
 import zlib
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
@@ -33,6 +34,12 @@ def user_slot(token, n_user_tokens):
     return zlib.crc32(str(token).encode()) % n_user_tokens
 
 
+def table_of(items, codes, collision_level):
+    """SemanticIDs of a model's codes, int tensor [n_items + 1, levels], whose last level is the collision level or not."""
+    codes = codes[1:].cpu().numpy()
+    return SemanticIDs(items, codes if collision_level else np.pad(codes, ((0, 0), (0, 1))))
+
+
 class SemanticIDModel(SequentialRecommender):
     """A sequential recommender of RecBole's that reads the semantic IDs of a catalogue.
 
@@ -49,6 +56,7 @@ class SemanticIDModel(SequentialRecommender):
             killed run begins again.
         scorings: of the class, the ways in which it finds the best items, the usual one first.
         codes_name: of the class, the name of its codes in the checkpoint, int tensor [n_items + 1, levels].
+        collision_level: whether the last of these levels is the collision level.
         n_user_tokens: rows of the table of hashed users; 0 for none.
     """
 
@@ -59,7 +67,8 @@ class SemanticIDModel(SequentialRecommender):
     scorings = ("exact",)
     codes_name = "codes"
     n_user_tokens = 0
-    other_parameter_name = ["items", "titles", "revision"]
+    collision_level = True
+    other_parameter_name = ["items", "titles", "revision", "collision_level"]
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
@@ -137,7 +146,8 @@ class SemanticIDModel(SequentialRecommender):
             state: of :func:`~recbole_tiger.training.checkpoint.load_checkpoint`.
         """
         other = state["other_parameter"]
-        return Catalogue(other["titles"], cls._table(other["items"], state["state_dict"][cls.codes_name]), None)
+        codes = state["state_dict"][cls.codes_name]
+        return Catalogue(other["titles"], table_of(other["items"], codes, other["collision_level"]), None)
 
     @classmethod
     def from_checkpoint(cls, state, device):
@@ -159,11 +169,7 @@ class SemanticIDModel(SequentialRecommender):
 
     def semantic_ids(self):
         """Those that the model reads, as a table."""
-        return self._table(self.items, self.state_dict()[self.codes_name])
-
-    @staticmethod
-    def _table(items, codes):
-        return SemanticIDs(items, codes[1:].cpu().numpy())
+        return table_of(self.items, self.state_dict()[self.codes_name], self.collision_level)
 
     # --- inference ---
 

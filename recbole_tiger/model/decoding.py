@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from recbole_tiger.model.seq2seq import Rows
+from recbole_tiger.model.layers import Rows
 
 # Prefixes that the exact scorer expands at once over the users of a slice, to bound its memory.
 EXACT_BUDGET = 4096
@@ -34,7 +34,7 @@ class Prefixes:
 
         On a GPU all have: to choose them the host would have to wait for it.
         """
-        if not self.net.trie_softmax or counts.is_cuda:
+        if not self.net.softmax.knows_only_children or counts.is_cuda:
             return None
         wanted = counts > 1
         return None if bool(wanted.all()) else wanted
@@ -43,7 +43,7 @@ class Prefixes:
         """What ``level`` is predicted from, for the prefixes that a bool table names; None for all.
 
         Returns:
-            :class:`~recbole_tiger.model.seq2seq.Rows`; float tensor [rows, hidden_size].
+            :class:`~recbole_tiger.model.layers.Rows`; float tensor [rows, hidden_size].
         """
         if wanted is not None:
             for earlier in range(level):
@@ -172,7 +172,7 @@ def beam_search(net, memory, beam_size, allowed=None, draw=None):
             log_probs = torch.zeros(child.shape, device=scores.device)
         else:
             rows, hidden = prefixes.decode(level, wanted)
-            found = net.log_probs(hidden, level, *map(rows.of, (child, codes, exists)), memory.items[rows.users])
+            found = net.softmax.log_probs(hidden, level, *map(rows.of, (child, codes, exists)), memory.items[rows.users])
             if wanted is None:
                 log_probs = found.view(child.shape)
             else:
@@ -232,7 +232,7 @@ def _walk(net, memory):
             rows, hidden = prefixes.decode(level, chosen)
             child, child_codes, exists = trie.expand(part, level)
             each = (table.repeat(batch, 1) for table in (child, child_codes, exists))
-            found = net.log_probs(hidden, level, *each, memory.items[rows.users])
+            found = net.softmax.log_probs(hidden, level, *each, memory.items[rows.users])
             log_probs[:, child[exists]] = found.view(batch, *exists.shape)[:, exists]
         if level + 1 < trie.levels:
             prefixes.go_on(parents.expand(batch, -1), codes.expand(batch, -1))
@@ -259,6 +259,7 @@ def log_probs_of_levels(net, memory, items):
     hidden = net.decode(memory, net.codes[items], shared=True)
     parts = []
     for level in range(net.levels):
-        logits, of_history, own = net.choices(hidden[:, :, level], level, items, memory.items.unsqueeze(1))
-        parts.append((logits + of_history).log_softmax(dim=-1).gather(-1, own.unsqueeze(-1)))
+        logits, of_history, own = net.softmax.choices(hidden[:, :, level], level, items, memory.items.unsqueeze(1))
+        logits = logits if of_history is None else logits + of_history
+        parts.append(logits.log_softmax(dim=-1).gather(-1, own.unsqueeze(-1)))
     return torch.cat(parts, dim=-1)

@@ -1,6 +1,5 @@
 """TIGER as a RecBole sequential recommender."""
 
-import inspect
 from dataclasses import replace
 
 import numpy as np
@@ -13,12 +12,22 @@ from recbole_tiger.errors import TigerError
 from recbole_tiger.model.base import SemanticIDModel, user_slot
 from recbole_tiger.model.decoding import Allowed, beam_search, exact_scores, log_likelihood
 from recbole_tiger.model.draw import Draw
-from recbole_tiger.model.seq2seq import Seq2Seq
+from recbole_tiger.model.layers import Sizes
+from recbole_tiger.model.seq2seq import Seq2Seq, TextInput, UserToken, widths_of
+from recbole_tiger.model.softmax import FullSoftmax, HistoryBias, PrefixEmbedding, TrieSoftmax
+from recbole_tiger.model.trie import Trie
 
 # Histories decoded at once on a CPU: larger slices gain no speed and cost memory. On a GPU as many as bytes of the tables of
 # children allow, up to a number.
 DECODE_BATCH = 128
 GPU_DECODE_BATCH, GPU_DECODE_BYTES = 2048, 2**30
+# The settings that the network is made of.
+NETWORK = (
+    *("n_layers", "n_decoder_layers", "MAX_ITEM_LIST_LENGTH", "encoder_tokens", "bidirectional_encoder", "n_user_tokens"),
+    *("code_dropout_prob", "initializer_range", "trie_softmax", "prefix_embedding", "history_bias", *Sizes._fields),
+)
+# What a checkpoint calls the embeddings that the encoder reads.
+TEXT_NAME = "network.text.embeddings"
 # What metrics look at that need a score of every item, as GAUC does.
 WHOLE = {"rec.meanrank", "rec.score", "data.label"}
 
@@ -44,6 +53,39 @@ def cross_entropy(logits, wanted, label_smoothing):
     return (1 - label_smoothing) * loss + label_smoothing * spread.mean()
 
 
+def make_network(codes, text, settings):
+    """The network of TIGER.
+
+    Args:
+        codes: int tensor [n_items + 1, levels]; row 0 is padding.
+        text: float tensor [n_items + 1, dim] of standardised item embeddings for the encoder's input, or None.
+        settings: those of NETWORK, by name.
+    """
+    sizes, trie, widths = Sizes(*(settings[name] for name in Sizes._fields)), Trie(codes), widths_of(codes)
+    hidden_size, max_items, n_user_tokens = sizes.hidden_size, settings["MAX_ITEM_LIST_LENGTH"], settings["n_user_tokens"]
+    if settings["trie_softmax"]:
+        prefixes = PrefixEmbedding(trie, hidden_size) if settings["prefix_embedding"] else None
+        history_bias = HistoryBias(trie, max_items) if settings["history_bias"] else None
+        softmax = TrieSoftmax(trie, widths, hidden_size, prefixes, history_bias)
+    else:
+        softmax = FullSoftmax(codes, widths, hidden_size)
+    return Seq2Seq(
+        codes,
+        trie,
+        sizes,
+        softmax,
+        n_layers=settings["n_layers"],
+        n_decoder_layers=settings["n_decoder_layers"],
+        max_items=max_items,
+        token_per_item=settings["encoder_tokens"] == "item",
+        bidirectional=settings["bidirectional_encoder"],
+        code_dropout_prob=settings["code_dropout_prob"],
+        initializer_range=settings["initializer_range"],
+        text=None if text is None else TextInput(text, hidden_size),
+        users=UserToken(n_user_tokens, hidden_size, sizes.n_heads) if n_user_tokens else None,
+    )
+
+
 class TIGER(SemanticIDModel):
     """Generative retrieval over semantic IDs (Rajput et al. 2023, arXiv 2305.05065).
 
@@ -52,7 +94,7 @@ class TIGER(SemanticIDModel):
         dataset: has ``catalogue`` (a :class:`~recbole_tiger.catalogue.catalogue.Catalogue`), as CatalogueDataset does.
     """
 
-    revision = 2
+    revision = 3
     trainer_class = "recbole_tiger.training.trainer.TIGERTrainer"
     scorings = ("beam", "exact")
     codes_name = "network.codes"
@@ -112,9 +154,10 @@ class TIGER(SemanticIDModel):
         self.beam_size, self.scoring = config["beam_size"], config["scoring"]
         self.label_smoothing = config["label_smoothing"]
         self.n_user_tokens = config["n_user_tokens"]
-        read = inspect.signature(Seq2Seq).parameters.keys() - {"codes", "text", "max_items"}
-        self.network_settings = {"max_items": config["MAX_ITEM_LIST_LENGTH"], **{name: config[name] for name in read}}
-        codes = F.pad(torch.tensor(catalogue.semantic_ids.codes), (0, 0, 1, 0))
+        self.network_settings = {name: config[name] for name in NETWORK}
+        levels = catalogue.semantic_ids.levels
+        self.collision_level = levels.shape[1] > catalogue.semantic_ids.depth
+        codes = F.pad(torch.tensor(levels), (0, 0, 1, 0))
         # IDs from a file come without embeddings, where the encoder reads none.
         text = None if catalogue.embeddings is None else standardised_text(catalogue.embeddings)
         self._build(codes, text if config["encoder_text"] else None)
@@ -126,7 +169,7 @@ class TIGER(SemanticIDModel):
             self.register_buffer("user_slots", slots, persistent=False)
 
     def _build(self, codes, text):
-        self.network = Seq2Seq(codes, text, **self.network_settings)
+        self.network = make_network(codes, text, self.network_settings)
 
     def load_state_dict(self, state_dict, strict=True):
         """Load weights together with the codes that they were trained on.
@@ -143,7 +186,7 @@ class TIGER(SemanticIDModel):
             )
         own = self.network.codes
         if codes.shape != own.shape or not torch.equal(codes.to(own.device), own):
-            text = state_dict.get("network.text")
+            text = state_dict.get(TEXT_NAME)
             self._build(codes.cpu(), None if text is None else text.cpu())
             self.to(own.device)
         try:
@@ -156,7 +199,7 @@ class TIGER(SemanticIDModel):
     @classmethod
     def catalogue_of(cls, state):
         """The catalogue that a checkpoint holds, with the embeddings that its encoder reads."""
-        catalogue, text = super().catalogue_of(state), state["state_dict"].get("network.text")
+        catalogue, text = super().catalogue_of(state), state["state_dict"].get(TEXT_NAME)
         if text is None:
             return catalogue
         # The model standardises what it is given; the stored text is loaded over it.
@@ -194,9 +237,9 @@ class TIGER(SemanticIDModel):
             hidden, wanted, history = hidden[counted], wanted[counted], history[counted]
         loss = 0
         for level in range(self.network.levels):
-            logits, of_history, own = self.network.choices(hidden[:, level], level, wanted, history)
+            logits, of_history, own = self.network.softmax.choices(hidden[:, level], level, wanted, history)
             loss = loss + cross_entropy(logits, own, self.label_smoothing)
-            if self.network.history_bias is not None:
+            if of_history is not None:
                 # It learns what is to be added to the model, which goes on as if there were nothing: together they over-fit.
                 loss = loss + cross_entropy(logits.detach() + of_history, own, 0)
         return loss / self.network.levels
@@ -249,7 +292,8 @@ class TIGER(SemanticIDModel):
         """How many histories to decode at once."""
         if not self.network.codes.is_cuda:
             return DECODE_BATCH
-        width = 1 if self.network.prefix_embedding is None else self.network.prefix_embedding.embedding_dim
+        prefixes = self.network.softmax.prefixes
+        width = 1 if prefixes is None else prefixes.table.embedding_dim
         bytes_of_one = 4 * beam_size * max(self.network.trie.most_children) * width
         return min(GPU_DECODE_BATCH, max(1, GPU_DECODE_BYTES // bytes_of_one))
 

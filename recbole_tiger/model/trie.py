@@ -35,6 +35,7 @@ class Trie(nn.Module):
             node_codes = torch.from_numpy(table[rows, level].astype(np.int32))
             self.register_buffer(f"code_{level}", node_codes, persistent=False)
             starts = rows
+        self.register_buffer("_paths", None, persistent=False)  # made when they are asked for
         self.register_buffer("item_of", torch.from_numpy((order + 1).astype(np.int32)), persistent=False)
 
     def n_nodes(self, level):
@@ -68,6 +69,11 @@ class Trie(nn.Module):
 
     def paths(self):
         """The nodes of every item's prefixes, int64 tensor [n_items + 1, levels]; zeros for the padding item 0."""
+        if self._paths is None:
+            self._paths = self._walked_up()
+        return self._paths
+
+    def _walked_up(self):
         nodes = torch.arange(len(self.item_of), device=self.item_of.device)
         paths = nodes.new_zeros(len(nodes) + 1, self.levels)
         for level in reversed(range(self.levels)):

@@ -1,24 +1,26 @@
 """Quantizers: embeddings -> codes, one file a quantizer.
 
-The protocol: a class whose constructor takes its settings by name and whose
-``fit(x, *, seed, show_progress=False)`` maps a float tensor [n_items, dim] to an int64 tensor of codes
-[n_items, codebook_depth], each below ``codebook_size``; the same input and seed give the same codes
-on the same kind of processor, on a GPU up to the order in which it adds.
+The protocol is :class:`~recbole_tiger.catalogue.quantizers.base.Quantizer`, of which every quantizer is a subclass: a
+constructor that takes its settings by name, ``fit``, ``encode``, ``learnt``, ``widths``, ``reconstruct``, ``distinct``,
+``REVISION``. The same input and seed give the same codes on the same kind of processor, on a GPU up to the order in which it
+adds.
 """
 
 import inspect
 
 from recbole_tiger.registry import Registry
 
-# To be raised with every change by which the same settings make other codes: cached semantic IDs count no longer then.
-REVISION = 3
-
 QUANTIZERS = Registry(
     "quantizer",
     rq_vae="recbole_tiger.catalogue.quantizers.rq_vae.RQVAE",
     rq_kmeans="recbole_tiger.catalogue.quantizers.rq_kmeans.RQKMeans",
+    vq="recbole_tiger.catalogue.quantizers.vq.VQ",
+    opq="recbole_tiger.catalogue.quantizers.opq.OPQ",
+    hierarchical_kmeans="recbole_tiger.catalogue.quantizers.hierarchical_kmeans.HierarchicalKMeans",
     lsh="recbole_tiger.catalogue.quantizers.lsh.LSH",
     random="recbole_tiger.catalogue.quantizers.random_codes.RandomCodes",
+    atomic="recbole_tiger.catalogue.quantizers.atomic.Atomic",
+    string="recbole_tiger.catalogue.quantizers.string_codes.StringCodes",
 )
 
 

@@ -57,24 +57,19 @@ def seed_centroids(x, k, generator):
     return x[torch.cat(chosen).to(x.device)].clone()
 
 
-def kmeans(x, k, *, iterations, generator, sample=None):
-    """Cluster ``x``.
+def lloyd(x, centroids, iterations):
+    """Move centroids to the means of the rows that are nearest to them.
 
     A centroid that loses all its rows moves to a row far from its own centroid, so no code stays unused.
 
     Args:
-        x: float tensor [n, dim]; k: number of centroids, at most n.
-        iterations: most Lloyd steps; ends sooner when no label changes.
-        generator: CPU random generator.
-        sample: fit on so many random rows where there are more.
+        x: float tensor [n, dim]. centroids: [k, dim].
+        iterations: most steps; ends sooner when no label changes.
 
     Returns:
         float tensor [k, dim].
     """
-    if sample is not None and len(x) > sample:
-        x = x[torch.randperm(len(x), generator=generator)[:sample].to(x.device)]
-    centroids = seed_centroids(x, k, generator)
-    labels = None
+    k, labels = len(centroids), None
     for _ in range(iterations):
         new_labels, distances = assign(x, centroids)
         if labels is not None and torch.equal(new_labels, labels):
@@ -85,3 +80,20 @@ def kmeans(x, k, *, iterations, generator, sample=None):
         if len(dead):
             centroids[dead] = x[distances.topk(len(dead)).indices]
     return centroids
+
+
+def kmeans(x, k, *, iterations, generator, sample=None):
+    """Cluster ``x``.
+
+    Args:
+        x: float tensor [n, dim]; k: number of centroids, at most n.
+        iterations: of :func:`lloyd`.
+        generator: CPU random generator.
+        sample: fit on so many random rows where there are more.
+
+    Returns:
+        float tensor [k, dim].
+    """
+    if sample is not None and len(x) > sample:
+        x = x[torch.randperm(len(x), generator=generator)[:sample].to(x.device)]
+    return lloyd(x, seed_centroids(x, k, generator), iterations)

@@ -2,15 +2,20 @@
 
 import torch
 
+from recbole_tiger.catalogue.quantizers.base import Arbitrary
 
-class RandomCodes:
+
+class RandomCodes(Arbitrary):
     """Codes drawn uniformly, whatever the embeddings.
 
     Args:
         codebook_size, codebook_depth: codes a level, levels.
     """
 
+    REVISION = 3
+
     def __init__(self, *, codebook_size, codebook_depth):
+        super().__init__()
         self.codebook_size, self.codebook_depth = codebook_size, codebook_depth
 
     def fit(self, x, *, seed, show_progress=False):

@@ -3,10 +3,27 @@
 import torch
 from tqdm import tqdm
 
-from recbole_tiger.catalogue.quantizers.kmeans import CHUNK, assign, kmeans
+from recbole_tiger.catalogue.quantizers.base import Quantizer
+from recbole_tiger.catalogue.quantizers.kmeans import assign, kmeans
 
 
-class RQKMeans:
+def residual_codes(x, codebooks):
+    """Codes of residual quantization, and what it leaves over.
+
+    Args:
+        x: float tensor [n, dim], which is overwritten. codebooks: float tensors [codebook_size, dim].
+
+    Returns:
+        list of int64 tensors [n], one a codebook; float tensor [n, dim].
+    """
+    codes = []
+    for codebook in codebooks:
+        codes.append(assign(x, codebook)[0])
+        x -= codebook[codes[-1]]
+    return codes, x
+
+
+class RQKMeans(Quantizer):
     """Residual quantization by k-means, level by level.
 
     Args:
@@ -15,29 +32,31 @@ class RQKMeans:
         kmeans_sample: rows that a level is fitted on where the catalogue has more.
     """
 
+    REVISION = 3
+
     def __init__(self, *, codebook_size, codebook_depth, kmeans_iterations, kmeans_sample):
+        super().__init__()
         self.codebook_size, self.codebook_depth = codebook_size, codebook_depth
         self.iterations, self.sample = kmeans_iterations, kmeans_sample
 
     def fit(self, x, *, seed, show_progress=False):
         """Codes of ``x`` [n_items, dim], an int64 tensor [n_items, codebook_depth]."""
         generator = torch.Generator().manual_seed(seed)
-        mean, levels = x.mean(dim=0), []
-
-        def residual(rows):
-            """What the levels so far left over of some rows; of all at once it would cost as much memory as ``x``."""
-            left = x[rows] - mean
-            for centroids, labels in levels:
-                left -= centroids[labels[rows]]
-            return left
-
+        mean, codebooks = x.mean(dim=0), []
         for _ in tqdm(range(self.codebook_depth), desc="RQ-KMeans level", disable=not show_progress):
-            sample = torch.arange(len(x))
+            sample = x
             if len(x) > self.sample:
-                sample = torch.randperm(len(x), generator=generator)[: self.sample]
-            centroids = kmeans(
-                residual(sample.to(x.device)), self.codebook_size, iterations=self.iterations, generator=generator
-            )
-            slices = torch.arange(len(x), device=x.device).split(CHUNK)
-            levels.append((centroids, torch.cat([assign(residual(rows), centroids)[0] for rows in slices])))
-        return torch.stack([labels for _, labels in levels], dim=1)
+                sample = x[torch.randperm(len(x), generator=generator)[: self.sample].to(x.device)]
+            _, left = residual_codes(sample - mean, codebooks)
+            codebooks.append(kmeans(left, self.codebook_size, iterations=self.iterations, generator=generator))
+        self.learnt = {"mean": mean, "codebooks": torch.stack(codebooks)}
+        return self.encode(x)
+
+    def _codes(self, x):
+        return torch.stack(residual_codes(x - self.learnt["mean"], self.learnt["codebooks"])[0], dim=1)
+
+    def reconstruct(self, codes):
+        """Float tensor [n, dim]: the mean and the sum of the centroids of ``codes`` [n, codebook_depth]."""
+        self._move(codes.device)
+        vectors = (codebook[level] for codebook, level in zip(self.learnt["codebooks"], codes.unbind(1), strict=True))
+        return self.learnt["mean"] + sum(vectors)

@@ -7,16 +7,27 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
+from recbole_tiger.catalogue.quantizers.base import Quantizer
 from recbole_tiger.catalogue.quantizers.kmeans import assign, kmeans
 from recbole_tiger.errors import TigerError, check_number
 
 
-def standardised(x):
-    """Embeddings [n, dim] with mean 0 and standard deviation 1 per dimension; 0 in one that is the same for all."""
+def mean_and_scale(x):
+    """Mean and standard deviation of each dimension of ``x`` [n, dim], two tensors [dim]; 0 for that of a constant one."""
     spread = x.std(dim=0)
     # Of a large constant the mean is off by a rounding error, which divided by next to nothing would outweigh all else.
     constant = spread <= 1e-6 * x.abs().amax(dim=0)
-    return ((x - x.mean(dim=0)) / spread.clamp(min=1e-6)).masked_fill(constant, 0)
+    return x.mean(dim=0), spread.clamp(min=1e-6).masked_fill(constant, 0)
+
+
+def scaled(x, mean, scale):
+    """Embeddings [n, dim] in units of ``scale`` from ``mean``, both [dim]; 0 where the scale is."""
+    return ((x - mean) / scale).masked_fill(scale == 0, 0)
+
+
+def standardised(x):
+    """Embeddings [n, dim] with mean 0 and standard deviation 1 per dimension; 0 in one that is the same for all."""
+    return scaled(x, *mean_and_scale(x))
 
 
 def mlp(sizes):
@@ -67,7 +78,7 @@ class Network(nn.Module):
         return reconstruction.mean(), quantization.mean(), codes
 
 
-class RQVAE:
+class RQVAE(Quantizer):
     """The paper's quantizer.
 
     The input is standardised per dimension, the autoencoder warms up without quantization, every codebook then starts from
@@ -82,6 +93,8 @@ class RQVAE:
         rq_vae_batch_size, rq_vae_learning_rate: of AdamW.
         kmeans_iterations, kmeans_sample: of the codebooks' start, as RQKMeans takes them.
     """
+
+    REVISION = 3
 
     def __init__(
         self,
@@ -98,6 +111,7 @@ class RQVAE:
         kmeans_iterations,
         kmeans_sample,
     ):
+        super().__init__()
         if not isinstance(rq_vae_warmup_steps, int) or not 0 <= rq_vae_warmup_steps < rq_vae_steps:
             raise TigerError(
                 f"rq_vae_warmup_steps {rq_vae_warmup_steps!r} has to be a whole number from 0 up to the {rq_vae_steps} "
@@ -117,12 +131,11 @@ class RQVAE:
     def fit(self, x, *, seed, show_progress=False):
         """Codes of ``x`` [n_items, dim], an int64 tensor [n_items, codebook_depth]."""
         generator = torch.Generator().manual_seed(seed)
-        x = standardised(x)
+        embeddings, (mean, scale) = x, mean_and_scale(x)
+        x = scaled(x, mean, scale)
         with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
             torch.manual_seed(seed)
-            network = Network(
-                x.shape[1], self.hidden_sizes, self.latent_size, self.codebook_depth, self.codebook_size, self.beta
-            ).to(x.device)
+            network = self._network(x.shape[1]).to(x.device)
         optimizer = torch.optim.AdamW(network.parameters(), lr=self.learning_rate)
         used = torch.zeros(self.codebook_depth, self.codebook_size, dtype=torch.bool, device=x.device)
         batches = iter(())
@@ -150,8 +163,31 @@ class RQVAE:
             optimizer.step()
             if show_progress and step % 50 == 0:
                 progress.set_postfix(loss=f"{loss.item():.1f}")
-        with torch.no_grad():
-            return network.quantize(network.encoder(x))[0]
+        self.learnt = {"mean": mean, "scale": scale, **network.state_dict()}
+        return self.encode(embeddings)
+
+    def _network(self, dim):
+        return Network(dim, self.hidden_sizes, self.latent_size, self.codebook_depth, self.codebook_size, self.beta)
+
+    def _fitted(self):
+        """The network of what was learnt, and the mean and the scale of its input."""
+        mean, scale = self.learnt["mean"], self.learnt["scale"]
+        with torch.device("meta"):  # so that no random weights are drawn for it
+            network = self._network(len(mean))
+        network.load_state_dict({name: self.learnt[name] for name in network.state_dict()}, assign=True)
+        return network, mean, scale
+
+    def _codes(self, x):
+        network, mean, scale = self._fitted()
+        return network.quantize(network.encoder(scaled(x, mean, scale)))[0]
+
+    @torch.no_grad()
+    def reconstruct(self, codes):
+        """Float tensor [n, dim]: what the decoder makes of ``codes`` [n, codebook_depth]."""
+        self._move(codes.device)
+        network, mean, scale = self._fitted()
+        vectors = (codebook[level] for codebook, level in zip(network.codebooks, codes.unbind(1), strict=True))
+        return network.decoder(sum(vectors)) * scale + mean
 
     @torch.no_grad()
     def _seed_codebooks(self, network, x, generator):

@@ -1,0 +1,138 @@
+"""What every model of MODELS has to pass."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from recbole_tiger import Recommender
+from recbole_tiger.catalogue.quantizers import QUANTIZERS
+from recbole_tiger.cli import main
+from recbole_tiger.model import MODELS
+from recbole_tiger.runs import experiment
+from tests.conftest import small_settings
+from tests.test_recbole import built
+
+from recbole.quick_start import load_data_and_model  # isort: skip - after the plugin's import, as users have it
+from recbole.utils.case_study import full_sort_topk  # isort: skip
+
+# Settings that make a model small, beside those that all share.
+SMALL = {"TIGER": {}, "VQRec": {"quantizer": "opq", "codebook_size": 8, "codebook_depth": 4}}
+# A setting of each that cannot work, and what is said of it.
+WRONG = {"TIGER": ("n_heads", 0), "VQRec": ("n_heads", 7)}
+
+
+@pytest.fixture(params=list(MODELS), autouse=True)
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def settings(name, tmp_path, data_path):
+    own = small_settings(tmp_path, data_path)
+    return {**{key: value for key, value in own.items() if name == "TIGER" or key not in OF_TIGER}, **SMALL[name]}
+
+
+OF_TIGER = {"head_size", "n_decoder_layers"}
+
+
+def trained(name, settings, **more):
+    """The result of a run, and its checkpoint."""
+    config = experiment.prepare(name, "tiny", {**settings, **more})
+    result = experiment.run(config, Path("results"))
+    return result, result["checkpoint"]
+
+
+def batch_of(dataset, rows):
+    return dataset.inter_feat[torch.as_tensor(rows)]
+
+
+def test_scores_depend_on_the_history_alone(name, settings):
+    _, (_, _, test_data), model, _ = built(settings, name)
+    model.eval()
+    rows = range(12)
+    together = model.full_sort_predict(batch_of(test_data.dataset, rows)).view(12, -1)
+    for row in rows:
+        alone = model.full_sort_predict(batch_of(test_data.dataset, [row])).view(1, -1)
+        finite = alone.isfinite() & together[row].isfinite()
+        assert finite[:, 1:].sum() >= 20
+        torch.testing.assert_close(alone[finite], together[row : row + 1][finite], atol=1e-4, rtol=1e-4)
+
+
+def test_predict_is_the_score_of_the_item(name, settings):
+    _, (_, _, test_data), model, _ = built({**settings, **({"scoring": "exact"} if name == "TIGER" else {})}, name)
+    model.eval()
+    batch = batch_of(test_data.dataset, range(20))
+    scores = model.full_sort_predict(batch).view(20, -1)
+    expected = scores.gather(1, batch[model.ITEM_ID].unsqueeze(1)).squeeze(1)
+    torch.testing.assert_close(model.predict(batch), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_checkpoint_recommends_what_the_model_did(name, settings):
+    _, file = trained(name, settings)
+    config, model, dataset, _, _, test_data = load_data_and_model(file)
+    users = torch.tensor([1, 2, 3])
+    _, found = full_sort_topk(users, model, test_data, k=5, device=config["device"])
+    rows = [test_data.dataset.inter_feat[test_data.dataset.inter_feat[dataset.uid_field] == user] for user in users]
+    field = dataset.iid_field + config["LIST_SUFFIX"]
+    histories = [
+        [item for item in dataset.id2token(dataset.iid_field, row[field][0].numpy()) if item != "[PAD]"] for row in rows
+    ]
+    lists = Recommender.load(file, "cpu").recommend(histories, k=5)
+    expected = [list(dataset.id2token(dataset.iid_field, row.cpu().numpy())) for row in found]
+    assert [[row["item"] for row in one] for one in lists] == expected
+
+
+def test_a_setting_that_cannot_work_is_one_sentence(name, settings, capsys):
+    key, value = WRONG[name]
+    arguments = [f"--{other}={json.dumps(given)}" for other, given in {**settings, key: value, "state": "ERROR"}.items()]
+    assert main(["run", f"--model={name}", "--dataset=tiny", *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("recbole-tiger: error: ")
+    assert key in line
+
+
+def test_a_killed_run_ends_as_one_that_was_not(name, settings, monkeypatch):
+    expected, _ = trained(name, settings, epochs=3)
+    for file in Path("results").iterdir():
+        file.unlink()
+    evaluations = []
+
+    def failing(trainer, max_minutes, original=experiment.time_epochs):
+        original(trainer, max_minutes)
+        valid = trainer._valid_epoch
+
+        def twice(*args, **kwargs):
+            evaluations.append(1)
+            if len(evaluations) == 2:
+                raise KeyboardInterrupt
+            return valid(*args, **kwargs)
+
+        trainer._valid_epoch = twice
+
+    monkeypatch.setattr(experiment, "time_epochs", failing)
+    with pytest.raises(KeyboardInterrupt):
+        trained(name, settings, epochs=3)
+    result, _ = trained(name, settings, epochs=3, resume=True)
+    assert result["test_result"] == expected["test_result"]
+    assert [epoch["valid_result"] for epoch in result["epoch_log"]] == [
+        epoch["valid_result"] for epoch in expected["epoch_log"]
+    ]
+
+
+@pytest.mark.parametrize("recipe", ["TIGER", "TIGER-text"])
+@pytest.mark.parametrize("quantizer", list(QUANTIZERS))
+def test_every_quantizer_serves_tiger(name, settings, recipe, quantizer):
+    if name != "TIGER":
+        pytest.skip("the quantizers are those of TIGER")
+    more = {"quantizer": quantizer, "codebook_size": 8, "rq_vae_steps": 150, "rq_vae_warmup_steps": 50, "epochs": 1}
+    result, file = trained(recipe, settings, **more)
+    recommender = Recommender.load(file, "cpu")
+    assert len(recommender.semantic_ids.items) == 60
+    depth = {"atomic": 1, "string": 2, "vq": 1, "hierarchical_kmeans": recommender.semantic_ids.depth}.get(quantizer, 2)
+    assert recommender.semantic_ids.depth == depth
+    assert result["semantic_ids"]["items"] == 60
+    beam = recommender.recommend(["i3", "i9"], k=60, beam_size=60)
+    exact = {row["item"]: row["score"] for row in recommender.recommend(["i3", "i9"], k=60, scoring="exact")}
+    assert {row["item"]: row["score"] for row in beam} == pytest.approx(exact, abs=1e-4)
