@@ -13,6 +13,7 @@ import pytest
 
 from recbole_tiger import Recommender, SemanticIDs, __version__
 from recbole_tiger.cli import main
+from recbole_tiger.commands.shared import tell_unread
 from recbole_tiger.report.results import read_ranks, read_results
 from recbole_tiger.report.statistics import metric_of_users
 from recbole_tiger.runs import experiment
@@ -502,3 +503,18 @@ def test_settings_that_a_baseline_does_not_read_are_told(data_path, tmp_path, ca
         "embedding_size",
         "loss_type",
     ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"quantizer": "lsh", "rq_vae_steps": 10, "codebook_size": 16}, "on the quantizer lsh: rq_vae_steps"),
+        ({"quantizer": "atomic", "codebook_depth": 2}, "on the quantizer atomic: codebook_depth"),
+        ({"semantic_ids": "ids.tsv", "codebook_size": 16}, "with semantic_ids: codebook_size"),
+        ({"rq_vae_steps": 10, "hidden_size": 16}, None),
+    ],
+)
+def test_settings_of_another_quantizer_are_told(capsys, settings, told):
+    tell_unread("TIGER", settings)
+    said = capsys.readouterr().err
+    assert said == ("" if told is None else f"recbole-tiger: warning: of quantizers, without effect {told}\n")

@@ -2,8 +2,10 @@
 
 import sys
 
+from recbole_tiger.catalogue.quantizers import QUANTIZERS, unread_settings
 from recbole_tiger.files import whole_file
-from recbole_tiger.settings.properties import unread
+from recbole_tiger.model import MODELS
+from recbole_tiger.settings.properties import defaults_of, model_of, property_file, unread
 
 
 def names(text):
@@ -35,6 +37,12 @@ def tell_unread(model, settings):
     found = unread(model, settings)
     if found:
         print(f"recbole-tiger: warning: of other models, without effect on {model}: {', '.join(found)}", file=sys.stderr)
+    if model_of(model) not in MODELS:
+        return
+    config = {**defaults_of(model_of(model)), **property_file("recipe", model), **settings}
+    if config["quantizer"] in QUANTIZERS and (found := unread_settings(config, settings)):
+        by = "with semantic_ids" if config["semantic_ids"] else f"on the quantizer {config['quantizer']}"
+        print(f"recbole-tiger: warning: of quantizers, without effect {by}: {', '.join(found)}", file=sys.stderr)
 
 
 def write(text, output):

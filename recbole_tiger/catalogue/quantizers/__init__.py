@@ -37,9 +37,19 @@ def register_quantizer(name, cls, settings=None):
     QUANTIZERS.register(name, cls, settings or {})
 
 
+def _read_by(quantizer):
+    return inspect.signature(QUANTIZERS[quantizer]).parameters.keys()
+
+
 def quantizer_settings(config):
     """The settings that the configured quantizer reads, by name."""
-    return {key: config[key] for key in inspect.signature(QUANTIZERS[config["quantizer"]]).parameters}
+    return {key: config[key] for key in _read_by(config["quantizer"])}
+
+
+def unread_settings(config, given):
+    """Those of the settings ``given`` that other quantizers read than the configured one; with IDs from a file, all."""
+    of_any = {key for quantizer in QUANTIZERS for key in _read_by(quantizer)}
+    return sorted(set(given) & of_any - (set() if config["semantic_ids"] else _read_by(config["quantizer"])))
 
 
 def make_quantizer(config):

@@ -11,7 +11,7 @@ from recbole_tiger.errors import TigerError
 class Quantizer:
     """Embeddings -> codes.
 
-    A quantizer defines :meth:`fit`, for :meth:`encode` a ``_codes(x)`` of a part of the rows, and
+    A quantizer defines :meth:`fit`, ``encode_part(x)``, which is :meth:`encode` of so many rows as fit in memory, and
     ``reconstruct(codes)`` if it reconstructs: codes [n, levels] -> float tensor [n, dim], in the space of ``x``.
 
     Attributes:
@@ -31,7 +31,7 @@ class Quantizer:
 
     @property
     def widths(self):
-        """Number of codes of each level, a list, once it is fitted."""
+        """Number of codes of each level, a list, once it is fitted; here for levels of equal width."""
         return [self.codebook_size] * self.codebook_depth
 
     def fit(self, x, *, seed, show_progress=False):
@@ -65,7 +65,7 @@ class Quantizer:
                 f"make them with the same text encoder"
             )
         self._move(x.device)
-        return torch.cat([self._codes(part) for part in x.split(self._chunk(width))])
+        return torch.cat([self.encode_part(part) for part in x.split(self._chunk(width))])
 
     def _chunk(self, dim):
         """Rows that are coded at once."""

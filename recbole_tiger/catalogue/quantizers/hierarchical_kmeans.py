@@ -94,7 +94,8 @@ class HierarchicalKMeans(Quantizer):
     def _chunk(self, dim):
         return max(1, NUMBERS // (self.branches * dim))
 
-    def _codes(self, x):
+    def encode_part(self, x):
+        """Codes of some rows."""
         x = x - self.learnt["mean"]
         codes = torch.zeros(len(x), len(self.widths), dtype=torch.int64, device=x.device)
         node = torch.zeros(len(x), dtype=torch.int64, device=x.device)

@@ -30,7 +30,8 @@ class LSH(Quantizer):
         self.learnt = {"mean": x.mean(dim=0), "normals": normals}
         return self.encode(x)
 
-    def _codes(self, x):
+    def encode_part(self, x):
+        """Codes of some rows."""
         sides = (x - self.learnt["mean"]) @ self.learnt["normals"] > 0
         values = 2 ** torch.arange(self.bits, device=x.device)
         return (sides.view(len(x), self.codebook_depth, self.bits) * values).sum(dim=2)

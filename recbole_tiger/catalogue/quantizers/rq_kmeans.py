@@ -52,7 +52,8 @@ class RQKMeans(Quantizer):
         self.learnt = {"mean": mean, "codebooks": torch.stack(codebooks)}
         return self.encode(x)
 
-    def _codes(self, x):
+    def encode_part(self, x):
+        """Codes of some rows."""
         return torch.stack(residual_codes(x - self.learnt["mean"], self.learnt["codebooks"])[0], dim=1)
 
     def reconstruct(self, codes):

@@ -177,7 +177,8 @@ class RQVAE(Quantizer):
         network.load_state_dict({name: self.learnt[name] for name in network.state_dict()}, assign=True)
         return network, mean, scale
 
-    def _codes(self, x):
+    def encode_part(self, x):
+        """Codes of some rows."""
         network, mean, scale = self._fitted()
         return network.quantize(network.encoder(scaled(x, mean, scale)))[0]
 
