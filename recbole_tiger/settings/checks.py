@@ -1,6 +1,7 @@
 """The checks of settings, before any long work."""
 
 import importlib.util
+import math
 import os
 import re
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 from recbole.evaluator.register import metric_information
 from recbole.utils import ModelType
 
-from recbole_tiger.catalogue.quantizers import QUANTIZERS, make_quantizer
+from recbole_tiger.catalogue.quantizers import QUANTIZERS, make_quantizer, quantizer_settings
 from recbole_tiger.errors import TigerError, check_number
 from recbole_tiger.model import MODELS
 from recbole_tiger.settings.properties import protocol_settings, settings_of
@@ -261,7 +262,8 @@ def check_model(config):
     if config["quantizer"] not in QUANTIZERS:
         raise TigerError(f"unknown quantizer {config['quantizer']!r}: it may be {' or '.join(QUANTIZERS)}")
     make_quantizer(config)
-    if config["kmeans_sample"] < config["codebook_size"]:
+    read = quantizer_settings(config)
+    if read.get("kmeans_sample", math.inf) < read.get("codebook_size", 0):
         raise TigerError(
             f"kmeans_sample {config['kmeans_sample']} is less than codebook_size {config['codebook_size']}; raise it"
         )
