@@ -35,8 +35,9 @@ ITEMS, USERS, STEPS = 8, 5, 5
 # Of a model that trains in no time.
 LAYERS = {"hidden_size": 8, "n_heads": 1, "head_size": 8, "inner_size": 8, "n_layers": 1, "n_decoder_layers": 1}
 # Nothing but texts: what is given as a path or number of rows is to be small and within the folder of the example.
-REWRITTEN = {"train_neg_sample_args", "eval_args"}  # by RecBole, as what is absent in them
 LEFT_OUT = {"gpu_id", "data_path", "worker", "nproc", "local_rank", "config_file"}
+# Settings to which RecBole adds what they do not tell.
+REWRITTEN = {"train_neg_sample_args", "eval_args"}
 
 CHARACTERS = [
     "\t",
