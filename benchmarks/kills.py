@@ -30,7 +30,8 @@ from recbole_tiger.files import content_hash
 from recbole_tiger.report.results import read_results
 
 FORKED = multiprocessing.get_context("forkserver")
-FORKED.set_forkserver_preload(["__main__", "recbole_tiger.catalogue.download", "recbole_tiger.runs.experiment"])
+IMPORTED = ["recbole_tiger.catalogue.download", "recbole_tiger.runs.experiment", "torch._dynamo", "torch.utils.tensorboard"]
+FORKED.set_forkserver_preload(["__main__", *IMPORTED])
 
 ITEMS = 60
 SIGNALS = {signal.SIGKILL: {-9}, signal.SIGTERM: {-15, 143}, signal.SIGINT: {-2, 130}}
