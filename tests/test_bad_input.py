@@ -1693,6 +1693,7 @@ def full_disk(name, size):
     [
         ("embeddings-", 5000),
         ("semantic-ids-", 300),
+        (".tsv", 300),
         ("/TIGER-", 20000),
         ("/TIGER-", 0),
         ("last.pth", 20000),
@@ -1710,12 +1711,14 @@ def test_no_room(settings, capsys, name, size):
 
     written = files_under(".")
     kinds = sorted(re.sub(r"TIGER-[^/]*|ids-\w+", "*", file) for file in written)
+    cached = ["cache/semantic-*.npz", "cache/semantic-*.tsv"]
     expected = {
         "embeddings-": [],
         "semantic-ids-": [],
-        "/TIGER-": ["cache/semantic-*.tsv"],
-        "last.pth": ["cache/semantic-*.tsv", "saved/*"],
-        "results/": ["cache/semantic-*.tsv", "saved/*", "saved/*/last.pth"],
+        ".tsv": cached[:1],
+        "/TIGER-": cached,
+        "last.pth": [*cached, "saved/*"],
+        "results/": [*cached, "saved/*", "saved/*/last.pth"],
     }
     assert kinds == expected["results/" if name == ".ranks.npz" else name]
 

@@ -551,6 +551,16 @@ def noted(scores):
     return {"best_valid_score": best, "best_valid_result": {"ndcg@10": best}, "epoch_log": log, **counts}
 
 
+def test_no_room_for_what_becomes_of_trials(settings):
+    """Neither the trial nor the driver can note it."""
+    one = planned(settings, epochs=1, sizes=[4])
+    one.folder.mkdir(parents=True)
+    (one.folder / "trials").touch()
+    how = {"scheduler": "none", "grace_period": 1, "max_concurrent": 1, "cpus_per_trial": 1, "gpus_per_trial": 0}
+    with pytest.raises(TigerError, match=r"broke off: cannot write .*/trials/.*; make room .*; then go on by --resume"):
+        tuning.tune_sweep(one, resume=False, ray_address=None, **how)
+
+
 def test_the_winner_is_the_best_of_the_completed_trials(settings):
     three = planned(settings)
     for trial, status, scores in zip(

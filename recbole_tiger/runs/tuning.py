@@ -15,7 +15,7 @@ import ray
 import torch
 from ray import tune
 from ray.exceptions import RayError
-from ray.tune import RunConfig
+from ray.tune import RunConfig, TuneError
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search import Searcher
 from recbole.data.dataset import SequentialDataset
@@ -319,7 +319,7 @@ def run_trials(sweep, *, scheduler, grace_period, max_concurrent, cpus_per_trial
         ray_address: of a running cluster, whose nodes share the folders of the settings; None: this machine alone.
 
     Raises:
-        TigerError: the cluster is not there or no node of it has the room.
+        TigerError: the cluster is not there, no node of it has the room, or what becomes of trials cannot be written.
     """
     os.environ.update(TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1", TUNE_DISABLE_SIGINT_HANDLER="1", RAY_AIR_NEW_OUTPUT="0")
     if cpus_per_trial < 1 or gpus_per_trial < 0:
@@ -355,6 +355,9 @@ def run_trials(sweep, *, scheduler, grace_period, max_concurrent, cpus_per_trial
                     verbose=0,
                 ),
             ).fit()
+    except TuneError as error:  # its text is a traceback
+        last = str(error).strip().splitlines()[-1].removeprefix(f"{TigerError.__module__}.{TigerError.__name__}: ")
+        raise TigerError(f"the sweep broke off: {last}; then go on by --resume") from error
     finally:
         ray.shutdown()
     if left := sweep.left():
