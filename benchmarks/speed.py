@@ -14,6 +14,7 @@ import resource
 import tempfile
 import time
 import warnings
+from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 from statistics import median
@@ -160,7 +161,7 @@ def read_data(config):
     users = users[: GPU_USERS if config["device"].type == "cuda" else USERS]
     histories = left_padded(test[sequence][users], test[length][users], config["MAX_ITEM_LIST_LENGTH"])
     return SimpleNamespace(
-        catalogue=dataset.catalogue,
+        catalogue=replace(dataset.catalogue, tokenizer=None),  # its tensors do not go through the pipe
         shape={
             "users": dataset.user_num - 1,
             "items": dataset.item_num - 1,

@@ -25,8 +25,8 @@ from recbole.model.sequential_recommender import SASRec
 from recbole.utils import get_model
 
 from recbole_tiger import Recommender, SemanticIDs, files, run_recbole
-from recbole_tiger.catalogue import catalogue
 from recbole_tiger.catalogue.item_text import read_item_text
+from recbole_tiger.catalogue.quantizers.rq_kmeans import RQKMeans
 from recbole_tiger.cli import main
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import locked
@@ -499,7 +499,7 @@ def test_own_semantic_ids_start_from_the_text(own, tmp_path):
         ({"beam_size": 61}, ["beam_size 61", "60 items", "lower"]),
         ({"beam_size": 19}, ["beam_size 19", "topk 20", "raise beam_size"]),
         ({"beam_size": 20, "topk": [5, 30]}, ["beam_size 20", "topk 30"]),
-        ({"quantizer": "rq_means"}, ["unknown quantizer 'rq_means'", "rq_vae or rq_kmeans or lsh or random"]),
+        ({"quantizer": "rq_means"}, ["unknown quantizer 'rq_means'", "rq_vae or rq_kmeans or vq or opq"]),
         ({"quantizer": "lsh", "codebook_size": 12}, ["codebook_size 12", "power of two"]),
         ({"scoring": "greedy"}, ["unknown scoring 'greedy'", "beam or exact"]),
         ({"encoder_tokens": "word"}, ["unknown encoder_tokens 'word'", "code or item"]),
@@ -1137,7 +1137,7 @@ def test_cached_semantic_ids_of_another_revision(settings, monkeypatch):
     caches = Path(settings["cache_dir"])
     first = built(settings)[2].network.codes
     (cache,) = caches.glob("semantic-ids-*.tsv")
-    monkeypatch.setattr(catalogue, "REVISION", catalogue.REVISION + 1)
+    monkeypatch.setattr(RQKMeans, "REVISION", RQKMeans.REVISION + 1)
     ids = SemanticIDs.load(cache)
     SemanticIDs(ids.items, ids.codes[::-1].copy()).save(cache)  # as earlier code may have made them
     assert torch.equal(built(settings)[2].network.codes, first)

@@ -508,13 +508,13 @@ def test_settings_that_a_baseline_does_not_read_are_told(data_path, tmp_path, ca
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"quantizer": "lsh", "rq_vae_steps": 10, "codebook_size": 16}, "on the quantizer lsh: rq_vae_steps"),
-        ({"quantizer": "atomic", "codebook_depth": 2}, "on the quantizer atomic: codebook_depth"),
-        ({"semantic_ids": "ids.tsv", "codebook_size": 16}, "with semantic_ids: codebook_size"),
+        ({"quantizer": "lsh", "rq_vae_steps": 10, "codebook_size": 16}, "lsh: rq_vae_steps"),
+        ({"quantizer": "atomic", "codebook_depth": 2}, "atomic: codebook_depth"),
+        ({"semantic_ids": "ids.tsv", "codebook_size": 16}, None),
         ({"rq_vae_steps": 10, "hidden_size": 16}, None),
     ],
 )
 def test_settings_of_another_quantizer_are_told(capsys, settings, told):
     tell_unread("TIGER", settings)
     said = capsys.readouterr().err
-    assert said == ("" if told is None else f"recbole-tiger: warning: of quantizers, without effect {told}\n")
+    assert said == ("" if told is None else f"recbole-tiger: warning: of other quantizers, without effect on {told}\n")

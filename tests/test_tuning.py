@@ -499,7 +499,7 @@ def test_one_trial_that_collapses_refuses_no_others(settings):
     np.savez("kinds.npz", items=np.array([f"i{i}" for i in range(N_ITEMS)]), embeddings=kinds)
     settings = {**settings, "item_embeddings": "kinds.npz", "codebook_depth": 1}
     tuning.check_trials(planned(settings, sizes=[50, 4]))
-    (table,) = Path(settings["cache_dir"]).iterdir()
+    (table,) = Path(settings["cache_dir"]).glob("*.tsv")
     assert SemanticIDs.load(table).statistics()["used_codes"] == [4]
 
 

@@ -56,7 +56,11 @@ def small_model(codes=None, seed=0, **changes):
         codes = np.random.default_rng(seed).integers(0, 8, size=(30, 4))
     items = [f"i{i}" for i in range(len(codes))]
     catalogue = SimpleNamespace(
-        items=items, titles=items, semantic_ids=SemanticIDs(items, add_collision_level(np.asarray(codes)))
+        items=items,
+        titles=items,
+        semantic_ids=SemanticIDs(items, add_collision_level(np.asarray(codes))),
+        tokenizer=None,
+        columns={},
     )
     dataset = SimpleNamespace(catalogue=catalogue, num=lambda field: len(items) + 1)
     torch.manual_seed(seed)

@@ -41,8 +41,8 @@ def tell_unread(model, settings):
         return
     config = {**defaults_of(model_of(model)), **property_file("recipe", model), **settings}
     if config["quantizer"] in QUANTIZERS and (found := unread_settings(config, settings)):
-        by = "with semantic_ids" if config["semantic_ids"] else f"on the quantizer {config['quantizer']}"
-        print(f"recbole-tiger: warning: of quantizers, without effect {by}: {', '.join(found)}", file=sys.stderr)
+        of = f"of other quantizers, without effect on {config['quantizer']}"
+        print(f"recbole-tiger: warning: {of}: {', '.join(found)}", file=sys.stderr)
 
 
 def write(text, output):

@@ -47,9 +47,11 @@ def quantizer_settings(config):
 
 
 def unread_settings(config, given):
-    """Those of the settings ``given`` that other quantizers read than the configured one; with IDs from a file, all."""
+    """Those of the settings ``given`` that other quantizers read than the configured one; none with IDs from a file."""
+    if config["semantic_ids"]:
+        return []
     of_any = {key for quantizer in QUANTIZERS for key in _read_by(quantizer)}
-    return sorted(set(given) & of_any - (set() if config["semantic_ids"] else _read_by(config["quantizer"])))
+    return sorted(set(given) & of_any - _read_by(config["quantizer"]))
 
 
 def make_quantizer(config):
