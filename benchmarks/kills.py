@@ -93,7 +93,9 @@ def told(folder):
     results = read_results(folder / "results")
     scores = {result["label"]: (result["best_valid_result"], result["test_result"], result["epochs"]) for result in results}
     ids = folder / "ids.tsv"
-    fetched = {file.name: content_hash(file) for file in (folder / "fetched").rglob("*") if file.is_file()}
+    files = [file for file in (folder / "fetched").rglob("*") if file.is_file()]
+    # SIGKILL leaves what was being written under a hidden name.
+    fetched = {file.name: content_hash(file) for file in files if "/." not in str(file)}
     return scores, ids.read_text(encoding="utf-8") if ids.is_file() else None, fetched
 
 
@@ -126,7 +128,7 @@ def kill(name, url, seconds, expected, draw):
         status, err = end(begin(name, folder, url), folder)
         assert status == 0, f"{where}, then again: status {status}: {err[-2000:]}"
         assert told(folder) == expected, f"{where}, then again: another result: {told(folder)} and not {expected}"
-        half = [file for file in folder.rglob(".*") if file.is_file()]
+        half = list(folder.rglob(".*"))
         assert number == signal.SIGKILL or not half, f"{where}: left {half}"
     return number.name
 

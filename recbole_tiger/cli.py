@@ -97,10 +97,10 @@ def main(argv=None):
     threading.excepthook = thread_failed
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a title that the terminal cannot show ends no command
-    args, rest = make_parser().parse_known_args(argv)
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminate)
     try:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, _terminate)
+        args, rest = make_parser().parse_known_args(argv)
         _check_arguments(sys.argv[1:] if argv is None else argv)
         _execute(args, rest)
         sys.stdout.flush()

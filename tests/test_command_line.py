@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recbole_tiger import Recommender, SemanticIDs, __version__
+from recbole_tiger import Recommender, SemanticIDs, __version__, cli
 from recbole_tiger.cli import main
 from recbole_tiger.commands.shared import tell_unread
 from recbole_tiger.report.results import read_ranks, read_results
@@ -128,6 +129,16 @@ def test_a_mistake_ends_the_process_with_status_2():
 
 
 # --- run ---
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_signal_while_the_arguments_are_read(monkeypatch, capsys, number, status, word):
+    """The moment was found by killing commands at random ones."""
+    monkeypatch.setattr(cli, "make_parser", lambda: signal.raise_signal(number))
+    assert main(["run"]) == status
+    assert capsys.readouterr().err == f"recbole-tiger: {word}\n"
 
 
 def test_run_writes_the_documented_result(trained):

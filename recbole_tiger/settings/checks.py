@@ -137,6 +137,8 @@ def check_run(config):
     _check_whole("metric_decimal_place", config["metric_decimal_place"])
     _check_intervals(config)
     check_number("learning_rate", config["learning_rate"], positive=True)
+    if config["reg_weight"] is not None:  # RecBole's trainer multiplies it, whatever the model
+        check_number("reg_weight", config["reg_weight"])
     # The label is part of the name of the result file.
     if Path(config["label"]).name != config["label"]:
         raise TigerError(f"label {config['label']!r} has to be usable in a file name: leave out its slashes")
