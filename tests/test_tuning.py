@@ -109,8 +109,9 @@ def test_the_same_sweep_twice_at_once(killed):
     """The second names the first, which ends as if it were alone; the one that was killed holds nothing."""
     status, message, process = killed["second"]
     assert status == 2
-    assert f"the sweep of {next((killed['folder'] / 'results').glob('tiny-*/')).relative_to(killed['folder'])} is" in message
-    assert f"running already, in process {process} (saved/" in message
+    (folder,) = (path for path in Path(killed["folder"], "results").glob("tiny-*") if path.is_dir())
+    assert f"the sweep of {folder.relative_to(killed['folder'])} is running already" in message
+    assert f"in process {process} (saved/" in message
     assert "wait until it ends, or end it" in message
     assert not list((killed["folder"] / "saved").glob("*.lock"))
 
