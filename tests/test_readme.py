@@ -11,6 +11,7 @@ from recbole_tiger.catalogue.quantizers import QUANTIZERS
 from recbole_tiger.cli import main
 from recbole_tiger.model import MODELS
 from recbole_tiger.settings.properties import defaults_of, protocol
+from tests.conftest import write_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -44,6 +45,19 @@ def commands():
                     yield "command", found.group()
 
 
+def vqrec(arguments, folder):
+    """Arguments of a small VQRec on made-up datasets, the second time with the checkpoint of the first."""
+    for name in ("one", "two", "three"):
+        write_dataset(folder / "dataset", name)
+    small = {**SMALL, "epochs": 2, "permutation_epochs": 1, "codebook_size": 8, "codebook_depth": 4}
+    places = {"amazon-sports-outdoors,amazon-toys-games": "one,two", "amazon-beauty": "three"}
+    for old, new in places.items():
+        arguments = [part.replace(old, new) for part in arguments]
+    newest = max((folder / "saved").glob("VQRec-*.pth"), key=lambda file: file.stat().st_mtime, default=None)
+    arguments = [f"--pre_model_path={newest}" if part.startswith("--pre_model_path=") else part for part in arguments]
+    return [*arguments, *(f"--{key}={value}" for key, value in small.items())]
+
+
 def shortened(line, folder, official):
     """Arguments of a command with SMALL settings, and the newest checkpoint where the README writes a placeholder.
 
@@ -64,6 +78,8 @@ def shortened(line, folder, official):
         (sweep,) = re.findall(r"^```yaml\n(# mine.yaml.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
         (folder / "mine.yaml").write_text(sweep)
         arguments = [re.sub("^--sweep=.*", "--sweep=mine.yaml", part) for part in arguments] + ["--num_samples=2"]
+    if "--model=VQRec" in arguments:
+        return vqrec(arguments, folder)
     arguments = [part.replace("--plugins=tests", f"--plugins={ROOT / 'tests'}") for part in arguments]
     small = {**SMALL, **SMALL_TIGER}
     kept = [part for part in arguments if part.removeprefix("--").split("=")[0] not in small]
@@ -99,7 +115,8 @@ def test_runs(number, folder, official, monkeypatch, capsys):
     shown = capsys.readouterr()
     assert status == 0, shown.err
     if command in ("run", "compare"):
-        models = re.search(r"--models?=(\S+)", text).group(1).split(",")
+        models = re.search(r"--label=(\S+)|--models?=(\S+)", re.sub(r"(.*)(--label=.*)", r"\2 \1", text))
+        models = (models.group(1) or models.group(2)).split(",")
         assert all(re.search(rf"^\| *{model} ", shown.out, flags=re.MULTILINE) for model in models)
     if command == "tune":
         assert len(re.findall(r"^\|.* (completed( \*)?|stopped) \|$", shown.out, flags=re.MULTILINE)) == 4
