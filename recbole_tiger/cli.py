@@ -56,14 +56,6 @@ def make_parser():
     return parser
 
 
-class Terminated(BaseException):
-    """SIGTERM has come: what was begun to be written is removed on the way out."""
-
-
-def _terminate(number, frame):
-    raise Terminated
-
-
 def _check_arguments(argv):
     """Refuse what this locale does not decode: half of what is written later could not hold it."""
     for argument in argv:
@@ -95,11 +87,17 @@ def main(argv=None):
             threading.__excepthook__(failure)
 
     threading.excepthook = thread_failed
+    terminated = []
+
+    def terminate(number, frame):
+        terminated.append(number)
+        raise KeyboardInterrupt  # what was begun to be written is removed on the way out; Ray lets no other kind pass
+
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a title that the terminal cannot show ends no command
     try:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, _terminate)
+            signal.signal(signal.SIGTERM, terminate)
         args, rest = make_parser().parse_known_args(argv)
         _check_arguments(sys.argv[1:] if argv is None else argv)
         _execute(args, rest)
@@ -120,11 +118,8 @@ def main(argv=None):
         print(f"recbole-tiger: error: {reason}; make room or choose another folder", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("recbole-tiger: interrupted", file=sys.stderr)
-        return 130
-    except Terminated:
-        print("recbole-tiger: terminated", file=sys.stderr)
-        return 143
+        print(f"recbole-tiger: {'terminated' if terminated else 'interrupted'}", file=sys.stderr)
+        return 143 if terminated else 130
     for error in unwritten:
         print(f"recbole-tiger: warning: the tensorboard log is cut short: {error}", file=sys.stderr)
     return 0

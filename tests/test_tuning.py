@@ -553,6 +553,23 @@ def noted(scores):
     return {"best_valid_score": best, "best_valid_result": {"ndcg@10": best}, "epoch_log": log, **counts}
 
 
+def test_a_sweep_that_is_terminated(settings):
+    """In a sentence and with the status of any command, though Ray has a handler of its own; it goes on from there."""
+    Path("sizes.yaml").write_text("codebook_size: [4, 8]\n")
+    varied = {key: value for key, value in settings.items() if key != "codebook_size"} | {
+        "epochs": 200,
+        "stopping_step": 200,
+    }
+    call = ["tune", "--dataset=tiny", "--sweep=sizes.yaml", "--scheduler=none", "--cpus_per_trial=1", *arguments(varied)]
+    driver = subprocess.Popen([*PYTHON, *call], stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: scored(records("results").get(4, {})) >= 1, driver)
+    driver.terminate()
+    assert driver.communicate()[1].splitlines()[-1] == "recbole-tiger: terminated"
+    assert driver.returncode == 143
+    assert records("results")[4]["status"] == "running"
+    assert not list(Path().rglob("*.lock"))
+
+
 def test_no_room_for_what_becomes_of_trials(settings):
     """Neither the trial nor the driver can note it."""
     one = planned(settings, epochs=1, sizes=[4])

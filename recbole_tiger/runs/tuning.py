@@ -6,8 +6,10 @@ import logging
 import os
 import platform
 import shutil
+import signal
 import socket
 import tempfile
+import threading
 import warnings
 from types import SimpleNamespace
 
@@ -381,8 +383,11 @@ def start_ray(ray_address):
         os.environ.update(ONE_HEAP)
         # Ray itself finds no GPU under WSL, nor those of AMD.
         found = {"address": "local", "num_gpus": torch.cuda.device_count()}
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**found, include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray's ends the process in the middle of what it writes
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         reason = str(error).partition("\n")[0]
         if ray_address is None:
