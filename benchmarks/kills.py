@@ -75,6 +75,8 @@ def begin(name, folder, url):
     call = [*COMMANDS[name], *([f"--source={url}"] if name == "download" else [])]
     process = FORKED.Process(target=command, args=(call, folder))
     process.start()
+    while process.is_alive() and not (folder / "err").is_file():  # until then a signal is not the command's
+        time.sleep(0.001)
     return process
 
 
@@ -146,12 +148,12 @@ def main(argv=None):
         if "download" in names:
             write_published_size(originals, "amazon-beauty")
             server.pause = PAUSE
-        end(begin("tokenize", originals, url), Path(originals))  # refused: it is the imports that are waited for
+        end(begin("tokenize", Path(originals), url), Path(originals))  # refused: it is the imports that are waited for
         for name in names:
             with tempfile.TemporaryDirectory() as folder:
                 prepare(Path(folder))
                 start = time.perf_counter()
-                status, err = end(begin(name, folder, url), Path(folder))
+                status, err = end(begin(name, Path(folder), url), Path(folder))
                 if status:
                     raise SystemExit(f"{name}, uninterrupted: status {status}: {err}")
                 usual[name] = (time.perf_counter() - start, told(Path(folder)))

@@ -525,6 +525,7 @@ def test_own_semantic_ids_start_from_the_text(own, tmp_path):
         ({"weight_decay": True}, ["weight_decay", "number from 0 up", "True"]),
         ({"learner": "adafactor"}, ["unknown learner 'adafactor'", "adam or adamw"]),
         ({"betas": 0.9}, ["betas", "two numbers", "0.9"]),
+        ({"betas": None}, ["betas", "two numbers", "None"]),
         ({"clip_grad_norm": 1.0}, ["clip_grad_norm", "max_norm", "1.0"]),
         ({"weight_decay": "a"}, ["weight_decay", "'a'"]),
         ({"n_user_tokens": -5}, ["n_user_tokens", "-5"]),

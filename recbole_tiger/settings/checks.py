@@ -80,7 +80,7 @@ def _check_columns(config):
 def _check_optimizer(config):
     betas, clip = config.get("betas"), config["clip_grad_norm"]
     pair = isinstance(betas, list | tuple) and len(betas) == 2
-    if betas is not None and not (pair and all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in betas)):
+    if "betas" in config and not (pair and all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in betas)):
         raise TigerError(f"betas has to be a list of two numbers from 0 up to 1, not {betas!r}")
     if clip is not None:
         if not isinstance(clip, dict) or "max_norm" not in clip or not set(clip) <= {"max_norm", "norm_type"}:
