@@ -323,7 +323,7 @@ def test_no_room_for_what_comes(big, tmp_path):
 @pytest.mark.parametrize("name", ["amazon-beauty.inter", "amazon-beauty.item", "reviews_Beauty_5.json.gz.part.json"])
 def test_no_room_for_what_is_made(originals, name):
     with served(originals) as (_, url):
-        with full_disk(name, 30), pytest.raises(TigerError, match=rf"cannot write data/.*{name}: .*; make room or choose"):
+        with full_disk(name, 30), pytest.raises(TigerError, match=rf"cannot write .*data/.*{name}: .*; make room or choose"):
             download_amazon("amazon-beauty", "data", url, amazon=SMALL)
         assert not any(file.name.startswith((".", "amazon-beauty")) for file in Path("data").iterdir())
         download_amazon("amazon-beauty", "data", url, amazon=SMALL)

@@ -1,6 +1,7 @@
 """``recbole-tiger run``."""
 
 from recbole_tiger.commands.shared import add_results_dir, tell_unread
+from recbole_tiger.settings.properties import model_of
 
 SUMMARY = "Train and test one model"
 EXAMPLE = "recbole-tiger run --model=TIGER --dataset=ml-100k --epochs=3"
@@ -20,11 +21,12 @@ def add_arguments(parser):
 
 def execute(args, settings):
     """Train and test a model, print its row and where its files are."""
-    tell_unread(args.model, settings)
+    model_of(args.model)  # a model that there is not is named before the imports, which take seconds
     from recbole_tiger.report.leaderboard import leaderboard, rows_of
     from recbole_tiger.runs import experiment
 
     config = experiment.prepare(args.model, args.dataset, {**settings, **({"resume": True} if args.resume else {})})
+    tell_unread(args.model, settings)
     file = experiment.result_path(config, args.results_dir)  # some models write into their settings as they run
     run = experiment.run_or_read if config["resume"] else experiment.run
     result = run(config, args.results_dir)

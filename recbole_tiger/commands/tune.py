@@ -5,7 +5,7 @@ from importlib import metadata
 
 from recbole_tiger.commands.shared import add_results_dir, tell_unread
 from recbole_tiger.errors import TigerError
-from recbole_tiger.settings.properties import property_files
+from recbole_tiger.settings.properties import model_of, property_files
 
 SUMMARY = "Search settings by Ray Tune; the winner on validation is tested"
 EXAMPLE = "recbole-tiger tune --dataset=ml-100k --sweep=codebook --max_concurrent=2 --epochs=8 --valid_users=500"
@@ -73,7 +73,7 @@ def execute(args, settings):
     for key in ("num_samples", "max_concurrent"):
         if getattr(args, key) < 1:
             raise TigerError(f"{key} has to be a positive whole number, not {getattr(args, key)}")
-    tell_unread(args.model, settings)
+    model_of(args.model)  # a model that there is not is named before the imports, which take seconds
     _import_ray()
     import torch
 
@@ -88,6 +88,7 @@ def execute(args, settings):
         seen = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
         settings["gpu_id"] = seen if torch.cuda.device_count() else ""
     config = experiment.prepare(args.model, args.dataset, settings)
+    tell_unread(args.model, settings)
     cpus, gpus = args.cpus_per_trial, args.gpus_per_trial
     planned = sweep.plan(
         args.model,
