@@ -1,9 +1,16 @@
-"""Data sets of any size: clustered item embeddings, power-law popularity, users who stay near their cluster."""
+"""What benchmarks share: the dimensions of the paper, and data sets of any size.
+
+Of these: clustered item embeddings, power-law popularity, users who stay near their cluster.
+"""
 
 from pathlib import Path
 
 import numpy as np
 
+from recbole_tiger.settings.properties import property_file
+
+# The dimensions of the paper.
+PAPER = {name: property_file("recipe", "TIGER-paper")[name] for name in ("n_heads", "head_size", "inner_size")}
 DIM, LATENT = 384, 24
 WORDS = ("amber", "basil", "cedar", "dahlia", "elm", "fern", "ginger", "hazel", "iris", "juniper", "kelp", "lilac")
 CHUNK = 65536

@@ -20,7 +20,7 @@ import warnings
 from pathlib import Path
 
 import torch
-from generated import clustered_embeddings, item_tokens, write_dataset
+from generated import PAPER, clustered_embeddings, item_tokens, write_dataset
 from recbole.data import data_preparation
 from recbole.data.dataloader import FullSortEvalDataLoader
 from tabulate import tabulate
@@ -39,8 +39,6 @@ from recbole_tiger.training.trainer import TIGERTrainer
 
 SIZES = (10**4, 10**5, 10**6)
 MOST_INTERACTIONS = 10**6
-# The dimensions of the paper.
-PAPER = {"n_heads": 6, "head_size": 64, "inner_size": 1024}
 INTERACTIONS_A_USER = 9
 # Steps of a schedule whose end nobody reaches.
 FAR_OFF = 10**9

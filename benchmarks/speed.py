@@ -22,7 +22,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from generated import clustered_embeddings, item_tokens, write_dataset
+from generated import PAPER, clustered_embeddings, item_tokens, write_dataset
 from recbole.data import data_preparation
 from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
@@ -47,8 +47,6 @@ from recbole_tiger.training.trainer import TIGERTrainer, autocast
 
 BEAUTY = {"n_items": 12101, "n_users": 22363, "n_interactions": 198502}
 WIDTHS = (10, 20, 50)
-# The dimensions of the paper.
-PAPER = {"n_heads": 6, "head_size": 64, "inner_size": 1024}
 # Test users that all decode for; users a batch among which Hugging Face's generate has its best, found out for every width.
 USERS, HF_USERS = 256, (8, 32)
 GPU_USERS, GPU_HF_USERS = 4096, (32, 128, 512)

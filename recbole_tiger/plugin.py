@@ -1,7 +1,6 @@
 """Registers every model of MODELS with RecBole: with RecBole's first import, or at once where it is imported already."""
 
 import functools
-import importlib
 import importlib.machinery
 import sys
 
@@ -9,6 +8,7 @@ import wrapt
 
 from recbole_tiger.compat import replace
 from recbole_tiger.model import MODELS
+from recbole_tiger.registry import imported
 
 
 class Absent:
@@ -57,10 +57,7 @@ def _of_model(suffix, attribute):
     def find(name):
         model = name.removesuffix(suffix)
         home = getattr(MODELS[model], attribute) if name != model and model in MODELS else None
-        if home is None:
-            return None
-        module, _, cls = home.rpartition(".")
-        return getattr(importlib.import_module(module), cls)
+        return home and imported(home)
 
     return find
 
@@ -132,7 +129,8 @@ def register_settings(module):
 
         if self.model in MODELS:
             check_model(self.final_config_dict)
-            trainer = _of_model("Trainer", "trainer_class")(f"{self.model}Trainer")
+            home = MODELS[self.model].trainer_class
+            trainer = home and imported(home)
             if hasattr(trainer, "check_settings"):  # those about checkpoints, which models do not read
                 trainer.check_settings(self.final_config_dict)
         init_device(self)

@@ -10,6 +10,12 @@ from pathlib import Path
 from recbole_tiger.errors import TigerError
 
 
+def imported(name):
+    """The class of a dotted name."""
+    module, _, attribute = name.rpartition(".")
+    return getattr(importlib.import_module(module), attribute)
+
+
 class Registry(UserDict):
     """Names and the classes behind them; those of this package are imported when they are asked for.
 
@@ -27,11 +33,9 @@ class Registry(UserDict):
         self.what, self.settings = what, {}
 
     def __getitem__(self, name):
-        home = self.data[name]
-        if isinstance(home, str):
-            module, _, attribute = home.rpartition(".")
-            home = self.data[name] = getattr(importlib.import_module(module), attribute)
-        return home
+        if isinstance(self.data[name], str):
+            self.data[name] = imported(self.data[name])
+        return self.data[name]
 
     def register(self, name, cls, settings):
         """Add a class from outside of this package.

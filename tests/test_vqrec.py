@@ -652,7 +652,7 @@ def test_a_checkpoint_of_another_catalogue_is_refused():
     for other, message in (
         (small_model(np.random.default_rng(1).integers(0, 8, size=(31, 4))).state_dict(), "31 items, here 30"),
         (small_model(hidden_size=14).state_dict(), "made with other settings"),
-        ({"network.codes": torch.zeros(3)}, "holds no code embeddings"),
+        ({"network.codes": torch.zeros(3)}, "holds no semantic IDs: it is not one of VQRec"),
     ):
         with pytest.raises(TigerError, match=message):
             model.load_state_dict(other)

@@ -262,6 +262,12 @@ def read_item_text(config):
     return table
 
 
+def lists_of(table):
+    """Texts and titles of a table of :func:`read_item_text`, two lists; dict of field -> list of its values."""
+    columns = {name.removeprefix(COLUMN): table[name].tolist() for name in table.columns if name.startswith(COLUMN)}
+    return table["text"].tolist(), table["title"].tolist(), columns
+
+
 def text_of_items(config, items, needed=True):
     """Text of the given items.
 
@@ -288,8 +294,7 @@ def text_of_items(config, items, needed=True):
             f"{len(empty)} items have no text in {path} (fields {', '.join(columns)}): {named(empty)}; "
             f"give them text or name more columns by --text_fields=[...]"
         )
-    columns = {name.removeprefix(COLUMN): table[name].tolist() for name in table.columns if name.startswith(COLUMN)}
-    return table["text"].tolist(), table["title"].tolist(), columns
+    return lists_of(table)
 
 
 def _refuse_absent(path, tokens, name):

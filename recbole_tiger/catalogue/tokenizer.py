@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from recbole_tiger.catalogue.encoder import encode, load_embeddings
-from recbole_tiger.catalogue.item_text import COLUMN, header, read_columns, read_item_text
+from recbole_tiger.catalogue.item_text import header, lists_of, read_columns, read_item_text
 from recbole_tiger.catalogue.quantizers import QUANTIZERS, make_quantizer, quantizer_settings
 from recbole_tiger.catalogue.quantizers.base import Quantizer
 from recbole_tiger.errors import TigerError, named
@@ -121,5 +121,4 @@ def read_new_items(file, config, text_needed):
             f"{len(empty)} items have no text in {path} (fields {', '.join(config['text_fields'])}): {named(empty)}; "
             f"give them text, or leave them out"
         )
-    columns = {name.removeprefix(COLUMN): table[name].tolist() for name in table.columns if name.startswith(COLUMN)}
-    return tokens.tolist(), table["text"].tolist(), table["title"].tolist(), columns
+    return tokens.tolist(), *lists_of(table)

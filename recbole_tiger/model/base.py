@@ -132,6 +132,28 @@ class SemanticIDModel(SequentialRecommender):
                 f"something else than in this, revision {cls.revision}: remove it, and train it anew"
             )
 
+    def load_state_dict(self, state_dict, strict=True):
+        """Load weights together with the codes that they were trained on.
+
+        Raises:
+            TigerError: they belong to another catalogue, other settings or another model.
+        """
+        codes = state_dict.get(self.codes_name)
+        if codes is None:
+            raise TigerError(f"the checkpoint holds no semantic IDs: it is not one of {type(self).__name__}")
+        if len(codes) != len(self.items) + 1:
+            raise TigerError(f"the checkpoint is of another dataset: {len(codes) - 1} items, here {len(self.items)}")
+        self.fit_to(state_dict)
+        try:
+            return super().load_state_dict(state_dict, strict)
+        except RuntimeError as error:
+            raise TigerError(
+                f"the checkpoint was made with other settings: {str(error).splitlines()[-1].strip()}"
+            ) from error
+
+    def fit_to(self, state_dict):
+        """Take the shape of weights that are loaded next; their catalogue has as many items."""
+
     def load_other_parameter(self, para):
         """Take over items and titles of a checkpoint, which have to be those of the dataset.
 

@@ -39,6 +39,22 @@ def widths_in(state_dict):
     return [state_dict[CLASSIFIER.format(level)].shape[0] for level in range(state_dict["network.codes"].shape[1])]
 
 
+def in_slices(search, order, size, k):
+    """Items and scores of histories that are searched in another order, a slice at a time.
+
+    Args:
+        search: function of a slice of the ordered histories to their items and scores, each [size, at least k].
+        order: int tensor [batch] on the host, where each of the ordered histories stands among the given ones.
+
+    Returns:
+        items and scores of the given histories, each [batch, k].
+    """
+    found = [search(slice(begin, begin + size)) for begin in range(0, len(order), size)]
+    back = order.argsort().to(found[0][0].device, non_blocking=True)
+    items, scores = (torch.cat(parts)[back, :k] for parts in zip(*found, strict=True))
+    return items, scores
+
+
 def carried_over(table, codes, more_codes):
     """Embeddings of the prefixes of a larger catalogue: those that were there keep theirs, new ones are zero.
 
@@ -127,13 +143,13 @@ class TIGER(SemanticIDModel):
         Raises:
             TigerError: with the setting and what it may be.
         """
-        for key in ("prefix_embedding", "history_bias"):
+        of_the_trie = {
+            "prefix_embedding": "only prefixes that the trie holds have an embedding",
+            "history_bias": "it is a logit of the nodes of the trie",
+        }
+        for key, reason in of_the_trie.items():
             if config[key] and not config["trie_softmax"]:
-                what = {
-                    "prefix_embedding": "only prefixes that the trie holds have an embedding",
-                    "history_bias": "it is a logit of the nodes of the trie",
-                }
-                raise TigerError(f"{key} needs --trie_softmax=True: {what[key]}")
+                raise TigerError(f"{key} needs --trie_softmax=True: {reason}")
         modes, metrics = set(config["eval_args"]["mode"].values()), config["metrics"]
         if config["decoding_temperature"] is not None and config["scoring"] == "exact":
             raise TigerError("decoding_temperature draws items by the beam: leave out scoring exact")
@@ -154,8 +170,8 @@ class TIGER(SemanticIDModel):
                 f"beam_size {config['beam_size']} is less than the largest topk {max(config['topk'])}: "
                 f"a shorter list would be filled with arbitrary items; raise beam_size"
             )
-        whole = [metric for metric in config["metrics"] if WHOLE.intersection(metric_information.get(metric.lower(), ()))]
-        if whole and config["scoring"] == "beam" and "full" in config["eval_args"]["mode"].values():
+        whole = [metric for metric in metrics if WHOLE.intersection(metric_information.get(metric.lower(), ()))]
+        if whole and config["scoring"] == "beam" and "full" in modes:
             raise TigerError(
                 f"metrics: {', '.join(whole)} ranks the whole catalogue, and a beam finds {config['beam_size']} items of "
                 f"it: give --scoring=exact, or leave the metric out"
@@ -224,30 +240,13 @@ class TIGER(SemanticIDModel):
     def _build(self, codes, widths, text):
         self.network = make_network(codes, widths, text, self.network_settings)
 
-    def load_state_dict(self, state_dict, strict=True):
-        """Load weights together with the codes that they were trained on.
-
-        Raises:
-            TigerError: they belong to another catalogue or other settings.
-        """
-        codes = state_dict.get("network.codes")
-        if codes is None:
-            raise TigerError("the checkpoint holds no semantic IDs: it is not one of TIGER")
-        if len(codes) != len(self.network.codes):
-            raise TigerError(
-                f"the checkpoint is of another dataset: {len(codes) - 1} items, here {len(self.network.codes) - 1}"
-            )
-        own, widths = self.network.codes, widths_in(state_dict)
+    def fit_to(self, state_dict):
+        """Build the network anew where the weights were trained on other codes."""
+        codes, own, widths = state_dict["network.codes"], self.network.codes, widths_in(state_dict)
         if widths != self.network.widths or codes.shape != own.shape or not torch.equal(codes.to(own.device), own):
             text = state_dict.get(TEXT_NAME)
             self._build(codes.cpu(), widths, None if text is None else text[1:].cpu())
             self.to(own.device)
-        try:
-            return super().load_state_dict(state_dict, strict)
-        except RuntimeError as error:
-            raise TigerError(
-                f"the checkpoint was made with other settings: {str(error).splitlines()[-1].strip()}"
-            ) from error
 
     @classmethod
     def catalogue_of(cls, state):
@@ -350,21 +349,18 @@ class TIGER(SemanticIDModel):
         if scoring == "exact":
             return super().recommend(histories, slots, k, beam_size, scoring, among, left_out, temperature, seed)
         memory_of, order = self._memories(histories, slots)
-        size = self._decode_batch(beam_size)
-        slices = [slice(begin, begin + size) for begin in range(0, len(histories), size)]
         rows = order.to(self.network.codes.device, non_blocking=True)
         allowed = draw = None
         if among is not None or left_out is not None:
             allowed = Allowed.of(self.network.trie, among, None if left_out is None else left_out[rows])
         if temperature is not None:
             draw = Draw.of(temperature, seed, histories.to(rows.device, non_blocking=True)[rows])
-        found = [
-            beam_search(self.network, memory_of(part), beam_size, allowed and allowed.part(part), draw and draw.part(part))
-            for part in slices
-        ]
-        back = order.argsort().to(found[0][0].device, non_blocking=True)
-        items, scores = (torch.cat(parts)[back, :k] for parts in zip(*found, strict=True))
-        return items, scores
+
+        def search(part):
+            memory = memory_of(part)
+            return beam_search(self.network, memory, beam_size, allowed and allowed.part(part), draw and draw.part(part))
+
+        return in_slices(search, order, self._decode_batch(beam_size), k)
 
     def _decode_batch(self, beam_size):
         """How many histories to decode at once."""
@@ -415,11 +411,11 @@ class TIGER(SemanticIDModel):
     def unconstrained(self, histories, slots, beam_size):
         """As :func:`~recbole_tiger.model.decoding.unconstrained_beam_search`; histories as for :meth:`recommend`."""
         memory_of, order = self._memories(histories, slots)
-        parts = (slice(begin, begin + DECODE_BATCH) for begin in range(0, len(histories), DECODE_BATCH))
-        found = [unconstrained_beam_search(self.network, memory_of(part), beam_size) for part in parts]
-        back = order.argsort().to(found[0][0].device)
-        items, scores = (torch.cat(parts)[back] for parts in zip(*found, strict=True))
-        return items, scores
+
+        def search(part):
+            return unconstrained_beam_search(self.network, memory_of(part), beam_size)
+
+        return in_slices(search, order, DECODE_BATCH, beam_size)
 
     @torch.no_grad()
     def full_sort_predict(self, interaction):

@@ -238,7 +238,7 @@ class VQRec(SemanticIDModel):
             )
         others = {"codes", "row_of_code"}
         own = {name: pretrained[name] for name in self.state_dict().keys() & pretrained.keys() - others}
-        super().load_state_dict(own, strict=False)
+        nn.Module.load_state_dict(self, own, strict=False)  # the items are others
 
     def learn_permutation(self):
         """Train nothing but which pre-trained embedding each code of a digit looks up."""
@@ -282,24 +282,9 @@ class VQRec(SemanticIDModel):
         self._candidates = None
         return super().train(mode)
 
-    def load_state_dict(self, state_dict, strict=True):
-        """Load weights together with the codes that they were trained on.
-
-        Raises:
-            TigerError: they belong to another catalogue, other settings or another model.
-        """
+    def fit_to(self, state_dict):
+        """Forget what :meth:`candidates` keeps."""
         self._candidates = None
-        codes = state_dict.get("codes")
-        if codes is None or "code_embedding" not in state_dict:
-            raise TigerError("the checkpoint holds no code embeddings: it is not one of VQRec")
-        if len(codes) != len(self.codes):
-            raise TigerError(f"the checkpoint is of another dataset: {len(codes) - 1} items, here {len(self.codes) - 1}")
-        try:
-            return super().load_state_dict(state_dict, strict)
-        except RuntimeError as error:
-            raise TigerError(
-                f"the checkpoint was made with other settings: {str(error).splitlines()[-1].strip()}"
-            ) from error
 
     @torch.no_grad()
     def candidates(self):

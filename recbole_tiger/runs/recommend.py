@@ -29,7 +29,7 @@ class Recommender:
 
     def __init__(self, state, device):
         self.model = MODELS[state["config"]["model"]].from_checkpoint(state, device)
-        self.state, self.device = state, device
+        self.config, self.device = state["config"], device
         self.semantic_ids = self.model.semantic_ids()
         self.items, self.titles = self.model.items, self.model.titles
         self._row = {item: i for i, item in enumerate(self.items, start=1)}
@@ -74,21 +74,28 @@ class Recommender:
             TigerError: the model keeps no tokenizer, or the file does not fit: an item is there already or has no text, or
                 embeddings have another width.
         """
-        config, other = self.state["config"], self.state["other_parameter"]
-        if other["tokenizer"] is None:
+        if self.model.tokenizer is None:
             raise TigerError(
                 "this model reads semantic IDs from a file and keeps no tokenizer, which gives new items theirs: add them "
                 "to the file and train anew"
             )
-        tokenizer = Tokenizer.from_state(other["tokenizer"])
+        tokenizer = Tokenizer.from_state(self.model.tokenizer)
         own = tokenizer.made_by["item_embeddings"] is not None
-        items, texts, titles, columns = read_new_items(file, config, text_needed=not own)
+        items, texts, titles, columns = read_new_items(file, self.config, text_needed=not own)
         there = [item for item in items if item in self._row]
         if there:
             raise TigerError(f"{len(there)} items of {file} are in the catalogue already: {named(there)}; leave them out")
-        embeddings = tokenizer.embed(texts, items, item_embeddings, self.device, config["cache_dir"])
-        model, codes = MODELS[config["model"]], tokenizer.encode(embeddings)
-        return Recommender(model.with_items(self.state, items, titles, columns, codes, embeddings), self.device)
+        embeddings = tokenizer.embed(texts, items, item_embeddings, self.device, self.config["cache_dir"])
+        codes = tokenizer.encode(embeddings)
+        return Recommender(self.model.with_items(self._state(), items, titles, columns, codes, embeddings), self.device)
+
+    def _state(self):
+        """What a checkpoint of the model holds."""
+        return {
+            "config": self.config,
+            "state_dict": self.model.state_dict(),
+            "other_parameter": self.model.other_parameter(),
+        }
 
     def items_where(self, column, words):
         """The items whose value in a column of the item file has certain words, one behind the other, in either case.
@@ -113,7 +120,7 @@ class Recommender:
 
     def save(self, checkpoint):
         """Write a checkpoint, whole or not at all, which :meth:`load` reads."""
-        save_checkpoint(self.state, checkpoint)
+        save_checkpoint(self._state(), checkpoint)
 
     def recommend(
         self,

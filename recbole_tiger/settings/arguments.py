@@ -24,6 +24,7 @@ def check_keys(settings, source):
     Raises:
         TigerError: with the nearest known one.
     """
+    known = known_settings()
     for key, value in settings.items():
         if not isinstance(key, str):
             raise TigerError(
@@ -36,8 +37,8 @@ def check_keys(settings, source):
             raise TigerError(f"{key} in {source}: {glued[0]!r} lacks the space after its colon, which YAML wants")
         if key in ("model", "dataset"):
             raise TigerError(f"{key} in {source} is no setting: it is an argument of a command's own, see its --help")
-        if key not in known_settings():
-            raise TigerError(f"unknown setting {key!r} in {source}{nearest(key, sorted(known_settings()))}")
+        if key not in known:
+            raise TigerError(f"unknown setting {key!r} in {source}{nearest(key, sorted(known))}")
 
 
 def parse_arguments(arguments):
