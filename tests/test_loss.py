@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from recbole_tiger.model.tiger import counted_targets
 from tests import plain
 from tests.test_recbole import built
 
@@ -47,7 +48,7 @@ def test_loss_by_hand(settings, variant, smoothing):
         for end in range(len(sequence) - n, len(sequence))
     ]
     items = torch.tensor([[0] * (6 - len(sequence)) + sequence for sequence in sequences])
-    loss = model.window_loss(items, torch.tensor(n_targets))
+    loss = model.window_loss(items, *counted_targets(torch.tensor(n_targets)))
     assert loss.item() == pytest.approx(sum(expected) / len(expected), abs=1e-5)
     loss.backward()
     gradients = [parameter.grad for parameter in model.network.parameters() if parameter.grad is not None]
@@ -57,13 +58,13 @@ def test_loss_by_hand(settings, variant, smoothing):
 def test_the_history_bias_learns_and_the_rest_does_not_notice(settings):
     """Gradients of the rest are those of the same network without the bias; those of the bias are not zero."""
     _, _, model, _ = built(settings)
-    items, n_targets = torch.tensor([[5, 9, 2, 6, 5, 3], [3, 1, 3, 2, 8, 1]]), torch.tensor([5, 5])
+    items = torch.tensor([[5, 9, 2, 6, 5, 3], [3, 1, 3, 2, 8, 1]])
     gradients = {}
     for with_bias in (False, True):
         model.network = plain.small_network(trie_softmax=True, prefix_embedding=True, history_bias=True)
         if not with_bias:
             model.network.softmax.history_bias = None
-        model.window_loss(items, n_targets).backward()
+        model.window_loss(items, 5).backward()
         gradients[with_bias] = {name: parameter.grad for name, parameter in model.network.named_parameters()}
     bias = {name: gradient for name, gradient in gradients[True].items() if name.startswith("softmax.history_bias")}
     assert set(gradients[True]) == set(gradients[False]) | set(bias)

@@ -87,8 +87,8 @@ class Dropout(nn.Module):
         """``x`` [..., tokens, width]."""
         if not self.training or self.p == 0:
             return x
-        drawn = torch.rand(*x.shape[:-2], 1, x.shape[-1], device=x.device)
-        return x * ((drawn >= self.p).to(x.dtype) / (1 - self.p))
+        kept = torch.rand(*x.shape[:-2], 1, x.shape[-1], device=x.device).ge_(self.p)
+        return x * kept.div_(1 - self.p).to(x.dtype)
 
 
 class Attention(nn.Module):

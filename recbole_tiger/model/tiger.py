@@ -20,7 +20,7 @@ from recbole_tiger.model.trie import Trie
 # Histories decoded at once on a CPU: larger slices gain no speed and cost memory. On a GPU as many as bytes of the tables of
 # children allow, up to a number.
 DECODE_BATCH = 128
-GPU_DECODE_BATCH, GPU_DECODE_BYTES = 2048, 2**30
+GPU_DECODE_BATCH, GPU_DECODE_BYTES = 2048, 2**31
 # The settings that the network is made of.
 NETWORK = (
     *("n_layers", "n_decoder_layers", "MAX_ITEM_LIST_LENGTH", "encoder_tokens", "bidirectional_encoder", "n_user_tokens"),
@@ -71,6 +71,21 @@ def carried_over(table, codes, more_codes):
         larger[first_after + new[:, level]] = table[first + old[:, level]]
         first, first_after = first + size, first_after + size_after
     return larger
+
+
+def counted_targets(n_targets):
+    """Which positions of a batch of windows are targets; on the host, for shapes follow from it.
+
+    Args:
+        n_targets: int tensor [batch]; the last so many items of a window are targets.
+
+    Returns:
+        the most targets of a window; int tensor of those that are targets among as many of every window, or None for all.
+    """
+    targets = int(n_targets.max())
+    if int(n_targets.min()) == targets:
+        return targets, None
+    return targets, (torch.arange(targets, 0, -1) <= n_targets.unsqueeze(1)).flatten().nonzero().squeeze(1)
 
 
 def cross_entropy(logits, wanted, label_smoothing):
@@ -290,27 +305,23 @@ class TIGER(SemanticIDModel):
 
     # --- training ---
 
-    def window_loss(self, items, n_targets, users=None, padded=True):
+    def window_loss(self, items, targets, counted=None, users=None, padded=True):
         """Mean negative log-likelihood of a code, over the targets of a batch of windows.
 
         With ``history_bias`` that of the codes without it and that with it are added; the latter trains it alone.
 
         Args:
             items: int tensor [batch, n + 1], padded with zeros on the left; item t is predicted from those before it.
-            n_targets: int tensor [batch] on the host, for shapes follow from it: the last so many items of a window are
-                targets.
+            targets, counted: of :func:`counted_targets`.
             users: int tensor [batch] of RecBole's user ids; read where the model has a user token.
             padded: whether any window is padded.
         """
         memory = self.network.encode(items[:, :-1], self.slots_of(users), padded)
-        targets = int(n_targets.max())
         wanted = items[:, -targets:]
         hidden = self.network.decode(memory, self.network.codes[wanted]).flatten(0, 1)
         wanted = wanted.flatten()
         history = F.pad(items[:, :-1], (targets - 1, 0)).unfold(1, items.shape[1] - 1, 1).flatten(0, 1)
-        if int(n_targets.min()) < targets:
-            counted = (torch.arange(targets, 0, -1) <= n_targets.unsqueeze(1)).flatten().nonzero().squeeze(1)
-            counted = counted.to(items.device, non_blocking=True)
+        if counted is not None:
             hidden, wanted, history = hidden[counted], wanted[counted], history[counted]
         loss = 0
         for level in range(self.network.levels):
@@ -324,7 +335,7 @@ class TIGER(SemanticIDModel):
     def calculate_loss(self, interaction):
         """Loss of RecBole's rows, one target a row."""
         items = torch.cat([self.histories_of(interaction), interaction[self.ITEM_ID].unsqueeze(1)], dim=1)
-        return self.window_loss(items, torch.ones(len(items), dtype=torch.long), interaction[self.USER_ID])
+        return self.window_loss(items, 1, users=interaction[self.USER_ID])
 
     def slots_of(self, users):
         """Rows of RecBole's user ids in the table of hashed users; None where there is none."""
@@ -366,10 +377,13 @@ class TIGER(SemanticIDModel):
         """How many histories to decode at once."""
         if not self.network.codes.is_cuda:
             return DECODE_BATCH
-        prefixes = self.network.softmax.prefixes
+        prefixes, trie = self.network.softmax.prefixes, self.network.trie
         width = 1 if prefixes is None else prefixes.table.embedding_dim
-        bytes_of_one = 4 * beam_size * max(self.network.trie.most_children) * width
-        return min(GPU_DECODE_BATCH, max(1, GPU_DECODE_BYTES // bytes_of_one))
+        children = max(
+            min(beam_size, trie.n_nodes(level - 1) if level else 1) * most * (width if level else 1)
+            for level, most in enumerate(trie.most_children)
+        )
+        return min(GPU_DECODE_BATCH, max(1, GPU_DECODE_BYTES // (4 * children)))
 
     def exact(self, histories, slots):
         """Log-likelihood of every item, [batch, n_items + 1]."""

@@ -15,10 +15,12 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from recbole_tiger.errors import TigerError
+from recbole_tiger.model.tiger import counted_targets
 from recbole_tiger.settings.identity import run_key
 from recbole_tiger.training.checkpoint import load_checkpoint
 from recbole_tiger.training.dataset import training_windows
 from recbole_tiger.training.evaluation import RankedCollector
+from recbole_tiger.training.graphs import Graphs
 from recbole_tiger.training.memory import keep_freed_memory
 
 
@@ -73,6 +75,11 @@ class TIGERTrainer(Trainer):
         matrices = [p for p in self.model.parameters() if p.dim() >= 2]
         others = [p for p in self.model.parameters() if p.dim() < 2]
         adam = {"betas": tuple(self.config["betas"]), "fused": True} if self.learner.lower() in ("adam", "adamw") else {}
+        # A graph of the step reads the learning rate where the schedule writes it; only these optimizers can do so.
+        graphed = self.device.type == "cuda" and adam
+        if graphed:
+            adam.update(capturable=True, lr=torch.tensor(self.learning_rate, device=self.device))
+        self._update = Graphs(self._step_of) if graphed else self._step_of
         groups = [
             {"params": matrices, "weight_decay": self.weight_decay, **adam},
             {"params": others, "weight_decay": 0.0, **adam},
@@ -107,24 +114,37 @@ class TIGERTrainer(Trainer):
         Returns:
             the loss, without its graph.
         """
-        factor = warmup_cosine(self.schedule_step, total_steps, self.config["warmup_ratio"], constant=bool(self.averages))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * factor
+        self._set_rate(warmup_cosine(self.schedule_step, total_steps, self.config["warmup_ratio"], bool(self.averages)))
         shortest, longest = map(int, windows.lengths[batch].aminmax())
+        targets, counted = counted_targets(windows.n_targets[batch])
         rows = batch.to(self.device, non_blocking=True)
-        self.optimizer.zero_grad()
-        with autocast(self.config):
-            loss = self.model.window_loss(
-                windows.items[rows, -longest:], windows.n_targets[batch], windows.users[rows], padded=shortest < longest
-            )
-        loss.backward()
-        if self.clip_grad_norm:
-            clip_grad_norm_(self.model.parameters(), **self.clip_grad_norm)
-        self.optimizer.step()
+        items, users = windows.items[rows, -longest:], windows.users[rows]
+        if counted is not None:
+            counted = counted.to(self.device, non_blocking=True)
+        loss = self._update(items, targets, counted, users, shortest < longest)
         self.schedule_step += 1
         if self.averages:
             decay = min(self.config["ema_decay"], 1 - 1 / self.schedule_step)
             get_ema_multi_avg_fn(decay)(self.averages, list(self.model.parameters()), None)
+        return loss
+
+    def _set_rate(self, factor):
+        """Set the learning rate; on a GPU where graphs read it."""
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(self.learning_rate * factor)
+            else:
+                group["lr"] = self.learning_rate * factor
+
+    def _step_of(self, *batch):
+        """Make a step of the optimizer; takes what :meth:`TIGER.window_loss` takes, returns the loss without its graph."""
+        with autocast(self.config):
+            loss = self.model.window_loss(*batch)
+        loss.backward()
+        if self.clip_grad_norm:
+            clip_grad_norm_(self.model.parameters(), **self.clip_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
         return loss.detach()
 
     def _exchange(self):
@@ -188,7 +208,12 @@ class TIGERTrainer(Trainer):
             raise TigerError(f"{resume_file} was trained with another ema_decay; use the settings that it was trained with")
         # With codes other than those made here the model has built its network anew.
         self.optimizer = self._build_optimizer()
+        of_device = [
+            {name: group[name] for name in ("lr", "capturable") if name in group} for group in self.optimizer.param_groups
+        ]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, own in zip(self.optimizer.param_groups, of_device, strict=True):
+            group.update(own)  # the state may come from another device
         if self.averages:
             self._exchange()
             for parameter, weights in zip(self.model.parameters(), state["trained_weights"], strict=True):
