@@ -36,6 +36,7 @@ from transformers.utils import logging as transformers_logging
 from recbole_tiger.catalogue.encoder import load_encoder
 from recbole_tiger.catalogue.item_text import text_of_items
 from recbole_tiger.catalogue.quantizers import QUANTIZERS, quantizer_settings
+from recbole_tiger.commands.shared import names
 from recbole_tiger.model.base import left_padded
 from recbole_tiger.model.tiger import TIGER
 from recbole_tiger.report.results import write_result
@@ -49,7 +50,9 @@ BEAUTY = {"n_items": 12101, "n_users": 22363, "n_interactions": 198502}
 WIDTHS = (10, 20, 50)
 # Test users that all decode for; users a batch among which Hugging Face's generate has its best, found out for every width.
 USERS, HF_USERS = 256, (8, 32)
-GPU_USERS, GPU_HF_USERS = 4096, (32, 128, 512)
+GPU_USERS, GPU_HF_USERS = 4096, (128, 512, 2048)
+# What is measured, unless --parts names some of it.
+PARTS = ("training", "decoding", "preparation", "memory")
 # Steps of a schedule whose end nobody reaches.
 FAR_OFF = 10**9
 # A process that has asked the driver of a GPU can not be forked; the library that manages GPUs tells of them without.
@@ -189,19 +192,23 @@ def tiger(config, data):
     return TIGER(config, dataset).to(config["device"])
 
 
-def train_tiger(config, data, bidirectional):
+def train_tiger(config, data, bidirectional, warm=True):
     """A step of TIGERTrainer on a batch of windows; returns its targets."""
     config["bidirectional_encoder"] = bidirectional
     trainer = TIGERTrainer(config, tiger(config, data))
     windows = Windows(**{name: torch.from_numpy(value) for name, value in data.windows[bidirectional].items()})
     windows = windows.to(trainer.device)
-    batches = cycle(windows.batches(config["train_batch_size"], torch.Generator().manual_seed(config["seed"])))
+    epoch = windows.batches(config["train_batch_size"], torch.Generator().manual_seed(config["seed"]))
+    batches = cycle(epoch)
 
     def step():
         batch = next(batches)
         trainer.train_step(windows, batch, FAR_OFF)
         return int(windows.n_targets[batch].sum())
 
+    if warm and config["device"].type == "cuda":  # in two epochs every shape has become a graph
+        for _ in range(2 * len(epoch)):
+            step()
     return step
 
 
@@ -457,6 +464,23 @@ def measure_preparation(config, data, args):
     return {"encoding": encoding, "quantizers": quantizers, "datasets": datasets}
 
 
+def contenders_of(config, sasrec_config, data, training, decoding):
+    """How the contenders that were measured are built, by the part and their name."""
+    builds = {}
+    if training:
+        builds |= {
+            ("training", "ours"): (train_tiger, config, data, False, False),
+            ("training", "ours, a row a prefix"): (train_tiger, config, data, True, False),
+            ("training", "hf"): (train_t5, config, data),
+            ("training", "sasrec"): (train_sasrec, sasrec_config, data),
+        }
+    for width, (_, users) in decoding.items():
+        builds["decoding", width, "ours"] = (decode_tiger, config, data, width)
+        builds["decoding", width, "hf"] = (decode_t5, config, data, width, users[False], False)
+        builds["decoding", width, "hf_prefix"] = (decode_t5, config, data, width, users[True], True)
+    return builds
+
+
 def where_time_goes(build, args, *more):
     """Shares of the time of a contender by group of operators.
 
@@ -487,74 +511,69 @@ def group_of(operator):
     return next((name for name, parts in GROUPS.items() if any(part in operator for part in parts)), "element-wise")
 
 
+def measured(unit, values, peak):
+    """The median of rates, the rates, and the bytes that a contender takes at most, where they were measured."""
+    row = {f"{unit}_per_second": median(values)}
+    return {**row, **({} if peak is None else {"peak_bytes": peak}), "rounds": values}
+
+
 def summary(data, training, decoding, preparation, memory, flops):
-    """Medians, and their ratios: how many times ours is faster."""
-    rates = {name: median(values) for name, values in training.items() if name != "mm"}
-    gflops = rates["ours"] * flops / data.targets / 1e9
-    result = {
-        "training": {
-            name: {
-                "targets_per_second": value,
-                "epoch_seconds": data.targets / value,
-                "peak_bytes": memory["training", name],
-                "rounds": training[name],
-            }
-            for name, value in rates.items()
-        },
-        "arithmetic": {
+    """Medians, and their ratios: how many times ours is faster; of the parts that were measured."""
+    result, ratios = {}, {}
+    if training:
+        result["training"] = {
+            name: measured("targets", values, memory.get(("training", name)))
+            for name, values in training.items()
+            if name != "mm"
+        }
+        rates = {name: row["targets_per_second"] for name, row in result["training"].items()}
+        for name, row in result["training"].items():
+            row["epoch_seconds"] = data.targets / rates[name]
+        gflops = rates["ours"] * flops / data.targets / 1e9
+        result["arithmetic"] = {
             "training_gflops": gflops,
             "mm_gflops": median(training["mm"]) / 1e9,
             "share_of_mm": gflops * 1e9 / median(training["mm"]),
             "gflop_per_target": flops / data.targets / 1e9,
-        },
-        "decoding": {},
-        "preparation": {
-            "encoding_items_per_second": median(preparation["encoding"]),
-            **{f"{name}_seconds": seconds for name, seconds in preparation["quantizers"].items()},
-            "dataset_seconds": median(preparation["datasets"]["ours"]),
-            "recbole_dataset_seconds": median(preparation["datasets"]["recbole"]),
-        },
-    }
-    ratios = {
-        "training_vs_hf": rates["ours"] / rates["hf"],
-        "training_vs_sasrec": rates["ours"] / rates["sasrec"],
-        "training_row_a_prefix_vs_hf": rates["ours, a row a prefix"] / rates["hf"],
-    }
-    for width, (values, users) in decoding.items():
-        row = {
-            name: {
-                "users_per_second": median(values[name]),
-                "peak_bytes": memory["decoding", width, name],
-                "rounds": values[name],
-            }
-            for name in values
         }
+        ratios["training_vs_hf"] = rates["ours"] / rates["hf"]
+        ratios["training_vs_sasrec"] = rates["ours"] / rates["sasrec"]
+        ratios["training_row_a_prefix_vs_hf"] = rates["ours, a row a prefix"] / rates["hf"]
+    for width, (values, users) in decoding.items():
+        row = {name: measured("users", rates, memory.get(("decoding", width, name))) for name, rates in values.items()}
         row["hf"]["users_a_batch"], row["hf_prefix"]["users_a_batch"] = users[False], users[True]
-        result["decoding"][f"beam{width}"] = row
+        result.setdefault("decoding", {})[f"beam{width}"] = row
         for name in ("hf", "hf_prefix"):
             ratio = row["ours"]["users_per_second"] / row[name]["users_per_second"]
             ratios[f"decoding_vs_{name}_beam{width}"] = ratio
-    made = result["preparation"]
-    ratios["dataset_vs_recbole"] = made["recbole_dataset_seconds"] / made["dataset_seconds"]
+    if preparation:
+        made = {"dataset_seconds": median(preparation["datasets"]["ours"])}
+        made["recbole_dataset_seconds"] = median(preparation["datasets"]["recbole"])
+        ratios["dataset_vs_recbole"] = made["recbole_dataset_seconds"] / made["dataset_seconds"]
+        result["preparation"] = {
+            "encoding_items_per_second": median(preparation["encoding"]),
+            **{f"{name}_seconds": seconds for name, seconds in preparation["quantizers"].items()},
+            **made,
+        }
     return {**result, "ratios": ratios}
 
 
 def tables(result):
     """The summary as text."""
-    rows = [
-        [f"training, {name}", f"{row['targets_per_second']:.0f} targets/s", f"{row['peak_bytes'] / 2**20:.0f} MiB"]
-        for name, row in result["training"].items()
-    ]
-    rows += [
-        [f"decoding, {beam}, {name}", f"{row['users_per_second']:.1f} users/s", f"{row['peak_bytes'] / 2**20:.0f} MiB"]
-        for beam, contenders in result["decoding"].items()
-        for name, row in contenders.items()
-    ]
-    rows += [[name.replace("_", " "), f"{value:.1f}", ""] for name, value in result["preparation"].items()]
-    rows += [[f"arithmetic, {name.replace('_', ' ')}", f"{value:.3g}", ""] for name, value in result["arithmetic"].items()]
-    measured = tabulate(rows, ["", "median", "peak memory"], tablefmt="github", disable_numparse=True)
+    rows = []
+    groups = {"training": result.get("training", {})}
+    groups |= {f"decoding, {beam}": contenders for beam, contenders in result.get("decoding", {}).items()}
+    for group, contenders in groups.items():
+        for name, row in contenders.items():
+            unit = next(key for key in row if key.endswith("_per_second"))
+            peak = f"{row['peak_bytes'] / 2**20:.0f} MiB" if "peak_bytes" in row else ""
+            rows.append([f"{group}, {name}", f"{row[unit]:.1f} {unit.removesuffix('_per_second')}/s", peak])
+    rows += [[name.replace("_", " "), f"{value:.1f}", ""] for name, value in result.get("preparation", {}).items()]
+    arithmetic = result.get("arithmetic", {})
+    rows += [[f"arithmetic, {name.replace('_', ' ')}", f"{value:.3g}", ""] for name, value in arithmetic.items()]
+    medians = tabulate(rows, ["", "median", "peak memory"], tablefmt="github", disable_numparse=True)
     ratios = [[name.replace("_", " "), f"{value:.2f}"] for name, value in result["ratios"].items()]
-    return f"{measured}\n\n{tabulate(ratios, ['ratio', 'times faster'], tablefmt='github', disable_numparse=True)}"
+    return f"{medians}\n\n{tabulate(ratios, ['ratio', 'times faster'], tablefmt='github', disable_numparse=True)}"
 
 
 def plot(result, file):
@@ -599,10 +618,15 @@ def main():
     parser.add_argument("--quick", action="store_true", help="shorter and fewer slices: 5 of 1 s instead of 7 of 3 s")
     parser.add_argument("--rounds", type=int, help="slices of each contender")
     parser.add_argument("--seconds", type=float, help="of a slice, at the least")
+    parser.add_argument(
+        "--parts", type=names, default=PARTS, help=f"what to measure, separated by commas (default: {','.join(PARTS)})"
+    )
     parser.add_argument("--output", help="JSON file of all numbers")
     parser.add_argument("--plot", help="PNG file of the ratios")
     parser.add_argument("--profile", action="store_true", help="show where the time of training and decoding goes instead")
     args, rest = parser.parse_known_args()
+    if unknown := set(args.parts) - set(PARTS):
+        parser.error(f"--parts: {', '.join(sorted(unknown))} is not one of {', '.join(PARTS)}")
     keep_freed_memory()
     args.rounds = args.rounds or (5 if args.quick else 7)
     args.seconds = (1 if args.quick else 3) if args.seconds is None else args.seconds
@@ -636,20 +660,14 @@ def main():
                     rows = in_child(where_time_goes, build, args, config, data, option)
                     print(f"\n{tabulate(rows, [name, 'share'], tablefmt='github', floatfmt='.3f')}")
                 return
-            training = in_child(measure_training, config, sasrec_config, data, args)
-            decoding = {width: in_child(measure_decoding, config, data, width, args) for width in WIDTHS}
-            preparation = in_child(measure_preparation, config, data, args)
-            builds = {
-                ("training", "ours"): (train_tiger, config, data, False),
-                ("training", "ours, a row a prefix"): (train_tiger, config, data, True),
-                ("training", "hf"): (train_t5, config, data),
-                ("training", "sasrec"): (train_sasrec, sasrec_config, data),
-            }
-            for width, (_, users) in decoding.items():
-                builds["decoding", width, "ours"] = (decode_tiger, config, data, width)
-                builds["decoding", width, "hf"] = (decode_t5, config, data, width, users[False], False)
-                builds["decoding", width, "hf_prefix"] = (decode_t5, config, data, width, users[True], True)
-            memory = {name: in_child(peak_memory, *build) for name, build in tqdm(builds.items(), "memory")}
+            training = in_child(measure_training, config, sasrec_config, data, args) if "training" in args.parts else {}
+            widths = WIDTHS if "decoding" in args.parts else ()
+            decoding = {width: in_child(measure_decoding, config, data, width, args) for width in widths}
+            preparation = in_child(measure_preparation, config, data, args) if "preparation" in args.parts else {}
+            memory = {}
+            if "memory" in args.parts:
+                builds = contenders_of(config, sasrec_config, data, training, decoding)
+                memory = {name: in_child(peak_memory, *build) for name, build in tqdm(builds.items(), "memory")}
         finally:
             os.chdir(home)
 

@@ -52,6 +52,20 @@ def test_speed(data_path):
     assert "decoding vs hf prefix beam50" in shown
 
 
+def test_parts_of_speed(data_path):
+    options = (
+        "--dataset=tiny",
+        f"--data_path={data_path}",
+        "--rounds=1",
+        f"--item_embeddings={data_path}/tiny/embeddings.npz",
+    )
+    result, shown = script("speed.py", *options, "--parts=training")
+    assert {"training", "ratios"} <= result.keys()
+    assert not {"decoding", "preparation"} & result.keys()
+    assert set(result["ratios"]) == {"training_vs_hf", "training_vs_sasrec", "training_row_a_prefix_vs_hf"}
+    assert "targets/s" in shown
+
+
 def test_scale():
     result, shown = script("scale.py", "--items=400")
     (row,) = result["catalogues"]
