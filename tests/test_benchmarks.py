@@ -433,3 +433,117 @@ def test_faults_are_searched_for(arguments, count):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "FAULT" not in done.stdout
     assert sum(map(int, re.findall(r"(?:: |, )(\d+)", done.stdout))) == count
+
+
+# --- figures of the paper ---
+
+
+def test_entropy_of_categories_given_codes():
+    categories, groups = pd.Series(list("aabbab")), pd.Series([0, 0, 0, 0, 1, 1])
+    categories_of = script("categories")
+    assert categories_of.entropy_given(categories, groups) == pytest.approx(1)
+    assert categories_of.entropy_given(categories, pd.Series([0, 0, 1, 1, 0, 1])) == pytest.approx(0)
+    codes = np.array([[0, 0], [0, 0], [1, 0], [1, 0], [0, 1], [1, 1]])
+    rows = categories_of.measure(codes, categories, seed=0)
+    assert [(row["codes"], row["groups"]) for row in rows] == [(0, 1), (1, 2), (2, 4)]
+    assert [row["bits"] for row in rows] == pytest.approx([1, 0, 0])
+    assert rows[0]["bits_at_random"] == pytest.approx(1)
+
+
+def test_entropy_of_lists():
+    found = script("diversity").entropies(np.array([[0, 0, 0, 0], [0, 1, 2, 3], [4, 4, 1, 1]]))
+    assert found == pytest.approx([0, np.log(4), np.log(2)])
+
+
+def test_share_of_invalid_ids():
+    found, free = torch.arange(1, 101).view(2, 50), torch.arange(1, 101).view(2, 50)
+    free[0, 4:] = 0
+    rows = script("invalid").shares(found, free, torch.tensor([6, 51]))
+    assert [row["invalid"] for row in rows] == pytest.approx([0.3, 0.4, 0.46])
+    assert [row["recall_with_the_trie"] for row in rows] == [1, 1, 1]
+    assert [row["recall_without"] for row in rows] == [0.5, 0.5, 0.5]
+
+
+def test_lists_of_a_checkpoint(settings):
+    """Both scripts run on a model whose catalogue fits in the list, where nothing is left to the temperature."""
+    result = experiment.run(experiment.prepare("TIGER", "tiny", settings), "results")
+    chosen = [f"--checkpoint={result['checkpoint']}", "--users=30"]
+    script("invalid").main([*chosen, "--output=invalid.json"])
+    rows = json.loads(Path("invalid.json").read_text())["rows"]
+    assert [row["first"] for row in rows] == [10, 20, 50]
+    script("diversity").main([*chosen, "--column=title", "--output=diversity.json", "--plot=diversity.png"])
+    rows = json.loads(Path("diversity.json").read_text())["rows"]
+    assert {row["temperature"] for row in rows} == {None, 1.0, 1.5, 2.0}
+    assert all(row["recall"] >= rows[0]["recall"] / 2 for row in rows if row["first"] == 50)
+    assert Path("diversity.png").stat().st_size > 0
+
+
+def test_index_memory():
+    script("index_memory").main(["--sizes=100,1000", "--hnsw=0", "--output=memory.json", "--plot=memory.png"])
+    rows = {(row["kept"], row["items"]): row["bytes"] for row in json.loads(Path("memory.json").read_text())["rows"]}
+    assert rows["embeddings of 64", 1000] == 1000 * 64 * 4
+    added = rows["TIGER-text", 1000] - rows["TIGER-text", 100]
+    assert added > 900 * 4 * (384 + 128)  # the text and at least one prefix an item
+    assert rows["TIGER", 1000] - rows["TIGER", 100] < 900 * 200
+
+
+def test_places_of_new_items():
+    cold_start = script("cold_start")
+    scores = np.array([[0.1, 0.5, 0.3], [0.2, 0.2, 0.9], [0.4, 0.4, 0.4]])
+    ranks = cold_start.ranks_of(scores, np.array([2, 0, 1]))
+    assert ranks.tolist() == [2, 2.5, 2]
+    assert cold_start.recall_at(ranks, 2) == pytest.approx(2 / 3)
+    assert cold_start.recall_at(ranks, 3) == 1
+    assert cold_start.recall_at(ranks, 0) == 0
+    # Two items of one prefix: the text decides between them, and never against the prefix.
+    levels = torch.log(torch.tensor([[[0.5, 0.1], [0.5, 0.9], [0.2, 1.0]]]))
+    text = np.array([[0.9, 0.1, 1.0]])
+    by_item, by_prefix = (cold_start.in_order(levels, text, order)[0] for order in cold_start.ORDERS)
+    assert np.argsort(-by_item).tolist() == [1, 2, 0]
+    assert np.argsort(-by_prefix).tolist() == [0, 1, 2]
+
+
+def test_cold_start_runs(settings, data_path):
+    small = [f"--{name}={value}" for name, value in settings.items() if name != "data_path"]
+    outputs = ["--output=cold.json", "--plot=cold.png"]
+    arguments = [f"--data_path={data_path}", "--dataset=tiny", "--share=0.1", "--draws=1", "--eval_step=1", *outputs]
+    script("cold_start").main([*arguments, *small])
+    (draw,) = json.loads(Path("cold.json").read_text())["draws"]
+    last = {items[-1] for items in read_sequences(data_path / "tiny").values()}
+    assert draw["new_items"] == round(0.1 * len(last))
+    (folder,) = Path("cold_start").glob("tiny-without-*/")
+    left = {item for items in read_sequences_of(folder).values() for item in items}
+    new = {line.split("\t")[0] for line in Path("cold_start/tiny-without-2020.new.item").read_text().splitlines()[1:]}
+    assert len(new) == draw["new_items"]
+    assert not left & new
+    assert draw["users"] == sum(items[-1] in new for items in read_sequences(data_path / "tiny").values())
+    assert all(1 <= rank <= len(new) for ranks in draw["ranks"].values() for rank in ranks)
+    assert len(draw["tried"]) == 4
+    assert Path("cold.png").stat().st_size > 0
+
+
+def read_sequences_of(folder):
+    """As read_sequences, of a folder whose files have its name."""
+    sequences = {}
+    for line in (folder / f"{folder.name}.inter").read_text().splitlines()[1:]:
+        user, item, _ = line.split("\t")
+        sequences.setdefault(user, []).append(item)
+    return sequences
+
+
+def test_joint_runs(settings, data_path, tmp_path):
+    """Two datasets of the same items: their codes are those of each item twice, so the numbers of the first are its own."""
+    other = tmp_path / "data" / "other"
+    shutil.copytree(data_path / "tiny", other)
+    shutil.copytree(data_path / "tiny", tmp_path / "data" / "tiny")
+    for file in list(other.glob("tiny.*")):
+        file.rename(other / file.name.replace("tiny", "other"))
+    small = [f"--{name}={value}" for name, value in settings.items() if name != "data_path"]
+    arguments = [f"--data_path={tmp_path / 'data'}", "--datasets=tiny,other", "--output=joint.json", *small]
+    script("joint").main(arguments)
+    rows = {row["cell"]: row for row in json.loads(Path("joint.json").read_text())["rows"]}
+    assert len(rows) == 3
+    assert {result["settings"]["n_user_tokens"] for result in read_results("joint/results")} == {0, 2000}
+    assert all(0 <= row["p of ndcg@10"] <= 1 for name, row in rows.items() if name != "a tokenizer of its own")
+    table = pd.read_csv("joint/joint.tsv", sep="\t")
+    assert sorted(table["item"]) == sorted(f"i{i}" for i in range(len(table)))

@@ -1,0 +1,304 @@
+"""Are items found that came after training (Rajput et al. 2023, section 4.3 and figure 5)?
+
+python benchmarks/cold_start.py --data_path=dataset --output=benchmarks/results/cold_start.json
+    --plot=benchmarks/results/cold_start.png
+
+Holds out a share of the test items with all their interactions, trains on what is left, adds the items from their text, and
+asks for them: users are those whose test item was held out, their history is all before it. A list of K has at most
+epsilon K new items, as in the paper; so the target is found where it is among the first epsilon K of the new items. Beside
+it the nearest neighbours of the text, of the last item and of the mean of the history, with as many places. A model with an
+embedding of every item, such as SASRec, has none of a new one and finds none.
+
+The order of new items, and what the embeddings of their prefixes start from, are chosen on the users whose validation item
+was held out. Any setting of the model may be given as --key=value.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from tabulate import tabulate
+from tqdm import tqdm
+
+from recbole_tiger.files import whole_file
+from recbole_tiger.model.decoding import log_probs_of_levels
+from recbole_tiger.report.results import write_result
+from recbole_tiger.report.statistics import interval
+from recbole_tiger.runs import experiment
+from recbole_tiger.runs.recommend import Recommender, padded
+from recbole_tiger.settings.arguments import parse_arguments
+from recbole_tiger.training.dataset import CatalogueDataset
+
+USER, ITEM, TIME = "user_id:token", "item_id:token", "timestamp:float"
+KS = (5, 10, 20, 50, 100)
+EPSILONS = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
+ORDERS = ("score of the item", "score of the prefix, then text")
+STARTS = ("zero", "text")
+# Users and items of a slice of scores.
+SLICE = 64
+
+
+def read_table(file):
+    """An atomic file as text."""
+    return pd.read_csv(file, sep="\t", dtype=str, keep_default_na=False, quoting=3)
+
+
+def sequences_of(inter):
+    """Items of each user, oldest first, as a pandas.Series of lists; equal times stand as in the file."""
+    inter = inter.assign(at=inter[TIME].astype(float)).sort_values([USER, "at"], kind="stable")
+    return inter.groupby(USER, sort=False)[ITEM].apply(list)
+
+
+def held_out(sequences, share, seed):
+    """A share of the items that are some user's last, as a set."""
+    last = sorted({items[-1] for items in sequences})
+    return set(np.random.default_rng(seed).choice(last, size=round(share * len(last)), replace=False))
+
+
+def write_without(inter, items, new, folder, name):
+    """Write the dataset without the interactions and the rows of new items; returns the item file of these."""
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    is_new = items[ITEM].isin(new)
+    parts = {
+        folder / name / f"{name}.inter": inter[~inter[ITEM].isin(new)],
+        folder / name / f"{name}.item": items[~is_new],
+        folder / f"{name}.new.item": items[is_new],
+    }
+    for file, table in parts.items():
+        with whole_file(file) as part:
+            table.to_csv(part, sep="\t", index=False, quoting=3)
+    return file
+
+
+def asked(sequences, new, back):
+    """The users whose item ``back`` places before the end is new: their histories before it, and that item."""
+    wanted = [items for items in sequences if len(items) > back and items[-back] in new]
+    return [items[:-back] for items in wanted], [items[-back] for items in wanted]
+
+
+@torch.no_grad()
+def scores_of(recommender, histories, candidates):
+    """Log-probabilities of the codes of some items after each history, float tensor [histories, candidates, levels]."""
+    model = recommender.model
+    rows = {item: i for i, item in enumerate(recommender.items, start=1)}
+    candidates = torch.tensor([rows[item] for item in candidates])
+    longest, parts = model.max_seq_length, []
+    for begin in tqdm(range(0, len(histories), SLICE), "scores"):
+        items = padded([[rows[item] for item in one[-longest:]] for one in histories[begin : begin + SLICE]])
+        memory = model.network.encode(items, padded=True)
+        parts.append(log_probs_of_levels(model.network, memory, candidates.expand(len(items), -1)))
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def start_prefixes_from_text(recommender, n_old, text):
+    """Let new prefixes start from what the text of their items says, by a ridge regression over the trained ones.
+
+    Args:
+        n_old: items that were trained on. text: float tensor [n_items, dim], standardised.
+    """
+    prefixes, trie = recommender.model.network.softmax.prefixes, recommender.model.network.trie
+    paths = trie.paths()[1:]
+    for level in range(1, trie.levels):
+        n_nodes = trie.n_nodes(level)
+        mean = torch.zeros(n_nodes, text.shape[1]).index_add_(0, paths[:, level], text)
+        mean /= torch.bincount(paths[:, level], minlength=n_nodes).unsqueeze(1)
+        old = torch.zeros(n_nodes, dtype=torch.bool)
+        old[paths[:n_old, level]] = True
+        table = prefixes.table.weight[prefixes.rows(level)]
+        x = mean[old]
+        weights = torch.linalg.solve(x.T @ x + len(x) * torch.eye(x.shape[1]), x.T @ table[old])
+        table[~old] = mean[~old] @ weights
+
+
+def ranks_of(scores, target):
+    """Place of each row's target, 1 first; candidates that are level with it count half.
+
+    Args:
+        scores: float array [n, candidates]. target: int array [n].
+    """
+    own = scores[np.arange(len(scores)), target][:, None]
+    return 1 + (scores > own).sum(axis=1) + ((scores == own).sum(axis=1) - 1) / 2
+
+
+def in_order(levels, text, order):
+    """Scores [n, candidates] that put new items in an order of ORDERS.
+
+    Args:
+        levels: of :func:`scores_of`. text: float array [n, candidates], similarity of the text to the last item.
+    """
+    if order == ORDERS[0]:
+        return levels.sum(dim=-1).double().numpy()
+    prefix = levels[..., :-1].sum(dim=-1).double().numpy()
+    # Places of the prefixes, then the text within one; items of one prefix have its score but for rounding.
+    place = np.argsort(np.argsort(-prefix.round(4), axis=1, kind="stable"), axis=1)
+    rows = zip(place, prefix.round(4), strict=True)
+    first = np.array([pd.Series(row).groupby(score).transform("min") for row, score in rows])
+    return -first + text / 4
+
+
+def similarities(x, row_of, histories, candidates):
+    """Cosine of candidates to the last item of each history, and to the mean of its items; two arrays [n, candidates]."""
+    x = x / np.linalg.norm(x, axis=1, keepdims=True)
+    of = x[[row_of[item] for item in candidates]]
+    last = x[[row_of[history[-1]] for history in histories]]
+    mean = np.stack([x[[row_of[item] for item in history]].mean(axis=0) for history in histories])
+    return last @ of.T, mean / np.linalg.norm(mean, axis=1, keepdims=True) @ of.T
+
+
+def draw(args, settings, full, inter, items, sequences, seed):
+    """Train without the items of a draw, add them, rank them; returns what is measured."""
+    new = held_out(sequences, args.share, seed)
+    name = f"{args.dataset}-without-{seed}"
+    new_file = write_without(inter, items, new, args.folder, name)
+    own = {**settings, "data_path": str(args.folder), "seed": seed}
+    trained = experiment.run_or_read(experiment.prepare(args.model, name, own), args.folder / "results")
+    before = Recommender.load(trained["checkpoint"], "cpu")
+    begin = time.perf_counter()
+    after = before.add_items(new_file, settings.get("item_embeddings"))
+    seconds = time.perf_counter() - begin
+    candidates = sorted(new)
+    column = {item: i for i, item in enumerate(candidates)}
+
+    catalogue = full.catalogue
+    row_of = {item: i for i, item in enumerate(catalogue.items)}
+    x = catalogue.embeddings
+    of_model = x[[row_of[item] for item in after.items]]
+    standard = torch.from_numpy((of_model - of_model.mean(axis=0)) / of_model.std(axis=0).clip(1e-6))
+    with_text = before.add_items(new_file, settings.get("item_embeddings"))
+    start_prefixes_from_text(with_text, len(before.items), standard)
+    recommenders = dict(zip(STARTS, (after, with_text), strict=True))
+
+    # Validation: what is known before the last item.
+    histories, targets = asked([one[:-1] for one in sequences], new, 1)
+    target = np.array([column[item] for item in targets])
+    text, _ = similarities(x, row_of, histories, candidates)
+    tried, validation_users = [], len(targets)
+    for start, recommender in recommenders.items():
+        levels = scores_of(recommender, histories, candidates)
+        for order in ORDERS:
+            ranks = ranks_of(in_order(levels, text, order), target)
+            tried.append({"start": start, "order": order, "recall@10 of the new": float((ranks <= 10).mean())})
+    best = max(tried, key=lambda row: row["recall@10 of the new"])
+
+    histories, targets = asked(sequences, new, 1)
+    target = np.array([column[item] for item in targets])
+    last, mean = similarities(x, row_of, histories, candidates)
+    levels = scores_of(recommenders[best["start"]], histories, candidates)
+    ranks = {
+        "TIGER-text": ranks_of(in_order(levels, last, best["order"]), target),
+        "text of the last item": ranks_of(last, target),
+        "mean text of the history": ranks_of(mean, target),
+    }
+    # Without a share for new items: where do they stand in the lists of all items?
+    longest = min(max(KS), len(after.items))
+    lists = after.recommend(histories, k=longest, beam_size=longest)
+    tokens = [[row["item"] for row in one] for one in lists]
+    places = [one.index(item) + 1 if item in one else None for one, item in zip(tokens, targets, strict=True)]
+    return {
+        "seed": seed,
+        "new_items": len(new),
+        "users": len(targets),
+        "validation_users": validation_users,
+        "trained": {key: trained[key] for key in ("epochs", "best_epoch", "train_seconds", "test_result")},
+        "add_seconds": seconds,
+        "tried": tried,
+        "chosen": best,
+        "others": others(before, after, sequences, new),
+        "ranks": {name: values.tolist() for name, values in ranks.items()},
+        "places_in_lists_of_all": places,
+    }
+
+
+def others(before, after, sequences, new, users=1000):
+    """What the lists of ten of users who have no new item lose, before and after the items are added."""
+    known = [one for one in sequences if not new.intersection(one)]
+    known = [known[i] for i in np.random.default_rng(0).permutation(len(known))[:users]]
+    histories, targets = [one[:-1] for one in known], [one[-1] for one in known]
+    found = (model.recommend(histories, k=10, beam_size=20) for model in (before, after))
+    lists = [[[row["item"] for row in one] for one in of_model] for of_model in found]
+    shared = [len(set(one) & set(two)) / 10 for one, two in zip(*lists, strict=True)]
+    of_new = [sum(item in new for item in one) / 10 for one in lists[1]]
+    recall = [float(np.mean([item in one for one, item in zip(found, targets, strict=True)])) for found in lists]
+    nine = float(np.mean([item in one[:9] for one, item in zip(lists[0], targets, strict=True)]))
+    return {
+        "users": len(known),
+        "share_of_the_list_that_stays": float(np.mean(shared)),
+        "share_of_new_items": float(np.mean(of_new)),
+        "recall@10_before": recall[0],
+        "recall@10_after": recall[1],
+        "recall@10_with_one_place_given_away": nine,
+    }
+
+
+def table_of(draws):
+    """Recall of every method by K and by epsilon, over all users of the draws; with intervals at K = 10, epsilon = .1."""
+    ranks = {name: np.concatenate([one["ranks"][name] for one in draws]) for name in draws[0]["ranks"]}
+    rows = []
+    for name, values in ranks.items():
+        for k in KS:
+            rows.append({"method": name, "k": k, "epsilon": 0.1, "recall": recall_at(values, int(0.1 * k + 1e-9))})
+        for epsilon in EPSILONS:
+            rows.append({"method": name, "k": 10, "epsilon": epsilon, "recall": recall_at(values, int(epsilon * 10 + 1e-9))})
+        low, high = interval((values <= 1).astype(float))
+        rows[-len(EPSILONS) - len(KS) + 1]["interval"] = [float(low), float(high)]
+    return rows
+
+
+def recall_at(ranks, places):
+    """Share of targets among the first places; a rank between two counts as half of each."""
+    return float(np.clip(places + 1 - np.ceil(ranks), 0, 1).mean()) if places else 0.0
+
+
+def plot(rows, file):
+    """Recall over K at an epsilon of .1, and over epsilon at K = 10, as the paper's figure 5 has them."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for name in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == name]
+        by_k, by_epsilon = own[: len(KS)], own[len(KS) :]
+        axes[0].plot([row["k"] for row in by_k], [row["recall"] for row in by_k], "o-", label=name)
+        axes[1].plot([row["epsilon"] for row in by_epsilon], [row["recall"] for row in by_epsilon], "o-", label=name)
+    axes[0].set(xlabel="K (epsilon .1)", ylabel="Recall@K of the new items", xticks=KS, ylim=0)
+    axes[1].set(xlabel="epsilon (K = 10)", ylabel="Recall@10 of the new items", ylim=0)
+    axes[0].legend()
+    figure.savefig(file, dpi=120)
+
+
+def main(argv=None):
+    """Print a table; write JSON and plot."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_path", default="dataset/", help="parent folder of the dataset (default: %(default)s)")
+    parser.add_argument("--dataset", default="amazon-beauty")
+    parser.add_argument("--model", default="TIGER-text", help="TIGER or a recipe of it with prefix_embedding")
+    parser.add_argument("--share", type=float, default=0.05, help="of the test items, to hold out (default: %(default)s)")
+    parser.add_argument("--draws", type=int, default=3, help="of held-out items; seeds from 2020 (default: %(default)s)")
+    parser.add_argument("--folder", type=Path, default=Path("cold_start"), help="for datasets and checkpoints")
+    parser.add_argument("--output", help="JSON file of all numbers")
+    parser.add_argument("--plot", help="PNG file")
+    args, rest = parser.parse_known_args(argv)
+    settings = {"epochs": 12, "eval_step": 4, "valid_users": 2000, "gpu_id": "", "resume": True, **parse_arguments(rest)}
+    place = Path(args.data_path) / args.dataset / args.dataset
+    inter, items = read_table(f"{place}.inter"), read_table(f"{place}.item")
+    sequences = sequences_of(inter)
+    whole = {**settings, "data_path": args.data_path, "quantizer": "rq_kmeans"}  # for its embeddings
+    full = CatalogueDataset(experiment.prepare(args.model, args.dataset, whole))
+    draws = [draw(args, settings, full, inter, items, sequences, seed) for seed in range(2020, 2020 + args.draws)]
+    rows = table_of(draws)
+    result = {"dataset": args.dataset, "share": args.share, "draws": draws, "table": rows, "hardware": experiment.hardware()}
+    shown = [[row[key] for key in ("method", "k", "epsilon", "recall")] for row in rows]
+    print(tabulate(shown, ["method", "K", "epsilon", "Recall@K"], floatfmt=".4f", tablefmt="github"))
+    for one in draws:
+        print({key: one[key] for key in ("seed", "new_items", "users", "add_seconds", "chosen", "others")})
+    if args.output:
+        write_result(result, args.output)
+    if args.plot:
+        plot(rows, args.plot)
+
+
+if __name__ == "__main__":
+    main()

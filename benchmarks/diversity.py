@@ -1,0 +1,105 @@
+"""What does a temperature give, and what does it cost (Rajput et al. 2023, section 4.3 and table 4)?
+
+python benchmarks/diversity.py --checkpoint=saved/TIGER-....pth --output=benchmarks/results/diversity.json
+    --plot=benchmarks/results/diversity.png
+
+Draws lists of test users at several temperatures: the entropy of the categories of the items in a list, in the first 10, 20
+and 50, averaged over the users, and the recall of the same lists. A list without a temperature is the beam's best. The paper
+does not say at which level of their path it takes the categories, nor how it ranks what it draws.
+"""
+
+import argparse
+
+import numpy as np
+import pandas as pd
+import torch
+from recbole.quick_start import load_data_and_model
+from scipy.stats import entropy
+from tabulate import tabulate
+from tqdm import tqdm
+
+import recbole_tiger  # noqa: F401 - registers TIGER
+from recbole_tiger.report.results import write_result
+
+LENGTHS = (10, 20, 50)
+TEMPERATURES = (None, 1.0, 1.5, 2.0)
+# Table 4 of the paper, amazon-beauty: entropy by temperature and length.
+PAPER = {1.0: (0.76, 1.14, 1.70), 1.5: (1.14, 1.52, 2.06), 2.0: (1.38, 1.76, 2.28)}
+# Users of a slice.
+SLICE = 500
+
+
+def entropies(categories):
+    """Entropy in nats of each list of categories, int array [users, n] -> float array [users]."""
+    counts = np.zeros((len(categories), categories.max() + 1))
+    np.add.at(counts, (np.arange(len(categories))[:, None], categories), 1)
+    return entropy(counts, axis=1)
+
+
+def plot(rows, file):
+    """Entropy against recall, a point a temperature, a line a length."""
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+    for length in LENGTHS:
+        own = [row for row in rows if row["first"] == length]
+        axis.plot([row["recall"] for row in own], [row["entropy"] for row in own], "o-", label=f"first {length}")
+        for row in own:
+            name = "best" if row["temperature"] is None else f"T = {row['temperature']:g}"
+            axis.annotate(name, (row["recall"], row["entropy"]), xytext=(4, 4), textcoords="offset points", fontsize="small")
+    axis.set(xlabel="Recall of the list", ylabel="entropy of its categories, nats", xlim=0, ylim=0)
+    axis.legend()
+    figure.savefig(file, dpi=120)
+
+
+@torch.no_grad()
+def main(argv=None):
+    """Print a table; write JSON and plot."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", required=True)
+    parser.add_argument("--users", type=int, default=5000)
+    parser.add_argument("--seed", type=int, default=0, help="of the sample of users, and of the draws")
+    parser.add_argument("--column", default="categories", help="of the item file (default: %(default)s)")
+    parser.add_argument("--level", type=int, default=1, help="of the category's path, from 0 (default: %(default)s)")
+    parser.add_argument("--output")
+    parser.add_argument("--plot", help="PNG file")
+    args = parser.parse_args(argv)
+
+    config, model, dataset, _, _, test_data = load_data_and_model(args.checkpoint)
+    model.eval()
+    paths = pd.Series(dataset.catalogue.columns[args.column]).str.split(" > ")
+    category = np.append(-1, pd.factorize(paths.str[args.level].fillna(paths.str[-1]))[0])
+    rows = np.random.default_rng(args.seed).permutation(len(test_data._dataset))[: args.users]
+    interaction = test_data._dataset[rows].to(config["device"])
+    history, slots = model.histories_of(interaction), model.slots_of(interaction[model.USER_ID])
+    target = interaction[model.ITEM_ID].cpu().unsqueeze(1)
+    table, longest = [], max(LENGTHS)
+    for temperature in TEMPERATURES:
+        found = []
+        for part in tqdm(torch.arange(len(rows)).split(SLICE), f"temperature {temperature}"):
+            draw = {"temperature": temperature, "seed": args.seed}
+            own_slots = None if slots is None else slots[part]
+            found.append(model.recommend(history[part], own_slots, longest, longest, "beam", **draw)[0].cpu())
+        items = torch.cat(found)
+        for length, published in zip(LENGTHS, PAPER.get(temperature, (None,) * 3), strict=True):
+            first = items[:, :length]
+            table.append(
+                {
+                    "temperature": temperature,
+                    "first": length,
+                    "entropy": entropies(category[first.numpy()]).mean().item(),
+                    "of the paper": published,
+                    "recall": (first == target).any(dim=1).double().mean().item(),
+                    "items in all lists": len(first.unique()),
+                }
+            )
+    print(tabulate(table, headers="keys", floatfmt=".4f", tablefmt="github"))
+    if args.output:
+        what = {"dataset": config["dataset"], "checkpoint": args.checkpoint, "users": len(rows), "level": args.level}
+        write_result({**what, "rows": table}, args.output)
+    if args.plot:
+        plot(table, args.plot)
+
+
+if __name__ == "__main__":
+    main()

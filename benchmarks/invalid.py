@@ -1,0 +1,82 @@
+"""How often does a beam over all codes end at an ID that no item has (Rajput et al. 2023, section 4.5)?
+
+python benchmarks/invalid.py --checkpoint=saved/TIGER-....pth --output=benchmarks/results/invalid.json
+
+Decodes test users of a trained TIGER, whose softmax is over all codes, with the trie and without: the share of IDs that no
+item has among the first 10, 20 and 50, and what the lists lose by them. The paper reports .1 to 1.6 % at 10.
+"""
+
+import argparse
+
+import numpy as np
+import torch
+from recbole.quick_start import load_data_and_model
+from tabulate import tabulate
+from tqdm import tqdm
+
+import recbole_tiger  # noqa: F401 - registers TIGER
+from recbole_tiger.report.results import write_result
+from recbole_tiger.report.statistics import interval
+
+LENGTHS = (10, 20, 50)
+BEAM = 50
+# Users of a slice.
+SLICE = 500
+
+
+def shares(found, free, targets):
+    """Share of invalid IDs, and recall with and without the trie, by the length of the list.
+
+    Args:
+        found, free: int tensors [users, BEAM] of items with the trie and without, best first, 0 for an ID of no item.
+        targets: int tensor [users].
+
+    Returns:
+        list of dicts, one a length.
+    """
+    rows = []
+    for length in LENGTHS:
+        invalid = (free[:, :length] == 0).double().mean(dim=1).numpy()
+        recalls = [(lists[:, :length] == targets.unsqueeze(1)).any(dim=1).double() for lists in (found, free)]
+        rows.append(
+            {
+                "first": length,
+                "invalid": invalid.mean().item(),
+                "interval": list(map(float, interval(invalid))),
+                "recall_with_the_trie": recalls[0].mean().item(),
+                "recall_without": recalls[1].mean().item(),
+            }
+        )
+    return rows
+
+
+@torch.no_grad()
+def main(argv=None):
+    """Print a table; write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", required=True)
+    parser.add_argument("--users", type=int, default=5000)
+    parser.add_argument("--seed", type=int, default=0, help="of the sample of users")
+    parser.add_argument("--output")
+    args = parser.parse_args(argv)
+
+    config, model, _, _, _, test_data = load_data_and_model(args.checkpoint)
+    model.eval()
+    rows = np.random.default_rng(args.seed).permutation(len(test_data._dataset))[: args.users]
+    interaction = test_data._dataset[rows].to(config["device"])
+    history, slots = model.histories_of(interaction), model.slots_of(interaction[model.USER_ID])
+    found, free = [], []
+    for part in tqdm(torch.arange(len(rows)).split(SLICE), "decoding"):
+        own_slots = None if slots is None else slots[part]
+        found.append(model.recommend(history[part], own_slots, BEAM, BEAM, "beam")[0])
+        free.append(model.unconstrained(history[part], own_slots, BEAM)[0])
+    result = shares(torch.cat(found).cpu(), torch.cat(free).cpu(), interaction[model.ITEM_ID].cpu())
+    print(tabulate(result, headers="keys", floatfmt=".4f", tablefmt="github"))
+    if args.output:
+        write_result(
+            {"dataset": config["dataset"], "checkpoint": args.checkpoint, "users": len(rows), "rows": result}, args.output
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Does one tokenizer serve several catalogues, and what does the user token give (Rajput et al. 2023, tables 5 and 8)?
+
+python benchmarks/joint.py --data_path=dataset --output=benchmarks/results/joint.json
+
+Fits the quantizer to the items of three datasets together and to those of amazon-beauty alone, and trains TIGER with the IDs
+of each on amazon-beauty; and with a token of the hashed user, 2,000 rows, beside none. Any setting of TIGER may be given as
+--key=value; the same hold for all.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from tabulate import tabulate
+
+from recbole_tiger.catalogue.catalogue import quantize
+from recbole_tiger.catalogue.semantic_ids import SemanticIDs, add_collision_level
+from recbole_tiger.commands.shared import names
+from recbole_tiger.report.results import read_ranks, write_result
+from recbole_tiger.report.statistics import metric_of_users, paired_p
+from recbole_tiger.runs import experiment
+from recbole_tiger.settings.arguments import parse_arguments
+from recbole_tiger.training.dataset import CatalogueDataset
+
+SHOWN = ("recall@10", "ndcg@10")
+
+
+def joint_ids(datasets, settings, file):
+    """Write the semantic IDs of the first dataset's items, whose codes are made of the items of all.
+
+    An item of several datasets counts once in each.
+
+    Args:
+        datasets: names; the tested one is the first. file: path of the table.
+    """
+    catalogues = []
+    for name in datasets:
+        own = {**settings, "quantizer": "rq_kmeans"}  # what is read of this catalogue are the embeddings
+        catalogues.append(CatalogueDataset(experiment.prepare("TIGER", name, own)).catalogue)
+    items = [f"{name}:{item}" for name, one in zip(datasets, catalogues, strict=True) for item in one.items]
+    embeddings = np.concatenate([one.embeddings for one in catalogues])
+    config = experiment.prepare("TIGER", datasets[0], settings)
+    codes = quantize(config, items, embeddings)[0].codes[: len(catalogues[0].items), :-1]
+    SemanticIDs(list(catalogues[0].items), add_collision_level(codes)).save(file)
+
+
+def p_of(metric, folder, first, second):
+    """The p of a paired bootstrap over the test users of two results of a folder."""
+    return paired_p(*(metric_of_users(read_ranks(folder / one["ranks"])[1], metric) for one in (first, second)))
+
+
+def main(argv=None):
+    """Print a table; write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_path", default="dataset/", help="parent folder of the datasets (default: %(default)s)")
+    parser.add_argument(
+        "--datasets",
+        type=names,
+        default=["amazon-beauty", "amazon-sports-outdoors", "amazon-toys-games"],
+        help="separated by commas, the tested one first (default: the three of the paper)",
+    )
+    parser.add_argument("--folder", type=Path, default=Path("joint"), help="for IDs and results (default: %(default)s)")
+    parser.add_argument("--output", help="JSON file of all numbers")
+    args, rest = parser.parse_known_args(argv)
+    settings = {"data_path": args.data_path, "resume": True, **parse_arguments(rest)}
+    args.folder.mkdir(parents=True, exist_ok=True)
+    file = args.folder / "joint.tsv"
+    joint_ids(args.datasets, settings, file)
+    cells = {
+        "a tokenizer of its own": {},
+        "one tokenizer for all": {"semantic_ids": str(file)},
+        "a token of the user": {"n_user_tokens": 2000},
+    }
+    results, rows = {}, []
+    for name, own in cells.items():
+        config = experiment.prepare("TIGER", args.datasets[0], {**settings, **own})
+        results[name] = experiment.run_or_read(config, args.folder / "results")
+        first = results["a tokenizer of its own"]
+        row = {"cell": name, **{metric: results[name]["test_result"][metric] for metric in SHOWN}}
+        row["epochs"], row["still_improving"] = results[name]["epochs"], results[name]["still_improving"]
+        if results[name] is not first:
+            row["p of ndcg@10"] = p_of("ndcg@10", args.folder / "results", first, results[name])
+        rows.append(row)
+    print(tabulate(rows, headers="keys", floatfmt=".4f", tablefmt="github"))
+    if args.output:
+        write_result({"datasets": args.datasets, "settings": settings, "rows": rows}, args.output)
+
+
+if __name__ == "__main__":
+    main()
