@@ -11,6 +11,8 @@ from recbole_tiger.runs import experiment
 from recbole_tiger.runs.recommend import Recommender
 from recbole_tiger.settings.config import make_config
 from recbole_tiger.training.checkpoint import load_checkpoint
+from recbole_tiger.training.dataset import training_windows
+from recbole_tiger.training.graphs import Graphs
 from recbole_tiger.training.trainer import autocast
 from tests import plain
 from tests.test_recbole import built
@@ -49,6 +51,26 @@ def test_a_step_of_training_does_not_wait_for_the_device(settings, variant, no_w
     with no_waiting:
         for batch in batches:
             trainer.train_step(train_data.windows, batch, len(batches))
+
+
+@variants
+def test_graphs_do_what_the_steps_do(settings, variant):
+    """Three epochs: in the first each shape runs as it is, in the second it is captured, in the third replayed."""
+    settings = {**settings, **variant, "hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0, "code_dropout_prob": 0.0}
+    found = []
+    for graphs in (True, False):
+        _, (train_data, _, _), model, trainer = built(settings)
+        if not graphs:
+            trainer._update = trainer._step_of
+        windows = training_windows(train_data._dataset, model.network.bidirectional).to(trainer.device)
+        model.train()
+        losses = []
+        for epoch in range(3):
+            batches = windows.batches(64, torch.Generator().manual_seed(epoch))
+            losses += [trainer.train_step(windows, batch, 3 * len(batches)).clone() for batch in batches]
+        assert graphs == (isinstance(trainer._update, Graphs) and any(trainer._update.captured.values()))
+        found.append((torch.stack(losses), [parameter.detach().clone() for parameter in model.parameters()]))
+    torch.testing.assert_close(found[0], found[1], atol=1e-3, rtol=1e-3)
 
 
 @variants

@@ -429,7 +429,7 @@ class TIGER(SemanticIDModel):
         def search(part):
             return unconstrained_beam_search(self.network, memory_of(part), beam_size)
 
-        return in_slices(search, order, DECODE_BATCH, beam_size)
+        return in_slices(search, order, self._decode_batch(beam_size), beam_size)
 
     @torch.no_grad()
     def full_sort_predict(self, interaction):

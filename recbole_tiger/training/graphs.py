@@ -2,6 +2,9 @@
 
 import torch
 
+# Shapes that are captured, for each graph takes memory; a batch of yet another shape runs kernel by kernel.
+MOST_GRAPHS = 256
+
 
 class Graphs:
     """Captures a function the second time that it is called with arguments of some shapes, and replays it from then on.
@@ -24,7 +27,8 @@ class Graphs:
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
             if key not in self.captured:
-                self.captured[key] = None
+                if len(self.captured) < MOST_GRAPHS:
+                    self.captured[key] = None
                 result = self.function(*arguments)
             else:
                 if self.captured[key] is None:
