@@ -29,6 +29,8 @@ FIELDS = {
     *(
         "test_result",
         "intervals",
+        "test_result_without_history",
+        "intervals_without_history",
         "epochs",
         "best_epoch",
         "still_improving",
