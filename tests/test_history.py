@@ -1,5 +1,6 @@
 """Evaluation without what users have already, against sets that are made by hand from the dataset's file."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -297,6 +298,37 @@ def test_a_metric_that_looks_at_no_list(settings):
         make_config("SASRec", "tiny", settings_of("SASRec", settings, exclude_history=True, **more))
     result, _, _ = run_of("SASRec", settings, **more)
     assert set(result["test_result"]) - set(result["test_result_without_history"]) == {"gauc"}
+
+
+def days_of(settings, folder, step, by_day=True):
+    """A copy of the dataset whose times are days and so many seconds for each item of a day, or else by the clock."""
+    path, sequences, later, lines = folder / "tiny", read_sequences(settings["data_path"] + "/tiny"), {}, []
+    path.mkdir(parents=True)
+    shutil.copy(settings["data_path"] + "/tiny/tiny.item", path)
+    rng = np.random.default_rng(0)
+    for user, sequence in sequences.items():
+        days = np.sort(rng.integers(16000, 16000 + len(sequence), len(sequence)))
+        number = ordinals(days) if by_day else np.sort(rng.integers(1, 600, len(sequence)))
+        lines += [f"{user}\t{item}\t{day * 86400 + n * step}" for item, day, n in zip(sequence, days, number, strict=True)]
+        later[user] = days[-1] > days[-2]
+    (path / "tiny.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\n" + "\n".join(lines) + "\n")
+    return later
+
+
+@pytest.mark.parametrize(("model", "step"), [("SASRec", 128), ("SASRec", 0), ("BPR", 128)])
+def test_the_days_of_targets(model, step, settings, tmp_path):
+    """Also where the items of a day are numbered by seconds, as in the datasets that are downloaded."""
+    later = days_of(settings, tmp_path / "days", step)
+    run_of(model, {**settings, "data_path": str(tmp_path / "days")})
+    users, found = read_ranks("results/x.ranks.npz", "later_day")
+    assert found.tolist() == [later[user] for user in users]
+    assert 20 < sum(later.values()) < 100
+
+
+def test_times_by_the_clock_have_no_days(settings, tmp_path):
+    days_of(settings, tmp_path / "clock", 128, by_day=False)
+    run_of("SASRec", {**settings, "data_path": str(tmp_path / "clock")})
+    assert read_ranks("results/x.ranks.npz", "later_day")[1] is None
 
 
 def test_small_parts():

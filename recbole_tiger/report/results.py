@@ -71,14 +71,15 @@ def read_ranks(file, name="ranks"):
     """Read one of the arrays that :func:`write_ranks` wrote.
 
     Returns:
-        users (tokens, sorted), the array in their order.
+        users (tokens, sorted); the array in their order, or None where the file has none of this name.
 
     Raises:
-        TigerError: the file is absent or damaged, or lacks the array.
+        TigerError: the file is absent or damaged.
     """
     try:
-        users, found = read_arrays(file, "users", name)
+        users, _ = read_arrays(file, "users", "ranks")
+        found = read_arrays(file).get(name)
     except TigerError as error:
         raise TigerError(f"ranks {file} are absent or damaged ({error}); delete its result file and run again") from error
     order = np.argsort(users)
-    return users[order], found[order]
+    return users[order], None if found is None else found[order]

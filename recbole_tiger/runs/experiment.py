@@ -424,7 +424,12 @@ def finish(result, trainer, test_data, file):
         begin = time.perf_counter()
         with told_of_memory(config), leaving_out(test_data, suffix == WITHOUT_HISTORY):
             found = plain(
-                trainer.evaluate(test_data, model_file=result["checkpoint"], show_progress=config["show_progress"])
+                trainer.evaluate(
+                    test_data,
+                    load_best_model=not suffix,
+                    model_file=result["checkpoint"],
+                    show_progress=config["show_progress"],
+                )
             )
         seconds = time.perf_counter() - begin
         if suffix:
