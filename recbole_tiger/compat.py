@@ -247,6 +247,25 @@ def collected_counts(module):
     module.Collector.get_data_struct = get_data_struct
 
 
+@wrapt.when_imported("recbole.evaluator.collector")
+def targets_left_out(module):
+    """``Collector`` fills a list with any items of score -inf where too few others are left: a target may be among them."""
+    import torch
+
+    original = module.Collector.eval_batch_collect
+
+    @functools.wraps(original)
+    def eval_batch_collect(self, scores_tensor, interaction, positive_u, positive_i):
+        if positive_u is not None:
+            left_out = scores_tensor[positive_u, positive_i].isneginf().to(positive_u.device)
+            if left_out.any():
+                scores_tensor = scores_tensor.clamp(min=torch.finfo(scores_tensor.dtype).min)
+                scores_tensor[positive_u[left_out], positive_i[left_out]] = -torch.inf
+        return original(self, scores_tensor, interaction, positive_u, positive_i)
+
+    module.Collector.eval_batch_collect = eval_batch_collect
+
+
 @wrapt.when_imported("recbole.data.dataset.dataset")
 def download_in_one_process(module):
     """``Dataset._download`` ends in a barrier, which raises where no process group exists, and leaves what broke off."""

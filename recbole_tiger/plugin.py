@@ -139,6 +139,22 @@ def register_settings(module):
 
 
 @wrapt.when_imported("recbole.data.utils")
+def leave_out_history(module):
+    """``data_preparation`` gives loaders that leave out what users have, where ``exclude_history`` asks for it."""
+    original = module.data_preparation
+
+    @functools.wraps(original)
+    def data_preparation(config, dataset):
+        from recbole_tiger.training.history import prepare_evaluation
+
+        found = original(config, dataset)
+        prepare_evaluation(config, *found)
+        return found
+
+    replace("data_preparation", data_preparation, "recbole.data.utils", "recbole.data", "recbole.quick_start.quick_start")
+
+
+@wrapt.when_imported("recbole.data.utils")
 def refuse_pickled_datasets(module):
     """RecBole unpickles caches of datasets, which can run code: for models of MODELS they are refused first."""
 

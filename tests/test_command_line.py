@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from itertools import dropwhile, takewhile
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,8 @@ FIELDS = {
     *(
         "test_result",
         "intervals",
+        "test_result_without_history",
+        "intervals_without_history",
         "epochs",
         "best_epoch",
         "still_improving",
@@ -68,7 +71,9 @@ def files_under(folder):
 
 def rows_of(table):
     """The rows of the first table of an output: first column -> the other columns."""
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line.startswith("|")]
+    lines = dropwhile(lambda line: not line.startswith("|"), table.splitlines())
+    first = takewhile(lambda line: line.startswith("|"), lines)
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in first]
     return {row[0]: row[1:] for row in cells[2:]}
 
 
@@ -168,6 +173,8 @@ def test_resume_of_a_finished_run_does_nothing(trained, monkeypatch, capsys):
     (file,) = (folder / "results").glob("*.json")
     assert f"TIGER on tiny: already run, results/{file.name}" in shown
     assert rows_of(shown)["TIGER"][0] == f"{result['test_result']['recall@5']:.4f}"
+    without = rows_of(shown[shown.index("history left out:") :])["TIGER"]
+    assert without[0] == f"{result['test_result_without_history']['recall@5']:.4f}"
     assert result["checkpoint"] in shown
 
 

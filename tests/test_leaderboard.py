@@ -23,15 +23,39 @@ USERS = [f"u{i}" for i in range(400)]
 
 
 def write_run(
-    label, seed=1, *, level=0.2, valid=None, dataset="amazon-beauty", kept=True, settings=(), users=USERS, **fields
+    label,
+    seed=1,
+    *,
+    level=0.2,
+    valid=None,
+    dataset="amazon-beauty",
+    kept=True,
+    settings=(),
+    users=USERS,
+    without=None,
+    later_day=None,
+    **fields,
 ):
-    """A result file and its ranks; the higher the level, the better they are. Returns the metrics on test."""
+    """A result file and its ranks; the higher the level, the better they are. Returns the metrics on test.
+
+    Args:
+        without: the level of the test without the history; None for a run of before there was one.
+        later_day: bool array [users], or None where days are unknown.
+    """
     rng = np.random.default_rng([seed, *label.encode()])
-    ranks = np.where(rng.random(len(users)) < level, rng.integers(1, 21, len(users)), 0).astype(np.int32)
-    test = {metric: round(float(metric_of_users(ranks, metric).mean()), 4) for metric in METRICS}
+
+    def tested(level):
+        ranks = np.where(rng.random(len(users)) < level, rng.integers(1, 21, len(users)), 0).astype(np.int32)
+        return ranks, {metric: round(float(metric_of_users(ranks, metric).mean()), 4) for metric in METRICS}
+
+    ranks, test = tested(level)
+    more = {} if later_day is None else {"later_day": later_day}
+    if without is not None:
+        more["ranks_without_history"], fields["test_result_without_history"] = tested(without)
+        fields["intervals_without_history"] = {}
     name = f"{dataset}-{label}-{seed}-{len(settings)}"
     if kept:
-        write_ranks(users, ranks, f"results/{name}.ranks.npz")
+        write_ranks(users, ranks, f"results/{name}.ranks.npz", **more)
     valid = test["ndcg@10"] if valid is None else valid
     log = [
         {"train_seconds": 2.0, "train_loss": 1.0, "eval_seconds": 1.0, "valid_score": v, "valid_result": {"ndcg@10": v}}
@@ -452,6 +476,75 @@ def test_csv_has_every_interval():
     (other,) = [row for row in rows if row["model"] == "SASRec" and not row["source"]]
     assert other["recall@10 p"] == ""
     assert len([row for row in rows if row["source"]]) == len(published_rows("amazon-beauty"))
+
+
+def test_each_test_has_a_table_of_its_own(capsys):
+    """With other best rows and p-values of their own; runs that were made without one are named."""
+    for seed in (1, 2):
+        write_run("A", seed, level=0.9, without=0.2)
+        write_run("B", seed, level=0.2, without=0.9)
+    write_run("old", level=0.5)
+    assert main(["leaderboard", "--against=A"]) == 0
+    shown = capsys.readouterr().out
+    first, second = shown.split("## amazon-beauty, history left out")
+    assert first.startswith("## amazon-beauty\n")
+    assert {"A", "B", "old"} <= set(cells(first, "recall@10"))
+    assert set(cells(second, "recall@10")) == {"A", "B"}
+    assert "TIGER [1]" in first
+    assert "[1]" not in second  # by which protocol others tested is not known
+    assert "of older runs, which were not tested so: old" in second
+    results = [result for result in read_results("results") if result["label"] != "old"]
+    for text, name in ((first, "test_result"), (second, "test_result_without_history")):
+        for label in "AB":
+            values = [result[name]["recall@10"] for result in results if result["label"] == label]
+            cell = cells(text, "recall@10")[label].strip("*†").replace("<ins>", "")
+            assert cell.startswith(f"{np.mean(values):.4f}")
+    assert cells(first, "ndcg@10")["A"].startswith("**")
+    assert cells(second, "ndcg@10")["B"].startswith("**")
+    assert cells(second, "ndcg@10")["B"].endswith("†")
+    lines = list(csv.DictReader(io.StringIO(leaderboards(read_results("results"), "results", "csv"))))
+    found = {(line["model"], line["history"]): line["recall@10"] for line in lines if not line["source"]}
+    assert set(found) == {("A", "left in"), ("B", "left in"), ("old", "left in"), ("A", "left out"), ("B", "left out")}
+    assert float(found["A", "left in"]) > 2 * float(found["A", "left out"])
+
+
+def test_runs_that_were_validated_in_another_way_are_in_other_tables(capsys):
+    write_run("A", without=0.2)
+    write_run("A", without=0.3, settings={"exclude_history": True}.items())
+    assert main(["leaderboard"]) == 0
+    titles = [line for line in capsys.readouterr().out.splitlines() if line.startswith("##")]
+    assert titles == [
+        "## amazon-beauty, exclude_history null",
+        "## amazon-beauty, exclude_history null, history left out",
+        "## amazon-beauty, exclude_history true",
+        "## amazon-beauty, exclude_history true, history left out",
+    ]
+
+
+def test_targets_of_the_same_day_and_of_a_later_one(capsys):
+    later_day = np.arange(len(USERS)) % 4 == 0
+    for label in "AB":
+        for seed in (1, 2):
+            write_run(label, seed, level={"A": 0.4, "B": 0.3}[label], without=0.5, later_day=later_day)
+    write_run("old")
+    assert main(["leaderboard"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("25.0% of the targets are of a later day") == 2
+    for text, name in zip(
+        shown.split("## amazon-beauty, history left out"), ("ranks", "ranks_without_history"), strict=True
+    ):
+        table = text[text.rindex("\n", 0, text.index("recall@10, same day")) :]
+        rows = rows_of(table)
+        assert set(rows) == {"A", "B"}
+        for label in "AB":
+            both = [read_ranks(f"results/amazon-beauty-{label}-{seed}-0.ranks.npz", name) for seed in (1, 2)]
+            later = np.array([int(user[1:]) % 4 == 0 for user in both[0][0]])
+            expected = [
+                np.mean([metric_of_users(ranks, metric)[later == day].mean() for _, ranks in both])
+                for metric in ("recall@10", "ndcg@10")
+                for day in (False, True)
+            ]
+            assert [cell.strip("*") for cell in rows[label]] == [f"{value:.4f}" for value in expected]
 
 
 def test_plots(capsys):

@@ -18,12 +18,12 @@ def execute(args, settings):
     """Run the models that have no result yet, print their table and where their checkpoints are."""
     for name in args.models:
         model_of(name)
-    from recbole_tiger.report.leaderboard import leaderboard, rows_of
+    from recbole_tiger.report.leaderboard import tables_of
     from recbole_tiger.runs import experiment
 
     results = experiment.compare(args.models, args.dataset, settings, args.results_dir)
     modes = sorted({result["settings"]["eval_args"]["mode"]["test"] for result in results})
     print(f"\n{args.dataset}, test set, {'/'.join(modes)} ranking, best validation epoch\n")
-    print(leaderboard(rows_of(results, args.results_dir)), end="\n\n")
+    print(tables_of(results, args.results_dir), end="\n\n")
     for result in results:
         print(f"checkpoint of {result['label']}: {result['checkpoint']}")

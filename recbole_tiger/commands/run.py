@@ -22,7 +22,7 @@ def add_arguments(parser):
 def execute(args, settings):
     """Train and test a model, print its row and where its files are."""
     model_of(args.model)  # a model that there is not is named before the imports, which take seconds
-    from recbole_tiger.report.leaderboard import leaderboard, rows_of
+    from recbole_tiger.report.leaderboard import tables_of
     from recbole_tiger.runs import experiment
 
     config = experiment.prepare(args.model, args.dataset, {**settings, **({"resume": True} if args.resume else {})})
@@ -31,5 +31,5 @@ def execute(args, settings):
     run = experiment.run_or_read if config["resume"] else experiment.run
     result = run(config, args.results_dir)
     print()
-    print(leaderboard(rows_of([result], args.results_dir)))
+    print(tables_of([result], args.results_dir))
     print(f"\nresult: {file}\ncheckpoint: {result['checkpoint']}")

@@ -14,6 +14,9 @@ from recbole_tiger.catalogue.semantic_ids import SemanticIDs, add_collision_leve
 from recbole_tiger.errors import TigerError
 from recbole_tiger.model.draw import Draw
 
+# The field of a batch with the items that lists leave out: int tensor [batch, n], different ones, padded with zeros.
+LEFT_OUT = "left_out"
+
 
 def left_padded(item_seq, lengths, max_items):
     """RecBole's histories, padded on the right -> the last ``max_items`` of each, padded on the left.

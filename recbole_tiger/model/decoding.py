@@ -197,11 +197,12 @@ def beam_search(net, memory, beam_size, allowed=None, draw=None):
 
 
 @torch.no_grad()
-def unconstrained_beam_search(net, memory, beam_size):
+def unconstrained_beam_search(net, memory, beam_size, left_out=None):
     """The ``beam_size`` most likely semantic IDs that a beam over all codes finds, whether an item has them or not.
 
     Args:
         net: with the softmax over all codes.
+        left_out: int tensor [batch, n] of items whose IDs a list leaves out, padded with zeros; or None.
 
     Returns:
         items (RecBole's ids, 0 for an ID that no item has) and scores, each [batch, at most beam_size], best first.
@@ -209,21 +210,38 @@ def unconstrained_beam_search(net, memory, beam_size):
     prefixes = Prefixes(net, memory)
     scores = torch.zeros(len(memory.items), 1, device=memory.items.device)
     ids = torch.zeros_like(scores, dtype=torch.long)  # the codes so far as one number
+    numbers = torch.zeros_like(net.codes[:, 0])  # the same of all items' IDs
+    for level, width in enumerate(net.widths):
+        numbers = numbers * width + net.codes[:, level]
     for level, width in enumerate(net.widths):
         _, hidden = prefixes.decode(level, None)
         log_probs = net.softmax.log_softmax(net.softmax.classifiers[level](hidden).float(), level)
-        candidates = (scores.unsqueeze(-1) + log_probs.view(*scores.shape, width)).flatten(1)
+        candidates = scores.unsqueeze(-1) + log_probs.view(*scores.shape, width)
+        if left_out is not None and level + 1 == net.levels:
+            candidates = _without(candidates, ids, numbers[left_out], left_out > 0)
+        candidates = candidates.flatten(1)
         scores, picked = candidates.topk(min(beam_size, candidates.shape[1]), dim=1)
         parents, codes = picked // width, picked % width
         ids = ids.gather(1, parents) * width + codes
         if level + 1 < net.levels:
             prefixes.go_on(parents, codes)
-    known = torch.zeros_like(net.codes[:, 0])
-    for level, width in enumerate(net.widths):
-        known = known * width + net.codes[:, level]
-    known, order = known[1:].sort()
+    known, order = numbers[1:].sort()
     place = torch.searchsorted(known, ids).clamp(max=len(known) - 1)
     return torch.where(known[place] == ids, order[place] + 1, 0), scores
+
+
+def _without(candidates, prefixes, ids, there):
+    """Candidates with -inf for some IDs.
+
+    Args:
+        candidates: float tensor [batch, beam, width] of the last level. prefixes: int tensor [batch, beam].
+        ids: int tensor [batch, n]; there: bool tensor [batch, n], which of them are meant.
+    """
+    batch, beam, width = candidates.shape
+    under = (prefixes.unsqueeze(1) == (ids // width).unsqueeze(2)) & there.unsqueeze(2)
+    place = torch.where(under.any(dim=2), under.int().argmax(dim=2) * width + ids % width, beam * width)
+    flat = F.pad(candidates.flatten(1), (0, 1))  # the last column takes those that no prefix leads to
+    return flat.scatter(1, place, -torch.inf)[:, :-1].view(batch, beam, width)
 
 
 @torch.no_grad()

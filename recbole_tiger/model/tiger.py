@@ -9,7 +9,7 @@ from recbole.evaluator.register import metric_information
 
 from recbole_tiger.catalogue.quantizers.rq_vae import scaled, standardised
 from recbole_tiger.errors import TigerError
-from recbole_tiger.model.base import SemanticIDModel, user_slot
+from recbole_tiger.model.base import LEFT_OUT, SemanticIDModel, user_slot
 from recbole_tiger.model.decoding import Allowed, beam_search, exact_scores, log_likelihood, unconstrained_beam_search
 from recbole_tiger.model.draw import Draw
 from recbole_tiger.model.layers import Sizes
@@ -371,10 +371,11 @@ class TIGER(SemanticIDModel):
             memory = memory_of(part)
             return beam_search(self.network, memory, beam_size, allowed and allowed.part(part), draw and draw.part(part))
 
-        return in_slices(search, order, self._decode_batch(beam_size), k)
+        n_left_out = 0 if left_out is None else left_out.shape[1]
+        return in_slices(search, order, self._decode_batch(beam_size, n_left_out), k)
 
-    def _decode_batch(self, beam_size):
-        """How many histories to decode at once."""
+    def _decode_batch(self, beam_size, n_left_out=0):
+        """How many histories to decode at once, of which each leaves out so many items at most."""
         if not self.network.codes.is_cuda:
             return DECODE_BATCH
         prefixes, trie = self.network.softmax.prefixes, self.network.trie
@@ -383,6 +384,7 @@ class TIGER(SemanticIDModel):
             min(beam_size, trie.n_nodes(level - 1) if level else 1) * most * (width if level else 1)
             for level, most in enumerate(trie.most_children)
         )
+        children = max(children, 4 * beam_size * n_left_out)  # int64 tables of them, several at a time
         return min(GPU_DECODE_BATCH, max(1, GPU_DECODE_BYTES // (4 * children)))
 
     def exact(self, histories, slots):
@@ -413,21 +415,26 @@ class TIGER(SemanticIDModel):
     def beam(self, interaction):
         """Items and scores of the beam after each history, each [batch, beam_size], best first or in the order of a draw.
 
-        An item is 0 where ``constrained`` is off and no item has the ID.
+        An item is 0 where ``constrained`` is off and no item has the ID, and where fewer are left than the beam is wide.
         """
         histories, slots = self.histories_of(interaction), self.slots_of(interaction[self.USER_ID])
+        left_out = interaction[LEFT_OUT].to(self.network.codes.device) if LEFT_OUT in interaction else None
         if not self.constrained:
-            return self.unconstrained(histories, slots, self.beam_size)
-        draw = {"temperature": self.decoding_temperature, "seed": self.seed}
-        return self.recommend(histories, slots, self.beam_size, self.beam_size, "beam", **draw)
+            return self.unconstrained(histories, slots, self.beam_size, left_out)
+        how = {"left_out": left_out, "temperature": self.decoding_temperature, "seed": self.seed}
+        items, scores = self.recommend(histories, slots, self.beam_size, self.beam_size, "beam", **how)
+        return items.masked_fill(scores.isneginf(), 0), scores
 
     @torch.no_grad()
-    def unconstrained(self, histories, slots, beam_size):
-        """As :func:`~recbole_tiger.model.decoding.unconstrained_beam_search`; histories as for :meth:`recommend`."""
+    def unconstrained(self, histories, slots, beam_size, left_out=None):
+        """As :func:`~recbole_tiger.model.decoding.unconstrained_beam_search`; arguments as for :meth:`recommend`."""
         memory_of, order = self._memories(histories, slots)
+        if left_out is not None:
+            left_out = left_out[order.to(left_out.device)]
 
         def search(part):
-            return unconstrained_beam_search(self.network, memory_of(part), beam_size)
+            of_part = None if left_out is None else left_out[part]
+            return unconstrained_beam_search(self.network, memory_of(part), beam_size, of_part)
 
         return in_slices(search, order, self._decode_batch(beam_size), beam_size)
 

@@ -10,7 +10,7 @@ import numpy as np
 from tabulate import tabulate
 
 from recbole_tiger.errors import TigerError
-from recbole_tiger.report.results import read_ranks
+from recbole_tiger.report.results import WITHOUT_HISTORY, read_ranks
 from recbole_tiger.report.statistics import LEVEL, interval, metric_of_users, paired_p
 from recbole_tiger.settings.properties import nearest, property_file, protocol
 
@@ -18,11 +18,15 @@ METRICS = [f"{metric}@{k}" for metric in ("recall", "ndcg") for k in (5, 10, 20)
 # The one whose interval fits in a table; the others' are in the CSV.
 MAIN = "ndcg@10"
 SIGNIFICANT = 0.05
+# Those that are told by the day of the target.
+BY_DAY = ("recall@10", MAIN)
+# What titles say of tests without what users have already; other tests have it in their lists.
+LEFT_OUT = "history left out"
 
 # Settings that leave out interactions, or split them beforehand.
 FILTERS = ("benchmark_filename", "rm_dup_inter", "val_interval", "user_inter_num_interval", "item_inter_num_interval")
-# Settings that decide which users are tested on what, and so which results can stand in one table.
-PROTOCOL = ("eval_args", "repeatable", *FILTERS, "filter_inter_by_user_or_item", "TIME_FIELD")
+# Settings that decide which users are validated and tested on what, and so which results can stand in one table.
+PROTOCOL = ("eval_args", "repeatable", "exclude_history", *FILTERS, "filter_inter_by_user_or_item", "TIME_FIELD")
 
 # What results of one table share beside the dataset: the hash of its files, which items are ranked, and the protocol.
 COMPARED = ("data_hash", "items", *PROTOCOL)
@@ -40,6 +44,7 @@ class Row:
         label: its name.
         results: dicts of result files.
         users, ranks: tokens [users] and int array [seeds, users], or None where the ranks of a run are not here.
+        later_day: bool array [users], whether the target is of a later day than what the user has before; or None.
         published: metric -> value, where there are no runs.
         source: who published it.
     """
@@ -48,6 +53,7 @@ class Row:
     results: tuple = ()
     users: np.ndarray | None = None
     ranks: np.ndarray | None = None
+    later_day: np.ndarray | None = None
     published: dict = field(default_factory=dict)
     source: str = ""
 
@@ -114,18 +120,25 @@ def _published_beside(result):
     return published_rows(result["dataset"]) if same and whole else []
 
 
-def rows_of(results, folder):
+def rows_of(results, folder, test=""):
     """Rows of one dataset, best first by the validation metric; where runs chose by different ones, by one that all have.
 
     Args:
         results: dicts of one dataset, as in result files.
         folder: where the files of their ranks are.
+        test: WITHOUT_HISTORY for the rows of that test, those of the results that have it; "" for the other one's.
     """
+    if test:
+        results = [
+            {**result, "test_result": result[f"test_result{test}"], "intervals": result[f"intervals{test}"]}
+            for result in results
+            if result.get(f"test_result{test}")
+        ]
     groups = {}
     for result in sorted(results, key=lambda result: result["seed"]):
         settings = {key: value for key, value in _told(result).items() if key != "seed"}
         groups.setdefault((result["label"], json.dumps(settings, sort_keys=True)), []).append(result)
-    rows = [_row(_name(label, runs[0], groups), runs, folder) for (label, _), runs in groups.items()]
+    rows = [_row(_name(label, runs[0], groups), runs, folder, f"ranks{test}") for (label, _), runs in groups.items()]
     chosen_by = {result["settings"].get("valid_metric") for result in results}
     shared = []
     if len(chosen_by) > 1:
@@ -155,12 +168,13 @@ def _name(label, result, groups):
     return f"{label} ({told})" if told else label
 
 
-def _row(label, runs, folder):
+def _row(label, runs, folder, name):
     files = [Path(folder) / run["ranks"] for run in runs if run["ranks"]]
-    kept = [read_ranks(file) for file in files if file.is_file()]
-    if len(kept) < len(runs) or any(not np.array_equal(users, kept[0][0]) for users, _ in kept):
+    kept = [read_ranks(file, name) for file in files if file.is_file()]
+    if len(kept) < len(runs) or any(ranks is None or not np.array_equal(users, kept[0][0]) for users, ranks in kept):
         return Row(label, tuple(runs))
-    return Row(label, tuple(runs), kept[0][0], np.stack([ranks for _, ranks in kept]))
+    _, later_day = read_ranks(files[0], "later_day")
+    return Row(label, tuple(runs), kept[0][0], np.stack([ranks for _, ranks in kept]), later_day)
 
 
 @dataclass(frozen=True)
@@ -348,6 +362,49 @@ def differences(rows, style, against):
     return style.table(cells, [f"minus {against}", *metrics]) if cells else ""
 
 
+def by_day(rows, style="plain"):
+    """A table of the metrics of BY_DAY where the target shares a day with what the user has before, and where it does not.
+
+    Args:
+        rows, style: as :func:`leaderboard` takes them.
+
+    Returns:
+        str; nothing where no row knows the days.
+    """
+    style = STYLES[style]
+    known = [row for row in rows if row.later_day is not None and all(map(row.values, BY_DAY))]
+    if not known:
+        return ""
+    days = {"same day": False, "later day": True}
+    values = np.array(
+        [
+            [row.of_users(metric)[row.later_day == later].mean() for metric in BY_DAY for later in days.values()]
+            for row in known
+        ]
+    )
+    best = values.argmax(axis=0)
+    cells = [
+        [style.text(row.label)]
+        + [style.best.format(f"{value:.4f}") if i == best[j] else f"{value:.4f}" for j, value in enumerate(values[i])]
+        for i, row in enumerate(known)
+    ]
+    note = (
+        f"{known[0].later_day.mean():.1%} of the targets are of a later day than what the user has before; which of a day's "
+        f"items is the target of the others follows from the order of the file"
+    )
+    headers = ["model", *(f"{metric}, {day}" for metric in BY_DAY for day in days)]
+    return "\n\n".join([style.table(cells, headers), style.text(note)])
+
+
+def tables_of(results, folder):
+    """What is shown of runs on one dataset: the table of the test, and that of the test without what users have already."""
+    tables = []
+    for test in ("", WITHOUT_HISTORY):
+        if rows := rows_of(results, folder, test):
+            tables += [*([f"{LEFT_OUT}:"] if test else []), leaderboard(rows), by_day(rows)]
+    return "\n\n".join(filter(None, tables))
+
+
 def _reference(rows, against):
     """The row of this label that has runs, or None."""
     return next((row for row in rows if row.results and row.label == against), None)
@@ -357,26 +414,27 @@ def leaderboard_csv(tables, against=None):
     """All datasets in one table for programs, with the interval of every metric.
 
     Args:
-        tables: lists of rows, one a dataset, as :func:`leaderboard` takes them.
+        tables: dict of title to list of rows, one a dataset and a test, as :func:`leaderboard` takes them.
         against: the label of a row; with it also the difference to that row, and the p-value of the difference.
     """
     stream = io.StringIO()
-    metrics = _tested([row for rows in tables for row in rows])
+    metrics = _tested([row for rows in tables.values() for row in rows])
     suffixes = ["", " std", " low", " high", " p"]
     if against is not None:
         suffixes += [f" minus {against}", f" minus {against} p"]
     statistics = [f"{metric}{suffix}" for metric in metrics for suffix in suffixes]
     marks = ["out_of_time", "still_improving", "enable_amp"]
-    names = ["dataset", *COMPARED, "model", "source", *statistics, "seeds", "epochs", *marks]
+    names = ["dataset", *COMPARED, "history", "model", "source", *statistics, "seeds", "epochs", *marks]
     names += ["threads", "train_seconds", "eval_users_per_second", "parameters"]
     writer = csv.DictWriter(stream, names, lineterminator="\n")
     writer.writeheader()
-    for rows in tables:
+    for title, rows in tables.items():
         of_table = dict(zip(("dataset", *COMPARED), comparison(rows[-1].results[0]), strict=True))
         rankings = {metric: ranking(rows, metric) for metric in metrics}
         reference = _reference(rows, against)
         for i, row in enumerate(rows):
-            line = {**of_table, "model": row.label, "source": row.source}
+            history = "left out" if title.endswith(LEFT_OUT) else "left in"
+            line = {**of_table, "history": history, "model": row.label, "source": row.source}
             for metric in metrics:
                 low, high = row.interval(metric) or (None, None)
                 p = rankings[metric].p if i == rankings[metric].best else None
@@ -438,7 +496,14 @@ def leaderboards(results, folder, style, against=None):
     Raises:
         TigerError: no table has a row ``against``.
     """
-    tables = {title: [*_published_beside(group[0]), *rows_of(group, folder)] for title, group in comparable(results).items()}
+    tables, untested = {}, {}
+    for title, group in comparable(results).items():
+        tables[title] = [*_published_beside(group[0]), *rows_of(group, folder)]
+        if rows := rows_of(group, folder, WITHOUT_HISTORY):
+            tables[f"{title}, {LEFT_OUT}"] = rows
+            untested[f"{title}, {LEFT_OUT}"] = sorted(
+                {result["label"] for result in group if not result.get(f"test_result{WITHOUT_HISTORY}")}
+            )
     if against is not None:
         labels = {row.label for rows in tables.values() for row in rows if row.results}
         if against not in labels:
@@ -446,10 +511,14 @@ def leaderboards(results, folder, style, against=None):
             known = f"; there are {' and '.join(map(repr, several))}" if several else nearest(against, sorted(labels))
             raise TigerError(f"no table has a row {against!r}{known}")
     if style == "csv":
-        return leaderboard_csv(tables.values(), against)
+        return leaderboard_csv(tables, against)
     parts = []
     for title, rows in tables.items():
         parts += [STYLES[style].title.format(title), leaderboard(rows, style) + "\n"]
         if against is not None and (table := differences(rows, style, against)):
             parts.append(table + "\n")
+        if table := by_day(rows, style):
+            parts.append(table + "\n")
+        if untested.get(title):
+            parts.append(f"of older runs, which were not tested so: {STYLES[style].text(', '.join(untested[title]))}\n")
     return "\n".join(parts)

@@ -9,6 +9,8 @@ from recbole_tiger.errors import TigerError
 from recbole_tiger.files import read_arrays, whole_file, write_arrays
 
 SCHEMA = 1
+# What the fields of the test without what users have already end in; those of the other test have no such end.
+WITHOUT_HISTORY = "_without_history"
 REQUIRED = (
     *("schema", "model", "label", "dataset", "seed", "best_valid_score", "valid_score_bigger", "best_valid_result"),
     *("test_result", "epochs", "out_of_time", "still_improving", "train_seconds", "eval_users_per_second", "parameters"),
@@ -16,16 +18,16 @@ REQUIRED = (
 )
 
 
-def write_result(result, file, users=None, ranks=None):
-    """Write a result as JSON, whole or not at all, and the ranks of its users to the file that it names.
+def write_result(result, file, users=None, kept=None):
+    """Write a result as JSON, whole or not at all, and what is kept of its users to the file that it names.
 
     Args:
-        users, ranks: as :func:`write_ranks` takes them, where ``result["ranks"]`` names a file.
+        users: as :func:`write_ranks` takes them; kept: dict of the other arrays; where ``result["ranks"]`` names a file.
     """
     with whole_file(file) as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        if ranks is not None:
-            write_ranks(users, ranks, Path(file).parent / result["ranks"])
+        if kept:
+            write_ranks(users, file=Path(file).parent / result["ranks"], **kept)
 
 
 def read_result(file):
@@ -51,30 +53,33 @@ def read_results(folder):
     return [read_result(file) for file in sorted(Path(folder).glob("*.json"))]
 
 
-def write_ranks(users, ranks, file):
+def write_ranks(users, ranks, file, **more):
     """Write the ranks of a run's targets.
 
     Args:
         users: tokens, an array [users] of strings.
         ranks: int32 array [users]; 1 is best, 0 not among the first max(topk).
         file: an .npz.
+        more: ``ranks_without_history``, of the same form, and ``later_day``, bool array [users], whether the target is of a
+            later day than what the user has before; where they are known.
     """
     with whole_file(file) as temporary:
-        write_arrays(temporary, compress=True, users=np.asarray(users, dtype=str), ranks=ranks)
+        write_arrays(temporary, compress=True, users=np.asarray(users, dtype=str), ranks=ranks, **more)
 
 
-def read_ranks(file):
-    """Read what :func:`write_ranks` wrote.
+def read_ranks(file, name="ranks"):
+    """Read one of the arrays that :func:`write_ranks` wrote.
 
     Returns:
-        users (tokens, sorted), ranks: arrays.
+        users (tokens, sorted); the array in their order, or None where the file has none of this name.
 
     Raises:
         TigerError: the file is absent or damaged.
     """
     try:
-        users, ranks = read_arrays(file, "users", "ranks")
+        users, _ = read_arrays(file, "users", "ranks")
+        found = read_arrays(file).get(name)
     except TigerError as error:
         raise TigerError(f"ranks {file} are absent or damaged ({error}); delete its result file and run again") from error
     order = np.argsort(users)
-    return users[order], ranks[order]
+    return users[order], None if found is None else found[order]

@@ -18,7 +18,6 @@ import psutil
 import torch
 from recbole.data import create_dataset, data_preparation
 from recbole.data.utils import get_dataloader
-from recbole.evaluator.register import metric_information
 from recbole.utils import get_model, get_trainer, init_logger, init_seed
 
 from recbole_tiger.catalogue.download import ensure_dataset
@@ -26,14 +25,15 @@ from recbole_tiger.catalogue.item_text import check_interactions, history_field
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import locked, make_folder
 from recbole_tiger.model import MODELS
-from recbole_tiger.report.results import SCHEMA, read_result, write_result
+from recbole_tiger.report.results import SCHEMA, WITHOUT_HISTORY, read_result, write_result
 from recbole_tiger.report.statistics import GAINS, interval, metric_of_users
 from recbole_tiger.settings.arguments import check_keys
-from recbole_tiger.settings.checks import LISTS
+from recbole_tiger.settings.checks import of_lists
 from recbole_tiger.settings.config import make_config
 from recbole_tiger.settings.identity import check_unchanged, run_inputs, run_key
 from recbole_tiger.settings.properties import dataset_properties
 from recbole_tiger.training.dataset import check_aliases, text_load_col
+from recbole_tiger.training.history import leaving_out, with_fewer_rows
 from recbole_tiger.training.memory import keep_freed_memory
 
 PACKAGES = ("recbole-tiger", "recbole", "torch", "numpy", "pandas", "sentence-transformers", "ray")
@@ -156,11 +156,15 @@ def keep_ranks(trainer):
     trainer.evaluator.evaluate = keeping
 
 
-def evaluated_users(data):
-    """Tokens of the users of an evaluation's rows, in their order."""
+def evaluated_ids(data):
+    """RecBole's ids of the users of an evaluation's rows, in their order: int array."""
     dataset = data.dataset
-    ids = data.uid_list if hasattr(data, "uid_list") else dataset.inter_feat[dataset.uid_field]
-    return dataset.id2token(dataset.uid_field, np.asarray(ids))  # of a tensor of one id it would be no array
+    return np.asarray(data.uid_list if hasattr(data, "uid_list") else dataset.inter_feat[dataset.uid_field])
+
+
+def evaluated_users(data):
+    """Tokens of the same."""
+    return data.dataset.id2token(data.dataset.uid_field, evaluated_ids(data))
 
 
 def plain(result):
@@ -278,8 +282,7 @@ def _check_lengths(config, dataset):
 def _check_lists(config, dataset):
     """Refuse lists that are longer than the catalogue, which RecBole would find out after training."""
     n_items = dataset.item_num - 1
-    of_lists = any(LISTS.intersection(metric_information[metric.lower()]) for metric in config["metrics"])
-    if of_lists and max(config["topk"]) > n_items:
+    if any(map(of_lists, config["metrics"])) and max(config["topk"]) > n_items:
         raise TigerError(
             f"topk {max(config['topk'])} of {config['label']} is longer than the catalogue of {n_items} items; lower it"
         )
@@ -316,7 +319,7 @@ def of_some_users(config, valid_data):
     ordered = sorted(np.unique(users), key=lambda user: tokens[user])
     chosen = np.random.default_rng(config["seed"]).permutation(ordered)[: config["valid_users"]]
     rows = dataset.copy(dataset.inter_feat[np.flatnonzero(np.isin(users, chosen))])
-    return get_dataloader(config, "valid")(config, rows, valid_data._sampler, shuffle=False)
+    return with_fewer_rows(get_dataloader(config, "valid")(config, rows, valid_data._sampler, shuffle=False), valid_data)
 
 
 def make_model(config, train_data):
@@ -403,29 +406,48 @@ def train(config, after_epoch=None):
 
 
 def finish(result, trainer, test_data, file):
-    """Evaluate the best epoch on the test set, once, and write the ranks it gave every user's target and the result file.
+    """Evaluate the best epoch on the test set, with and without what users have already, and write what comes out.
+
+    Each is done once. In sampled evaluation both rank the same draw.
 
     Args:
         result, trainer, test_data: of :func:`train`; the first gains the fields that tell the test.
-        file: the result file to write.
+        file: the result file to write; beside it goes the rank of every user's target.
     """
     keep_ranks(trainer)
-    begin = time.perf_counter()
-    with told_of_memory(trainer.config):
-        found = trainer.evaluate(
-            test_data, load_best_model=True, model_file=result["checkpoint"], show_progress=trainer.config["show_progress"]
-        )
-    seconds = time.perf_counter() - begin
-    result["test_result"] = plain(found)
-    result["eval_seconds"] = round(seconds, 2)
-    result["eval_users_per_second"] = round(len(test_data._dataset) / seconds, 2)
-    users = evaluated_users(test_data)
+    config, users, kept = trainer.config, evaluated_users(test_data), {}
     # With several targets a user, as a split by ratio has them, rows are no sample of users.
-    ranks = trainer.ranks if len(np.unique(users)) == len(users) else None
-    of_ranks = [name for name in found if ranks is not None and name.partition("@")[0] in GAINS]
-    result["intervals"] = {name: interval(metric_of_users(ranks, name)) for name in of_ranks}
-    result["ranks"] = None if ranks is None else file.with_suffix(".ranks.npz").name
-    write_result(result, file, users, ranks)
+    of_users = len(np.unique(users)) == len(users)
+    random_state = np.random.get_state()
+    for suffix in ("", WITHOUT_HISTORY) if any(map(of_lists, config["metrics"])) else ("",):
+        np.random.set_state(random_state)
+        begin = time.perf_counter()
+        with told_of_memory(config), leaving_out(test_data, suffix == WITHOUT_HISTORY):
+            found = plain(
+                trainer.evaluate(
+                    test_data,
+                    load_best_model=not suffix,
+                    model_file=result["checkpoint"],
+                    show_progress=config["show_progress"],
+                )
+            )
+        seconds = time.perf_counter() - begin
+        if suffix:
+            found = {name: value for name, value in found.items() if of_lists(name.partition("@")[0])}
+        else:
+            result["eval_seconds"] = round(seconds, 2)
+            result["eval_users_per_second"] = round(len(test_data._dataset) / seconds, 2)
+        ranks = trainer.ranks if of_users else None
+        of_ranks = [name for name in found if ranks is not None and name.partition("@")[0] in GAINS]
+        result[f"test_result{suffix}"] = found
+        result[f"intervals{suffix}"] = {name: interval(metric_of_users(ranks, name)) for name in of_ranks}
+        if ranks is not None:
+            kept[f"ranks{suffix}"] = ranks
+    later_day = test_data.collate_fn.known.later_day(evaluated_ids(test_data)) if kept else None
+    if later_day is not None:
+        kept["later_day"] = later_day
+    result["ranks"] = file.with_suffix(".ranks.npz").name if kept else None
+    write_result(result, file, users, kept)
 
 
 def remove_state(trainer):

@@ -9,7 +9,7 @@ from recbole_tiger.catalogue.item_text import interaction_files
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import content_hash
 from recbole_tiger.model import MODELS
-from recbole_tiger.settings.properties import NOT_OF_THE_RUN
+from recbole_tiger.settings.properties import LATER, NOT_OF_THE_RUN
 
 
 def data_files(config):
@@ -30,6 +30,7 @@ def data_hash(config):
 def run_settings(config):
     """The settings that decide what a run computes, as plain JSON values."""
     settings = {key: value for key, value in config.final_config_dict.items() if key not in NOT_OF_THE_RUN}
+    settings = {key: value for key, value in settings.items() if key not in LATER or value != LATER[key]}
     return json.loads(json.dumps(settings, default=str, sort_keys=True))
 
 

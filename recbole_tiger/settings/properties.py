@@ -54,6 +54,9 @@ NOT_OF_THE_RUN = {
     "input_hashes",  # these are told beside the settings
 }
 
+# Settings that came after runs had been made, and the values at which a run is what it was without them.
+LATER = {"exclude_history": False}
+
 
 class Loader(yaml.SafeLoader):
     """Safe YAML that reads 1e-3 as a number, as RecBole's loader does."""
