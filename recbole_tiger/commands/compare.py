@@ -1,6 +1,7 @@
 """``recbole-tiger compare``."""
 
-from recbole_tiger.commands.shared import add_results_dir, names
+from recbole_tiger.commands.shared import add_html, add_results_dir, names, write_leaderboard_page
+from recbole_tiger.files import check_writable
 from recbole_tiger.settings.properties import model_of
 
 SUMMARY = "Run several models under one protocol and print a leaderboard"
@@ -12,10 +13,13 @@ def add_arguments(parser):
     """Add the command's own arguments."""
     parser.add_argument("--models", required=True, type=names, help="models and recipes, separated by commas")
     add_results_dir(parser)
+    add_html(parser, "tables that sort, charts, settings and differences")
 
 
 def execute(args, settings):
     """Run the models that have no result yet, print their table and where their checkpoints are."""
+    if args.html:
+        check_writable(args.html)
     for name in args.models:
         model_of(name)
     from recbole_tiger.report.leaderboard import leaderboard, rows_of
@@ -27,3 +31,5 @@ def execute(args, settings):
     print(leaderboard(rows_of(results, args.results_dir)), end="\n\n")
     for result in results:
         print(f"checkpoint of {result['label']}: {result['checkpoint']}")
+    if args.html:
+        write_leaderboard_page(args.html, results, args.results_dir, settings.get("data_path", "dataset"))
