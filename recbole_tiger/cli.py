@@ -1,4 +1,4 @@
-"""The command line: recbole-tiger run | compare | tokenize | tune | recommend | add-items | leaderboard | download."""
+"""The command line: recbole-tiger and the name of a command of COMMANDS."""
 
 import argparse
 import io
@@ -8,7 +8,19 @@ import sys
 import threading
 import warnings
 
-from recbole_tiger.commands import add_items, compare, download, leaderboard, recommend, run, tokenize, tune
+from recbole_tiger.commands import (
+    add_items,
+    compare,
+    datasets,
+    download,
+    leaderboard,
+    models,
+    recommend,
+    run,
+    settings,
+    tokenize,
+    tune,
+)
 from recbole_tiger.commands.shared import add_plugins, names
 from recbole_tiger.errors import TigerError
 from recbole_tiger.registry import import_file
@@ -24,6 +36,9 @@ COMMANDS = {
     "add-items": add_items,
     "leaderboard": leaderboard,
     "download": download,
+    "models": models,
+    "datasets": datasets,
+    "settings": settings,
 }
 SETTINGS_HELP = "Any setting of RecBole or of TIGER is given as --key=value; values are YAML."
 

@@ -27,6 +27,22 @@ def make_folder(path):
         raise TigerError(f"cannot make the folder {path}: {error.strerror or error}; choose another folder") from error
 
 
+def check_writable(file):
+    """Refuse a file that cannot be written, before the work whose outcome it would hold; its folder is made.
+
+    Raises:
+        TigerError: it is a folder, or its folder takes no files.
+    """
+    if Path(file).is_dir():
+        raise TigerError(f"{file} is a folder: name a file in it")
+    make_folder(Path(file).parent)
+    try:
+        with tempfile.TemporaryFile(dir=Path(file).parent):
+            pass
+    except OSError as error:
+        raise TigerError(f"cannot write {file}: {error.strerror or error}; choose another folder") from error
+
+
 @contextlib.contextmanager
 def locked(path, what):
     """Hold a lock file, which the system releases when the process ends, however it ends.

@@ -73,6 +73,12 @@ def test_installed_wheel_is_whole(installed, tmp_path):
     assert shown["version"] == [recbole_tiger.__version__] * 2
 
 
+def test_parts_of_pages_are_installed(installed):
+    folders = [folder / "recbole_tiger" / "report" / "html" for folder in (PROJECT, installed)]
+    of_project, of_wheel = ({file.name for file in folder.iterdir() if file.suffix in (".js", ".css")} for folder in folders)
+    assert of_project == of_wheel > {"page.css", "page.js"}
+
+
 def test_installed_command(installed, tmp_path):
     script = installed / "bin" / "recbole-tiger"
     output = call(sys.executable, script, "--version", cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(installed)})

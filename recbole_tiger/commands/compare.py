@@ -1,6 +1,7 @@
 """``recbole-tiger compare``."""
 
-from recbole_tiger.commands.shared import add_results_dir, names
+from recbole_tiger.commands.shared import add_html, add_results_dir, names, write_leaderboard_page
+from recbole_tiger.files import check_writable
 from recbole_tiger.settings.properties import model_of
 
 SUMMARY = "Run several models under one protocol and print a leaderboard"
@@ -12,18 +13,23 @@ def add_arguments(parser):
     """Add the command's own arguments."""
     parser.add_argument("--models", required=True, type=names, help="models and recipes, separated by commas")
     add_results_dir(parser)
+    add_html(parser, "tables that sort, charts, settings and differences")
 
 
 def execute(args, settings):
     """Run the models that have no result yet, print their table and where their checkpoints are."""
+    if args.html:
+        check_writable(args.html)
     for name in args.models:
         model_of(name)
-    from recbole_tiger.report.leaderboard import tables_of
+    from recbole_tiger.report.leaderboard import tables_of_runs
     from recbole_tiger.runs import experiment
 
     results = experiment.compare(args.models, args.dataset, settings, args.results_dir)
     modes = sorted({result["settings"]["eval_args"]["mode"]["test"] for result in results})
     print(f"\n{args.dataset}, test set, {'/'.join(modes)} ranking, best validation epoch\n")
-    print(tables_of(results, args.results_dir), end="\n\n")
+    print(tables_of_runs(results, args.results_dir), end="\n\n")
     for result in results:
         print(f"checkpoint of {result['label']}: {result['checkpoint']}")
+    if args.html:
+        write_leaderboard_page(args.html, results, args.results_dir, settings.get("data_path", "dataset"))

@@ -2,8 +2,9 @@
 
 import sys
 
-from recbole_tiger.commands.shared import add_results_dir, write
+from recbole_tiger.commands.shared import add_html, add_results_dir, write, write_leaderboard_page
 from recbole_tiger.errors import TigerError
+from recbole_tiger.files import check_writable
 
 SUMMARY = "Make tables and pictures of result files, beside published numbers; nothing is run"
 EXAMPLE = "recbole-tiger leaderboard --results_dir=results --format=markdown --plots=plots"
@@ -17,10 +18,18 @@ def add_arguments(parser):
     parser.add_argument("--against", help="label of a row: tell the differences to it, with p-values (paired bootstrap)")
     parser.add_argument("--plots", help="folder for pictures")
     parser.add_argument("--output", help="file for the tables (default: standard output)")
+    add_html(parser, "tables that sort, charts, settings and differences")
+    parser.add_argument(
+        "--data_path", help="the folder of datasets, for the chart of --html by how often training has the target"
+    )
 
 
 def execute(args):
-    """Write the tables and draw the pictures of a folder of result files."""
+    """Write the tables, draw the pictures and write the page of a folder of result files."""
+    if args.html:
+        check_writable(args.html)
+    elif args.data_path:
+        raise TigerError("--data_path is for --html: name the page, or leave it out")
     from recbole_tiger.report.leaderboard import leaderboards
     from recbole_tiger.report.results import read_results
 
@@ -33,3 +42,5 @@ def execute(args):
 
         for file in plot(results, args.results_dir, args.plots):
             print(f"plot: {file}", file=sys.stderr)
+    if args.html:
+        write_leaderboard_page(args.html, results, args.results_dir, args.data_path)

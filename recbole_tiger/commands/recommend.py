@@ -5,9 +5,9 @@ import json
 import sys
 from pathlib import Path
 
-from recbole_tiger.commands.shared import add_plugins, write
+from recbole_tiger.commands.shared import add_html, add_plugins, write
 from recbole_tiger.errors import TigerError
-from recbole_tiger.files import read_lines
+from recbole_tiger.files import check_writable, read_lines
 
 SUMMARY = "Recommend the next items after a history"
 EXAMPLE = "recbole-tiger recommend --checkpoint=saved/TIGER-....pth --history=50,172,181"
@@ -68,14 +68,18 @@ def add_arguments(parser):
     parser.add_argument("--seed", type=int, default=0, help="of the draw (default: %(default)s)")
     parser.add_argument("--user", help="user token, for a model trained with user tokens")
     parser.add_argument("--output", help="file for the JSON lines of --histories (default: standard output)")
+    add_html(parser, "histories and lists with titles, semantic IDs and the log-probability of each level")
 
 
 def execute(args):
-    """Print a table of the items after one history, or write a line of JSON for each of many."""
+    """Print a table of the items after one history, or write a line of JSON for each of many; and write the page."""
+    if args.html:
+        check_writable(args.html)
     if args.output and args.histories is None:
         raise TigerError("--output is for --histories; one --history is answered by a table")
     from tabulate import tabulate
 
+    from recbole_tiger.report.html.recommendations import check_rows, write_recommendations_page
     from recbole_tiger.runs.recommend import Recommender
 
     recommender = Recommender.load(args.checkpoint)
@@ -101,10 +105,15 @@ def execute(args):
         found = recommender.recommend(args.history, user=args.user, **options)
         rows = [[i, row["item"], row["title"], f"{row['score']:.4f}"] for i, row in enumerate(found, start=1)]
         print(tabulate(rows, ["", "item", "title", "log-probability"], tablefmt="github", disable_numparse=True))
+        if args.html:
+            write_recommendations_page(args.html, recommender, [args.history], [found], args.user)
+            print(f"page: {args.html}", file=sys.stderr)
         return
     histories = read_histories(args.histories)
     if not histories:
         raise TigerError(f"{args.histories} has no histories: one a line, items separated by commas")
+    if args.html:
+        check_rows(histories, args.k)
     found = recommender.recommend(histories, user=args.user, **options)
     plain = not args.output and (sys.stdout.encoding or "utf-8").lower().replace("-", "") != "utf8"
     lines = "".join(
@@ -112,3 +121,6 @@ def execute(args):
         for history, rows in zip(histories, found, strict=True)
     )
     write(lines, args.output)
+    if args.html:
+        write_recommendations_page(args.html, recommender, histories, found, args.user)
+        print(f"page: {args.html}", file=sys.stderr)

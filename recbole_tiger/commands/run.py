@@ -1,6 +1,7 @@
 """``recbole-tiger run``."""
 
-from recbole_tiger.commands.shared import add_results_dir, tell_unread
+from recbole_tiger.commands.shared import add_html, add_results_dir, tell_unread, write_leaderboard_page
+from recbole_tiger.files import check_writable
 from recbole_tiger.settings.properties import model_of
 
 SUMMARY = "Train and test one model"
@@ -17,12 +18,15 @@ def add_arguments(parser):
         help="read the result of the same run, or where TIGER was killed go on from its last epoch",
     )
     add_results_dir(parser)
+    add_html(parser, "the result, with its charts and settings")
 
 
 def execute(args, settings):
     """Train and test a model, print its row and where its files are."""
+    if args.html:
+        check_writable(args.html)
     model_of(args.model)  # a model that there is not is named before the imports, which take seconds
-    from recbole_tiger.report.leaderboard import tables_of
+    from recbole_tiger.report.leaderboard import tables_of_runs
     from recbole_tiger.runs import experiment
 
     config = experiment.prepare(args.model, args.dataset, {**settings, **({"resume": True} if args.resume else {})})
@@ -31,5 +35,7 @@ def execute(args, settings):
     run = experiment.run_or_read if config["resume"] else experiment.run
     result = run(config, args.results_dir)
     print()
-    print(tables_of([result], args.results_dir))
+    print(tables_of_runs([result], args.results_dir))
     print(f"\nresult: {file}\ncheckpoint: {result['checkpoint']}")
+    if args.html:
+        write_leaderboard_page(args.html, [result], args.results_dir, settings.get("data_path", "dataset"))

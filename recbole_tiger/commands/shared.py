@@ -1,6 +1,7 @@
 """What several commands share."""
 
 import sys
+from functools import partial
 
 from recbole_tiger.catalogue.quantizers import QUANTIZERS, unread_settings
 from recbole_tiger.files import whole_file
@@ -26,6 +27,30 @@ def add_plugins(parser):
 def add_results_dir(parser, what="folder of the result files"):
     """Add the argument ``--results_dir``."""
     parser.add_argument("--results_dir", default="results", help=f"{what} (default: %(default)s)")
+
+
+def add_html(parser, what):
+    """Add the argument ``--html``."""
+    parser.add_argument("--html", metavar="FILE", help=f"write {what}: one page that a browser opens from disk")
+
+
+def write_leaderboard_page(file, results, folder, data_path):
+    """Write the page of result files.
+
+    Args:
+        file: path of the page.
+        results: dicts, as in result files. folder: where they are.
+        data_path: the folder of datasets, for the chart by how often training has the target; None for none.
+    """
+    from recbole_tiger.report.html.leaderboard import write_leaderboard_page as write_page
+
+    occurrences = None
+    if data_path:
+        from recbole_tiger.runs.occurrences import target_occurrences
+
+        occurrences = partial(target_occurrences, data_path=data_path)
+    write_page(file, results, folder, occurrences)
+    print(f"page: {file}", file=sys.stderr)
 
 
 def tell_unread(model, settings):

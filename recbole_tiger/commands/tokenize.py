@@ -1,10 +1,12 @@
 """``recbole-tiger tokenize``."""
 
+import sys
 import textwrap
 from pathlib import Path
 
+from recbole_tiger.commands.shared import add_html
 from recbole_tiger.errors import TigerError
-from recbole_tiger.files import make_folder
+from recbole_tiger.files import check_writable, make_folder
 from recbole_tiger.model import MODELS
 from recbole_tiger.settings.properties import model_of
 
@@ -19,10 +21,13 @@ def add_arguments(parser):
         "--model", default="TIGER", help="a model that reads semantic IDs, or a recipe of one (default: %(default)s)"
     )
     parser.add_argument("--output", help="write the semantic IDs to this file")
+    add_html(parser, "a treemap of the codes, with search, usage and collisions of every level")
 
 
 def execute(args, settings):
     """Make semantic IDs, print their statistics, what they keep of the embeddings, and items that share a prefix."""
+    if args.html:
+        check_writable(args.html)
     if model_of(args.model) not in MODELS:
         raise TigerError(f"model {args.model} has no semantic IDs: give {' or '.join(MODELS)}, or a recipe of one")
     from tabulate import tabulate
@@ -57,6 +62,11 @@ def execute(args, settings):
     print(tabulate(_examples(catalogue), ["semantic ID", "item", "title"], tablefmt="github"))
     if args.output:
         print(f"\nsemantic IDs: {args.output}")
+    if args.html:
+        from recbole_tiger.report.html.semantic_ids import write_semantic_ids_page
+
+        write_semantic_ids_page(args.html, f"Semantic IDs of {args.dataset}", catalogue)
+        print(f"page: {args.html}", file=sys.stderr)
 
 
 def _kept(catalogue, config):

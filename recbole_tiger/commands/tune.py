@@ -77,7 +77,7 @@ def execute(args, settings):
     _import_ray()
     import torch
 
-    from recbole_tiger.report.leaderboard import tables_of
+    from recbole_tiger.report.leaderboard import tables_of_runs
     from recbole_tiger.runs import experiment, sweep, tuning
 
     if args.ray_address:
@@ -118,5 +118,5 @@ def execute(args, settings):
     if result is None:
         raise TigerError(f"no trial of the sweep completed; the reasons are above and in {planned.folder}/trials.csv")
     print("\nthe winner, test set:\n")
-    print(tables_of([result], args.results_dir))
+    print(tables_of_runs([result], args.results_dir))
     print(f"\ntables and pictures: {planned.folder}\ncheckpoint: {result['checkpoint']}")

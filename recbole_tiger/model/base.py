@@ -234,6 +234,18 @@ class SemanticIDModel(SequentialRecommender):
 
     # --- inference ---
 
+    def log_probs_of_levels(self, histories, slots, items):
+        """The parts of the log-probability of items, one a level of their IDs.
+
+        Args:
+            histories, slots: as :meth:`exact` takes them.
+            items: int tensor [batch, n] of RecBole's ids.
+
+        Returns:
+            float tensor [batch, n, levels]; None for a model that scores items whole.
+        """
+        return None
+
     def histories_of(self, interaction):
         """Histories of RecBole's rows, int tensor [batch, longest], padded with zeros on the left."""
         return left_padded(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN], self.max_seq_length)

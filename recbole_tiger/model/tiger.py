@@ -10,7 +10,14 @@ from recbole.evaluator.register import metric_information
 from recbole_tiger.catalogue.quantizers.rq_vae import scaled, standardised
 from recbole_tiger.errors import TigerError
 from recbole_tiger.model.base import LEFT_OUT, SemanticIDModel, user_slot
-from recbole_tiger.model.decoding import Allowed, beam_search, exact_scores, log_likelihood, unconstrained_beam_search
+from recbole_tiger.model.decoding import (
+    Allowed,
+    beam_search,
+    exact_scores,
+    log_likelihood,
+    log_probs_of_levels,
+    unconstrained_beam_search,
+)
 from recbole_tiger.model.draw import Draw
 from recbole_tiger.model.layers import Sizes
 from recbole_tiger.model.seq2seq import Seq2Seq, TextInput, UserToken
@@ -391,6 +398,17 @@ class TIGER(SemanticIDModel):
         """Log-likelihood of every item, [batch, n_items + 1]."""
         memory_of, order = self._memories(histories, slots)
         return exact_scores(self.network, memory_of, len(histories))[order.argsort().to(self.network.codes.device)]
+
+    @torch.no_grad()
+    def log_probs_of_levels(self, histories, slots, items):
+        """Log-probabilities of the codes of items after each history, whose sums are the items': [batch, n, levels]."""
+        memory_of, order = self._memories(histories, slots)
+        items = items.to(self.network.codes.device)
+        parts = [
+            log_probs_of_levels(self.network, memory_of(slice(place, place + 1)), items[row : row + 1])
+            for place, row in enumerate(order.tolist())
+        ]
+        return torch.cat(parts)[order.argsort().to(items.device)]
 
     def _memories(self, histories, slots):
         """What the decoder reads of histories, shortest first, without the columns that are padding in all of a slice.

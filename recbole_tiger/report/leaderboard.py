@@ -136,7 +136,7 @@ def rows_of(results, folder, test=""):
         ]
     groups = {}
     for result in sorted(results, key=lambda result: result["seed"]):
-        settings = {key: value for key, value in _told(result).items() if key != "seed"}
+        settings = {key: value for key, value in settings_of(result).items() if key != "seed"}
         groups.setdefault((result["label"], json.dumps(settings, sort_keys=True)), []).append(result)
     rows = [_row(_name(label, runs[0], groups), runs, folder, f"ranks{test}") for (label, _), runs in groups.items()]
     chosen_by = {result["settings"].get("valid_metric") for result in results}
@@ -153,7 +153,7 @@ def rows_of(results, folder, test=""):
     return sorted(rows, key=order)
 
 
-def _told(result):
+def settings_of(result):
     """What tells a run from others of its label: its settings, and hashes of the files of the user's own that it read."""
     inputs = "/".join(digest[:8] for digest in result.get("inputs", []))
     return {**result["settings"], **({"inputs": inputs} if inputs else {})}
@@ -161,7 +161,7 @@ def _told(result):
 
 def _name(label, result, groups):
     """The label, and where other rows have the same, the settings in which they differ."""
-    own, others = _told(result), [_told(runs[0]) for (other, _), runs in groups.items() if other == label]
+    own, others = settings_of(result), [settings_of(runs[0]) for (other, _), runs in groups.items() if other == label]
     keys = sorted({key for settings in others for key in settings} - {"seed"})
     differ = [key for key in keys if any(settings.get(key) != others[0].get(key) for settings in others)]
     told = ", ".join(f"{key}={own.get(key)}" for key in differ)
@@ -272,7 +272,7 @@ STYLES = {
 }
 
 
-def _tested(rows):
+def tested_metrics(rows):
     """Names of the metrics of a table, those that any run has."""
     names = dict.fromkeys(name for row in rows for result in row.results for name in result["test_result"])
     return [name for name in names if name.startswith(("recall", "ndcg"))]
@@ -289,7 +289,7 @@ def leaderboard(rows, style="plain"):
         str: a row a model: test metrics (the mean over seeds ± their standard deviation), the interval of MAIN over users,
         seeds, epochs, seconds of training, users per second of evaluation, parameters. Notes say what the marks mean.
     """
-    metrics, style = _tested(rows), STYLES[style]
+    metrics, style = tested_metrics(rows), STYLES[style]
     rankings = {metric: ranking(rows, metric) for metric in metrics}
     intervals = [row.interval(MAIN) for row in rows] if MAIN in metrics else []
     with_interval = any(intervals)
@@ -351,7 +351,7 @@ def differences(rows, style, against):
     Returns:
         str; nothing where the dataset has no such row, or no other.
     """
-    metrics, style, reference = _tested(rows), STYLES[style], _reference(rows, against)
+    metrics, style, reference = tested_metrics(rows), STYLES[style], _reference(rows, against)
     if reference is None:
         return ""
     cells = []
@@ -396,7 +396,7 @@ def by_day(rows, style="plain"):
     return "\n\n".join([style.table(cells, headers), style.text(note)])
 
 
-def tables_of(results, folder):
+def tables_of_runs(results, folder):
     """What is shown of runs on one dataset: the table of the test, and that of the test without what users have already."""
     tables = []
     for test in ("", WITHOUT_HISTORY):
@@ -418,7 +418,7 @@ def leaderboard_csv(tables, against=None):
         against: the label of a row; with it also the difference to that row, and the p-value of the difference.
     """
     stream = io.StringIO()
-    metrics = _tested([row for rows in tables.values() for row in rows])
+    metrics = tested_metrics([row for rows in tables.values() for row in rows])
     suffixes = ["", " std", " low", " high", " p"]
     if against is not None:
         suffixes += [f" minus {against}", f" minus {against} p"]
@@ -485,6 +485,22 @@ def comparable(results):
     return titles
 
 
+def tables_of(results, folder):
+    """Rows of each table by its title: the published ones, then those of the results, best first.
+
+    Behind the table of a test stands that of the test without what users have already, where results have it.
+
+    Args:
+        results: dicts, as in result files. folder: where they are.
+    """
+    tables = {}
+    for title, group in comparable(results).items():
+        tables[title] = [*_published_beside(group[0]), *rows_of(group, folder)]
+        if rows := rows_of(group, folder, WITHOUT_HISTORY):
+            tables[f"{title}, {LEFT_OUT}"] = rows
+    return tables
+
+
 def leaderboards(results, folder, style, against=None):
     """Tables of all datasets, each under its name; or one CSV.
 
@@ -496,14 +512,13 @@ def leaderboards(results, folder, style, against=None):
     Raises:
         TigerError: no table has a row ``against``.
     """
-    tables, untested = {}, {}
-    for title, group in comparable(results).items():
-        tables[title] = [*_published_beside(group[0]), *rows_of(group, folder)]
-        if rows := rows_of(group, folder, WITHOUT_HISTORY):
-            tables[f"{title}, {LEFT_OUT}"] = rows
-            untested[f"{title}, {LEFT_OUT}"] = sorted(
-                {result["label"] for result in group if not result.get(f"test_result{WITHOUT_HISTORY}")}
-            )
+    tables = tables_of(results, folder)
+    untested = {
+        f"{title}, {LEFT_OUT}": sorted(
+            {result["label"] for result in group if not result.get(f"test_result{WITHOUT_HISTORY}")}
+        )
+        for title, group in comparable(results).items()
+    }
     if against is not None:
         labels = {row.label for rows in tables.values() for row in rows if row.results}
         if against not in labels:

@@ -14,6 +14,14 @@ GAINS = {
     "mrr": lambda rank: 1 / rank,
 }
 
+# Ranges of how often training has a target: the largest number of each, and its name.
+RANGES = {2: "0-2", 5: "3-5", 10: "6-10", 20: "11-20", 50: "21-50", np.inf: "over 50"}
+
+
+def range_of(counts):
+    """The place in RANGES of each of an array of counts."""
+    return np.searchsorted(list(RANGES), counts)
+
 
 def metric_of_users(ranks, name):
     """A metric of every user with one target.

@@ -175,6 +175,22 @@ class Recommender:
         lists = self._lists(histories, users, k, beam_size, scoring, chosen, left_out, draw)
         return lists if batch else lists[0]
 
+    def log_probs_of_levels(self, history, items, user=None):
+        """The parts of the log-probability of items after a history, one a level of their IDs.
+
+        Args:
+            history, items: lists of item tokens. user: user token, as :meth:`recommend` takes it.
+
+        Returns:
+            a list of floats for each item, whose sum is its score; None for a model that scores items whole.
+        """
+        found = self.model.log_probs_of_levels(
+            padded([[self._row[item] for item in history[-self.model.max_seq_length :]]]),
+            self._slots([user], 1),
+            torch.tensor([[self._row[item] for item in items]]),
+        )
+        return None if found is None else found[0].tolist()
+
     def _check(self, histories, scoring, draw):
         if scoring not in self.model.scorings:
             raise TigerError(f"unknown scoring {scoring!r}: it may be {' or '.join(self.model.scorings)}")

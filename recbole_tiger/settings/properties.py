@@ -2,6 +2,7 @@
 
 import ast
 import difflib
+import itertools
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -144,14 +145,20 @@ def _registered(settings):
     return described(settings)
 
 
+def catalogue_settings():
+    """The settings of item text and semantic IDs, which every model of MODELS has, by name, each a :class:`Setting`."""
+    found = dict(_described("catalogue"))
+    for settings in QUANTIZERS.settings.values():
+        found.update(_registered(settings))
+    return found
+
+
 def settings_of(model):
     """Every setting of a model of MODELS but RecBole's own, by name, each a :class:`Setting`.
 
     Those of the catalogue lie beneath those of the model, and those of a model beneath those of its subclass.
     """
-    found = dict(_described("catalogue"))
-    for settings in QUANTIZERS.settings.values():
-        found.update(_registered(settings))
+    found = catalogue_settings()
     if model not in MODELS.settings:
         return {**found, **_described("model", model)}
     names = [cls.__name__ for cls in reversed(MODELS[model].__mro__)]
@@ -176,6 +183,14 @@ def is_sample(dataset, data_path):
 def dataset_properties(kind, dataset, settings):
     """What ``properties/<kind>`` holds for a dataset that comes along, as :func:`property_file`; {} for one of one's own."""
     return property_file(kind, dataset) if is_sample(dataset, settings.get("data_path", "dataset/")) else {}
+
+
+def summary_of(*place):
+    """The first sentence of the comment that begins a file of ``properties/``; "" where there is no such file."""
+    file = _place(*place)
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    comment = " ".join(line[2:] for line in itertools.takewhile(lambda line: line.startswith("# "), lines))
+    return re.match(r".*?\.(?= |$)|.*", comment).group()
 
 
 def property_files(kind):

@@ -1,0 +1,52 @@
+"""``recbole-tiger settings``."""
+
+import json
+
+from recbole_tiger.commands.shared import add_plugins
+from recbole_tiger.model import MODELS
+from recbole_tiger.settings.properties import (
+    catalogue_settings,
+    described,
+    model_of,
+    property_file,
+    protocol_settings,
+    recbole_folder,
+    recipes,
+    settings_of,
+)
+
+SUMMARY = "List settings with their defaults"
+EXAMPLE = "recbole-tiger settings TIGER-text"
+SETTINGS = False
+
+
+def add_arguments(parser):
+    """Add the command's own arguments."""
+    add_plugins(parser)
+    parser.add_argument("name", nargs="?", help="a model or a recipe (default: the settings of all models)")
+
+
+def execute(args):
+    """Print a line for each setting: its name, its default, what it may be and what it is for."""
+    from tabulate import tabulate
+
+    of_all = protocol_settings()
+    if args.name is None:
+        shared = catalogue_settings()
+        groups = {"of every model": of_all, "of item text and semantic IDs": shared}
+        for model in MODELS:
+            groups[f"of {model}"] = {
+                key: setting for key, setting in settings_of(model).items() if setting != shared.get(key)
+            }
+    else:
+        model = model_of(args.name)
+        file = recbole_folder() / f"properties/model/{model}.yaml"  # models without settings have none
+        own = settings_of(model) if model in MODELS else described(file) if file.is_file() else {}
+        groups = {f"of {model}": own, "of every model": {key: value for key, value in of_all.items() if key not in own}}
+    chosen = property_file("recipe", args.name) if args.name in recipes() else {}
+    for title, settings in groups.items():
+        rows = [
+            [key, json.dumps(chosen.get(key, setting.default)), setting.kind or "", setting.text]
+            for key, setting in settings.items()
+        ]
+        print(f"{title}:\n{tabulate(rows, tablefmt='plain', disable_numparse=True)}\n")

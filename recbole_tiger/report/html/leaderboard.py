@@ -1,0 +1,107 @@
+"""The page of leaderboards: sortable tables, charts, settings, and the difference of any two rows."""
+
+import json
+from itertools import accumulate, combinations
+
+import numpy as np
+
+from recbole_tiger.report.html.page import number, write_page
+from recbole_tiger.report.leaderboard import (
+    HALF,
+    IMPROVING,
+    MAIN,
+    OUT_OF_TIME,
+    difference,
+    settings_of,
+    tables_of,
+    tested_metrics,
+)
+from recbole_tiger.report.statistics import LEVEL, RANGES, range_of
+
+# Metrics whose differences are tested; the p-value of a pair takes up to a second a metric.
+PAIRED = ("recall@10", MAIN)
+# The metric of the chart by occurrences.
+OCCURRENCES = "recall@10"
+MARKS = {"out_of_time": OUT_OF_TIME, "still_improving": IMPROVING, "enable_amp": HALF}
+
+
+def write_leaderboard_page(file, results, folder, occurrences=None):
+    """Write the page of result files.
+
+    Args:
+        file: path of the page.
+        results: dicts, as in result files. folder: where they are.
+        occurrences: function of a result to what :func:`~recbole_tiger.runs.occurrences.target_occurrences` returns, or to
+            None where the data are not here; None for no chart by occurrences.
+    """
+    tables = [_table(title, rows, occurrences) for title, rows in tables_of(results, folder).items()]
+    data = {"main": MAIN, "level": f"{LEVEL:.0%}", "tables": tables}
+    write_page(file, "Leaderboard", "leaderboard.js", data)
+
+
+def _table(title, rows, occurrences):
+    metrics = tested_metrics(rows)
+    run = [i for i, row in enumerate(rows) if row.results]
+    pairs = {}
+    for i, k in combinations(run, 2):
+        found = {metric: difference(rows[i], rows[k], metric) for metric in PAIRED if metric in metrics}
+        pairs[f"{i},{k}"] = {metric: [number(by), number(p)] for metric, (by, p) in found.items() if p is not None}
+    return {
+        "title": title,
+        "metrics": metrics,
+        "rows": [_row(row, metrics) for row in rows],
+        "pairs": pairs,
+        "notes": [note for mark, note in MARKS.items() if any(row.any(mark) for row in rows)],
+        "occurrences": None if occurrences is None else _by_occurrences(rows, occurrences(rows[run[0]].results[0])),
+    }
+
+
+def _row(row, metrics):
+    found = {"label": row.label, "source": row.source, "metrics": {}}
+    for metric in metrics:
+        if row.values(metric):
+            low, high = row.interval(metric) or (None, None)
+            values = row.mean(metric), row.deviation(metric), low, high
+            found["metrics"][metric] = [number(value) for value in values]
+    if not row.results:
+        return found
+    return {
+        **found,
+        "seeds": len(row.results),
+        "epochs": number(row.average("epochs")),
+        "marks": "T" * row.any("out_of_time") + "*" * row.any("still_improving"),
+        "half": "H" * row.any("enable_amp"),
+        "seconds": number(row.average("train_seconds")),
+        "speed": number(row.average("eval_users_per_second")),
+        "parameters": int(row.average("parameters")),
+        "training": [points for result in row.results if (points := _training(result))],
+        "settings": {key: json.dumps(value) for key, value in sorted(settings_of(row.results[0]).items()) if key != "seed"},
+    }
+
+
+def _training(result):
+    """Seconds of training and validation score of every evaluation, a list of pairs."""
+    log = result["epoch_log"]
+    seconds = accumulate(epoch["train_seconds"] for epoch in log)
+    return [
+        [round(second, 1), number(epoch["valid_result"][MAIN])]
+        for second, epoch in zip(seconds, log, strict=True)
+        if MAIN in epoch.get("valid_result", {})
+    ]
+
+
+def _by_occurrences(rows, found):
+    """The metric of the rows with ranks in each range of how often training has the target, and the users of each range."""
+    if found is None:
+        return None
+    users, counts = found
+    ranges = range_of(counts)
+    curves = {}
+    for i, row in enumerate(rows):
+        if row.ranks is not None and row.values(OCCURRENCES) and np.array_equal(row.users, users):
+            values = row.of_users(OCCURRENCES)
+            curves[i] = [number(values[ranges == k].mean()) if (ranges == k).any() else None for k in range(len(RANGES))]
+    if not curves:
+        return None
+    shares = np.bincount(ranges, minlength=len(RANGES)).tolist()
+    return {"metric": OCCURRENCES, "ranges": list(RANGES.values()), "users": shares, "rows": curves}

@@ -1,0 +1,67 @@
+"""One self-contained page: style, data, plotly.js and the page's own script in one file."""
+
+import html
+import json
+import math
+from importlib import resources
+
+from recbole_tiger.files import whole_file
+
+# The policy lets the page load nothing: what it shows is in it.
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:">
+<title>{title}</title>
+<link rel="icon" href="data:,">
+<style>
+{style}</style>
+</head>
+<body>
+<main id="main"><noscript>This page needs JavaScript.</noscript></main>
+<script type="application/json" id="data">{data}</script>
+{scripts}
+</body>
+</html>
+"""
+
+
+def number(value):
+    """A number that JSON can hold: None for one that is absent or not finite."""
+    return None if value is None or not math.isfinite(value) else float(f"{value:.6g}")
+
+
+def _part(name):
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def write_page(file, title, script, data, charts=True):
+    """Write a page, whole or not at all.
+
+    Args:
+        file: path of the page.
+        title: its title.
+        script: name of the page's own script, a file of this package.
+        data: what the script shows; JSON. All of it is shown as text, whatever it holds.
+        charts: whether the page draws charts, for which plotly.js (5 MB) is in it.
+
+    Raises:
+        TigerError: the file cannot be written.
+    """
+    scripts = [_part("page.js"), _part(script)]
+    if charts:
+        from plotly.offline import get_plotlyjs
+
+        scripts.insert(0, get_plotlyjs())
+    content = PAGE.format(
+        title=html.escape(title),
+        style=_part("page.css"),
+        # Within a script element only "<" can end it.
+        data=json.dumps({"title": title, **data}, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"),
+        scripts="\n".join(f"<script>\n{text}\n</script>" for text in scripts),
+    )
+    with whole_file(file) as temporary:
+        temporary.write_text(content, encoding="utf-8")

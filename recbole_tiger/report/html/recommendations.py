@@ -1,0 +1,59 @@
+"""The page of recommendations: a history and its list, their semantic IDs, what they share, each level's log-probability."""
+
+from recbole_tiger.errors import TigerError
+from recbole_tiger.report.html.page import number, write_page
+
+# Items of histories and lists: about 4 MB.
+MOST_ROWS = 50_000
+
+
+def check_rows(histories, k):
+    """Refuse histories and lists that are too many for a page.
+
+    Args:
+        histories: lists of item tokens. k: length of a list.
+
+    Raises:
+        TigerError: they have more than MOST_ROWS items.
+    """
+    rows = sum(len(history) + k for history in histories)
+    if rows > MOST_ROWS:
+        raise TigerError(
+            f"the page of {len(histories):,} histories and their lists of {k} would have {rows:,} items, and may have "
+            f"{MOST_ROWS:,}: give fewer histories, or leave out --html"
+        )
+
+
+def write_recommendations_page(file, recommender, histories, lists, user=None):
+    """Write the page of histories and what was recommended after them.
+
+    Args:
+        file: path of the page.
+        recommender: a :class:`~recbole_tiger.runs.recommend.Recommender`.
+        histories: lists of item tokens. lists: of each, as ``Recommender.recommend`` returns it.
+        user: user token, for a model trained with user tokens.
+    """
+    row = {item: i for i, item in enumerate(recommender.items)}
+    used = dict.fromkeys(item for history in histories for item in history)
+    used.update(dict.fromkeys(entry["item"] for entries in lists for entry in entries))
+    codes = recommender.semantic_ids.codes
+    longest = recommender.model.max_seq_length
+    shown = []
+    for history, entries in zip(histories, lists, strict=True):
+        found = [entry["item"] for entry in entries]
+        parts = recommender.log_probs_of_levels(history, found, user) if found else None
+        shown.append(
+            {
+                "history": history[-longest:],
+                "unread": max(0, len(history) - longest),
+                "items": found,
+                "scores": [number(entry["score"]) for entry in entries],
+                "parts": parts and [[number(part) for part in of_item] for of_item in parts],
+            }
+        )
+    data = {
+        "catalogue": {item: [recommender.titles[row[item]], codes[row[item]].tolist()] for item in used},
+        "depth": recommender.semantic_ids.depth,
+        "histories": shown,
+    }
+    write_page(file, "Recommendations", "recommendations.js", data, charts=False)

@@ -1,0 +1,41 @@
+"""How often training has the items that the test users take."""
+
+from pathlib import Path
+
+import numpy as np
+
+from recbole_tiger.report.leaderboard import PROTOCOL, comparison
+from recbole_tiger.runs import experiment
+from recbole_tiger.settings.identity import run_inputs
+from recbole_tiger.settings.properties import is_sample
+
+
+def target_occurrences(result, data_path):
+    """How often the training interactions of a result's dataset have the target of each test user.
+
+    Args:
+        result: a dict, as in a result file. data_path: the folder of datasets.
+
+    Returns:
+        users (tokens, sorted), counts: arrays [users]; None where a user has several targets, or where ``data_path`` lacks
+        the dataset or has other files of it than the result.
+
+    Raises:
+        TigerError: RecBole cannot make the dataset.
+    """
+    dataset = result["dataset"]
+    if not is_sample(dataset, data_path) and not (Path(data_path) / dataset).is_dir():
+        return None
+    same = {key: result["settings"][key] for key in PROTOCOL if result["settings"].get(key) is not None}
+    # A model that learns nothing: RecBole keeps its interactions as they are.
+    config = experiment.prepare("Pop", dataset, {**same, "data_path": str(data_path), "show_progress": False})
+    train_data, _, test_data = experiment.load(config)
+    if comparison({**result, **run_inputs(config)}) != comparison(result):
+        return None
+    item, training, test = config["ITEM_ID_FIELD"], train_data.dataset.inter_feat, test_data.dataset.inter_feat
+    users = test_data.dataset.id2token(config["USER_ID_FIELD"], test[config["USER_ID_FIELD"]].numpy()).astype(str)
+    if len(np.unique(users)) < len(users):
+        return None
+    counts = np.bincount(training[item].numpy(), minlength=test_data.dataset.item_num)[test[item].numpy()]
+    order = np.argsort(users)
+    return users[order], counts[order]
