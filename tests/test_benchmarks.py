@@ -17,6 +17,7 @@ import pandas as pd
 import psutil
 import pytest
 import torch
+import yaml
 from recbole.quick_start import load_data_and_model
 
 from recbole_tiger.cli import make_parser
@@ -36,6 +37,48 @@ def script(name):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_tables_of_the_pages_are_made_of_the_result_files():
+    summary = script("summary")
+    found = []
+    for page in summary.PAGES:
+        text = page.read_text(encoding="utf-8")
+        assert summary.with_tables(text) == text, page
+        found += [name for _, name, _ in summary.MARKED.findall(text)]
+    assert sorted(found) == sorted(summary.TABLES)
+
+
+def test_pictures_are_drawn(tmp_path):
+    summary = script("summary")
+    pages = "".join(page.read_text(encoding="utf-8") for page in summary.PAGES)
+    for name, draw in summary.PICTURES.items():
+        draw().savefig(tmp_path / f"{name}.png", dpi=20)
+        assert f"results/summary/{name}.png" in pages
+        assert (BENCHMARKS / f"results/summary/{name}.png").is_file()
+
+
+def test_bars_are_what_the_result_files_say():
+    """The height of each bar is test NDCG@10, the mean over seeds, or the published number."""
+    summary = script("summary")
+    axes = summary.draw_quality().axes[0]
+    bars = [bar.get_height() for bar in sorted(axes.patches, key=lambda bar: bar.get_x())]
+    runs = read_results(BENCHMARKS / "results/leaderboard")
+    expected = []
+    for dataset, published in zip(summary.DATASETS, (0.0384, 0.0225, 0.0432), strict=True):
+        expected.append(published)
+        for label in summary.CHART[1:]:
+            found = [r["test_result"]["ndcg@10"] for r in runs if (r["dataset"], r["label"]) == (dataset, label)]
+            expected.append(np.mean(found))
+    assert bars == pytest.approx(expected)
+
+
+def test_conditions_are_of_runs_that_are_here():
+    runs = read_results(BENCHMARKS / "results/leaderboard")
+    here = {(run["dataset"], run["label"], run["seed"]) for run in runs if run["label"] != "Pop"}
+    notes = yaml.safe_load((BENCHMARKS / "results/leaderboard/conditions.yaml").read_text(encoding="utf-8"))
+    noted = {(d, label, seed) for d, labels in notes.items() for label, seeds in labels.items() for seed in seeds}
+    assert noted == here
 
 
 def test_shuffled_ties():
@@ -407,13 +450,17 @@ def test_grids_that_are_here(real_data, capsys, name, cells):
 
 
 def documented_searches():
-    text = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
+    text = "".join(page.read_text(encoding="utf-8") for page in sorted(BENCHMARKS.glob("*.md")))
     return re.findall(r"^recbole-tiger (tune .*)$", text, flags=re.MULTILINE)
+
+
+def test_both_searches_are_documented():
+    assert [re.search("--sweep=(\\w+)", command).group(1) for command in documented_searches()] == ["SASRec", "codebook"]
 
 
 @pytest.mark.parametrize("command", documented_searches())
 def test_documented_searches_can_be_planned(real_data, command):
-    """All trials of the searches in benchmarks/README.md are of settings that fit together."""
+    """All trials of the searches in the pages of benchmarks/ are of settings that fit together."""
     args, rest = make_parser().parse_known_args(shlex.split(command))
     settings = {**parse_arguments(rest), "data_path": str(real_data)}
     config = experiment.prepare(args.model, args.dataset, settings)

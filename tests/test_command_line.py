@@ -24,7 +24,7 @@ from recbole_tiger.settings.identity import run_key
 from recbole_tiger.settings.properties import unread
 from tests.conftest import read_sequences, small_settings, write_dataset
 
-# What the README says a result file holds.
+# What benchmarks/results/README.md says a result file holds.
 FIELDS = {
     *("schema", "model", "label", "dataset", "seed", "best_valid_score", "valid_score_bigger", "best_valid_result"),
     *(
