@@ -5,8 +5,9 @@ python benchmarks/index_memory.py --output=benchmarks/results/index_memory.json 
 
 TIGER keeps codes, trie, and weights, to which an item adds none; TIGER-text also the text embedding of every item and an
 embedding of every prefix. Beside them stand a table of item embeddings, of the 64 dimensions of SASRec here and of 768, and
-an HNSW index over it. Everything is built and its bytes are counted; what would not fit --gigabytes is left out, and so is
-an HNSW index of more than --hnsw items. Codes are drawn at random, which gives the trie the most nodes that it can have.
+an HNSW index over it. All but the table are built and their bytes are counted; what would not fit --gigabytes is left out,
+and so is an HNSW index of more than --hnsw items. Codes are drawn at random, which gives the trie the most nodes that it can
+have.
 """
 
 import argparse

@@ -570,6 +570,26 @@ def test_a_sweep_that_is_terminated(settings):
     assert not list(Path().rglob("*.lock"))
 
 
+def test_terminated_while_ray_starts(monkeypatch):
+    """Ray's handler of the signal, which it sets while it starts, ends the process by its number and says nothing."""
+
+    def half_started(**arguments):
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(ray, "init", half_started)
+    before, seen = signal.getsignal(signal.SIGTERM), []
+    try:
+        signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
+        tuning.start_ray(None)
+        assert seen == [signal.SIGTERM]
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        with pytest.raises(SystemExit):
+            tuning.start_ray(None)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_no_room_for_what_becomes_of_trials(settings):
     """Neither the trial nor the driver can note it."""
     one = planned(settings, epochs=1, sizes=[4])

@@ -388,6 +388,10 @@ def start_ray(ray_address):
         ray.init(**found, include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)  # Ray's ends the process in the middle of what it writes
+    except SystemExit:  # of Ray's, while it starts
+        if not callable(on_sigterm):
+            raise
+        on_sigterm(signal.SIGTERM, None)
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         reason = str(error).partition("\n")[0]
         if ray_address is None:
