@@ -23,6 +23,7 @@ import torch
 from tabulate import tabulate
 from tqdm import tqdm
 
+from recbole_tiger.catalogue.quantizers.kmeans import means
 from recbole_tiger.files import whole_file
 from recbole_tiger.model.decoding import log_probs_of_levels
 from recbole_tiger.report.results import write_result
@@ -36,7 +37,7 @@ USER, ITEM, TIME = "user_id:token", "item_id:token", "timestamp:float"
 KS = (5, 10, 20, 50, 100)
 EPSILONS = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 ORDERS = ("score of the item", "score of the prefix, then text")
-STARTS = ("zero", "text")
+STARTS = ("siblings", "zero", "text")
 # Users and items of a slice of scores.
 SLICE = 64
 
@@ -94,8 +95,8 @@ def scores_of(recommender, histories, candidates):
 
 
 @torch.no_grad()
-def start_prefixes_from_text(recommender, n_old, text):
-    """Let new prefixes start from what the text of their items says, by a ridge regression over the trained ones.
+def start_prefixes(recommender, start, n_old, text):
+    """Let the embeddings of new prefixes start in one of STARTS; as they come, they start from their siblings.
 
     Args:
         n_old: items that were trained on. text: float tensor [n_items, dim], standardised.
@@ -104,14 +105,16 @@ def start_prefixes_from_text(recommender, n_old, text):
     paths = trie.paths()[1:]
     for level in range(1, trie.levels):
         n_nodes = trie.n_nodes(level)
-        mean = torch.zeros(n_nodes, text.shape[1]).index_add_(0, paths[:, level], text)
-        mean /= torch.bincount(paths[:, level], minlength=n_nodes).unsqueeze(1)
         old = torch.zeros(n_nodes, dtype=torch.bool)
         old[paths[:n_old, level]] = True
         table = prefixes.table.weight[prefixes.rows(level)]
-        x = mean[old]
-        weights = torch.linalg.solve(x.T @ x + len(x) * torch.eye(x.shape[1]), x.T @ table[old])
-        table[~old] = mean[~old] @ weights
+        if start == "zero":
+            table[~old] = 0
+        elif start == "text":  # what a ridge regression over the trained ones makes of the mean text of their items
+            mean = means(text, paths[:, level], n_nodes)[0]
+            x = mean[old]
+            weights = torch.linalg.solve(x.T @ x + len(x) * torch.eye(x.shape[1]), x.T @ table[old])
+            table[~old] = mean[~old] @ weights
 
 
 def ranks_of(scores, target):
@@ -168,9 +171,9 @@ def draw(args, settings, full, inter, items, sequences, seed):
     x = catalogue.embeddings
     of_model = x[[row_of[item] for item in after.items]]
     standard = torch.from_numpy((of_model - of_model.mean(axis=0)) / of_model.std(axis=0).clip(1e-6))
-    with_text = before.add_items(new_file, settings.get("item_embeddings"))
-    start_prefixes_from_text(with_text, len(before.items), standard)
-    recommenders = dict(zip(STARTS, (after, with_text), strict=True))
+    recommenders = {start: before.add_items(new_file, settings.get("item_embeddings")) for start in STARTS}
+    for start, recommender in recommenders.items():
+        start_prefixes(recommender, start, len(before.items), standard)
 
     # Validation: what is known before the last item.
     histories, targets = asked([one[:-1] for one in sequences], new, 1)
@@ -183,6 +186,8 @@ def draw(args, settings, full, inter, items, sequences, seed):
             ranks = ranks_of(in_order(levels, text, order), target)
             tried.append({"start": start, "order": order, "recall@10 of the new": float((ranks <= 10).mean())})
     best = max(tried, key=lambda row: row["recall@10 of the new"])
+    lists = {start: in_lists(recommender, histories, targets) for start, recommender in recommenders.items()}
+    valid_others = others(before, recommenders, [one[:-1] for one in sequences], new)
 
     histories, targets = asked(sequences, new, 1)
     target = np.array([column[item] for item in targets])
@@ -194,10 +199,7 @@ def draw(args, settings, full, inter, items, sequences, seed):
         "mean text of the history": ranks_of(mean, target),
     }
     # Without a share for new items: where do they stand in the lists of all items?
-    longest = min(max(KS), len(after.items))
-    lists = after.recommend(histories, k=longest, beam_size=longest)
-    tokens = [[row["item"] for row in one] for one in lists]
-    places = [one.index(item) + 1 if item in one else None for one, item in zip(tokens, targets, strict=True)]
+    lists_on_test = in_lists(after, histories, targets)
     return {
         "seed": seed,
         "new_items": len(new),
@@ -207,30 +209,37 @@ def draw(args, settings, full, inter, items, sequences, seed):
         "add_seconds": seconds,
         "tried": tried,
         "chosen": best,
-        "others": others(before, after, sequences, new),
+        "valid": {"recall@10 of new targets": lists, "others": valid_others},
+        "test": {"recall@10 of new targets": lists_on_test, "others": others(before, {"siblings": after}, sequences, new)},
         "ranks": {name: values.tolist() for name, values in ranks.items()},
-        "places_in_lists_of_all": places,
     }
 
 
-def others(before, after, sequences, new, users=1000):
-    """What the lists of ten of users who have no new item lose, before and after the items are added."""
+def in_lists(recommender, histories, targets):
+    """Share of the targets in the ten best of all items, old and new."""
+    lists = recommender.recommend(histories, k=10, beam_size=20)
+    return float(np.mean([any(row["item"] == item for row in one) for one, item in zip(lists, targets, strict=True)]))
+
+
+def others(before, recommenders, sequences, new, users=500):
+    """What becomes of the lists of ten of users who have no new item, for each of some recommenders that know new items."""
     known = [one for one in sequences if not new.intersection(one)]
     known = [known[i] for i in np.random.default_rng(0).permutation(len(known))[:users]]
     histories, targets = [one[:-1] for one in known], [one[-1] for one in known]
-    found = (model.recommend(histories, k=10, beam_size=20) for model in (before, after))
-    lists = [[[row["item"] for row in one] for one in of_model] for of_model in found]
-    shared = [len(set(one) & set(two)) / 10 for one, two in zip(*lists, strict=True)]
-    of_new = [sum(item in new for item in one) / 10 for one in lists[1]]
-    recall = [float(np.mean([item in one for one, item in zip(found, targets, strict=True)])) for found in lists]
-    nine = float(np.mean([item in one[:9] for one, item in zip(lists[0], targets, strict=True)]))
+    lists = {
+        name: [[row["item"] for row in one] for one in model.recommend(histories, k=10, beam_size=20)]
+        for name, model in {"before": before, **recommenders}.items()
+    }
     return {
-        "users": len(known),
-        "share_of_the_list_that_stays": float(np.mean(shared)),
-        "share_of_new_items": float(np.mean(of_new)),
-        "recall@10_before": recall[0],
-        "recall@10_after": recall[1],
-        "recall@10_with_one_place_given_away": nine,
+        name: {
+            "users": len(known),
+            "share of the list that stays": float(
+                np.mean([len({*a} & {*b}) / 10 for a, b in zip(lists["before"], found, strict=True)])
+            ),
+            "share of new items": float(np.mean([sum(item in new for item in one) / 10 for one in found])),
+            "recall@10": float(np.mean([item in one for one, item in zip(found, targets, strict=True)])),
+        }
+        for name, found in lists.items()
     }
 
 
@@ -293,7 +302,7 @@ def main(argv=None):
     shown = [[row[key] for key in ("method", "k", "epsilon", "recall")] for row in rows]
     print(tabulate(shown, ["method", "K", "epsilon", "Recall@K"], floatfmt=".4f", tablefmt="github"))
     for one in draws:
-        print({key: one[key] for key in ("seed", "new_items", "users", "add_seconds", "chosen", "others")})
+        print({key: one[key] for key in ("seed", "new_items", "users", "add_seconds", "chosen", "valid", "test")})
     if args.output:
         write_result(result, args.output)
     if args.plot:

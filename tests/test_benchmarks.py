@@ -565,7 +565,7 @@ def test_cold_start_runs(settings, data_path):
     assert not left & new
     assert draw["users"] == sum(items[-1] in new for items in read_sequences(data_path / "tiny").values())
     assert all(1 <= rank <= len(new) for ranks in draw["ranks"].values() for rank in ranks)
-    assert len(draw["tried"]) == 4
+    assert len(draw["tried"]) == 6
     assert Path("cold.png").stat().st_size > 0
 
 

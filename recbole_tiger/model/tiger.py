@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from recbole.evaluator.register import metric_information
 
+from recbole_tiger.catalogue.quantizers.kmeans import means
 from recbole_tiger.catalogue.quantizers.rq_vae import scaled, standardised
 from recbole_tiger.errors import TigerError
 from recbole_tiger.model.base import LEFT_OUT, SemanticIDModel, user_slot
@@ -37,6 +38,8 @@ NETWORK = (
 TEXT_NAME = "network.text.embeddings"
 CLASSIFIER = "network.softmax.classifiers.{}.weight"
 TRAINED, PREFIXES = "network.softmax.trained", "network.softmax.prefixes.table.weight"
+# Part of the mean of its siblings that a new prefix starts from, chosen on validation (benchmarks/new_items.md).
+OF_SIBLINGS = 0.5
 # What metrics look at that need a score of every item, as GAUC does.
 WHOLE = {"rec.meanrank", "rec.score", "data.label"}
 
@@ -63,7 +66,11 @@ def in_slices(search, order, size, k):
 
 
 def carried_over(table, codes, more_codes):
-    """Embeddings of the prefixes of a larger catalogue: those that were there keep theirs, new ones are zero.
+    """Embeddings of the prefixes of a larger catalogue: those that were there keep theirs.
+
+    A new prefix starts from a part of the mean of those of the same length that share the codes before its last, or of all
+    of its length where none does. Training pushes prefixes below zero that are seldom a target; at zero, new items would
+    take two places of a list in five.
 
     Args:
         table: float tensor [prefixes, hidden_size], of :class:`PrefixEmbedding`.
@@ -71,13 +78,19 @@ def carried_over(table, codes, more_codes):
     """
     before, after = Trie(codes), Trie(more_codes)
     old, new = before.paths()[1:], after.paths()[1 : len(codes)]
-    sizes = [(before.n_nodes(level), after.n_nodes(level)) for level in range(1, before.levels)]
-    larger = table.new_zeros(sum(after for _, after in sizes), table.shape[1])
-    first, first_after = 0, 0
-    for level, (size, size_after) in enumerate(sizes, start=1):
-        larger[first_after + new[:, level]] = table[first + old[:, level]]
-        first, first_after = first + size, first_after + size_after
-    return larger
+    larger, first = [], 0
+    for level in range(1, before.levels):
+        known = table.new_zeros(after.n_nodes(level), dtype=torch.bool)
+        known[new[:, level]] = True
+        rows = table.new_zeros(len(known), table.shape[1])
+        rows[new[:, level]] = table[first + old[:, level]]
+        parents = after.all_nodes(level)[0]
+        siblings, counts = means(rows[known], parents[known], after.n_nodes(level - 1))
+        siblings = torch.where(counts.unsqueeze(1) > 0, siblings, rows[known].mean(dim=0))
+        rows[~known] = OF_SIBLINGS * siblings[parents[~known]]
+        larger.append(rows)
+        first += before.n_nodes(level)
+    return torch.cat(larger)
 
 
 def counted_targets(n_targets):
