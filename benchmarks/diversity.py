@@ -47,7 +47,9 @@ def plot(rows, file):
         for row in own:
             name = "best" if row["temperature"] is None else f"T = {row['temperature']:g}"
             axis.annotate(name, (row["recall"], row["entropy"]), xytext=(4, 4), textcoords="offset points", fontsize="small")
-    axis.set(xlabel="Recall of the list", ylabel="entropy of its categories, nats", xlim=0, ylim=0)
+    most = {name: max(row[name] for row in rows) for name in ("recall", "entropy")}
+    axis.set(xlabel="Recall of the list", ylabel="entropy of its categories, nats")
+    axis.set(xlim=(0, 1.1 * most["recall"]), ylim=(0, 1.1 * most["entropy"]))
     axis.legend()
     figure.savefig(file, dpi=120)
 

@@ -12,8 +12,10 @@ import pytest
 
 from benchmarks.originals import served, write_published_size
 from recbole_tiger.catalogue.quantizers import QUANTIZERS
-from recbole_tiger.cli import main
+from recbole_tiger.cli import main, make_parser
 from recbole_tiger.model import MODELS
+from recbole_tiger.runs import experiment
+from recbole_tiger.settings.arguments import parse_arguments
 from recbole_tiger.settings.properties import defaults_of, protocol
 from tests.conftest import write_dataset
 
@@ -200,6 +202,10 @@ def test_commands_of_benchmarks(line, official, tmp_path, request, monkeypatch, 
             pytest.skip("its folder is the one that the line before it would fill")
         kept = [word for word in words[1:] if not word.startswith("--output=")]
         assert main(kept) == 0
+    elif words[1] == "run":
+        args, rest = make_parser().parse_known_args(words[1:])
+        settings = {**parse_arguments(rest), "data_path": str(request.getfixturevalue("real_data")), "gpu_id": ""}
+        experiment.prepare(args.model, args.dataset, settings)  # which checks all settings
     else:
         assert words[:2] == ["recbole-tiger", "tune"]  # test_benchmarks.py plans it
 
