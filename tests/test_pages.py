@@ -119,13 +119,14 @@ def test_recall_by_occurrences_counts_training_interactions(tiny, tmp_path):
     result = json.loads(file.read_text())
     users, found = target_occurrences(result, tiny.folder)
     assert dict(zip(users.tolist(), found.tolist(), strict=True)) == expected
-    (table,) = data_of("page.html")["tables"]
+    tables = data_of("page.html")["tables"]
     ends = [-1, 2, 5, 10, 20, 50, 10**9]
     inside = [sum(low < count <= high for count in expected.values()) for low, high in pairwise(ends)]
-    assert table["occurrences"]["users"] == inside
-    (curve,) = table["occurrences"]["rows"].values()
-    mean = sum(share * (value or 0) for share, value in zip(inside, curve, strict=True)) / len(sequences)
-    assert mean == pytest.approx(result["test_result"]["recall@10"], abs=1e-4)
+    for table, test in zip(tables, ("test_result", "test_result_without_history"), strict=True):
+        assert table["occurrences"]["users"] == inside
+        (curve,) = table["occurrences"]["rows"].values()
+        mean = sum(share * (value or 0) for share, value in zip(inside, curve, strict=True)) / len(sequences)
+        assert mean == pytest.approx(result[test]["recall@10"], abs=1e-4)
     assert target_occurrences({**result, "data_hash": "another"}, tiny.folder) is None
     assert target_occurrences(result, tmp_path) is None
 

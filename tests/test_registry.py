@@ -9,6 +9,7 @@ import pytest
 
 from recbole_tiger.errors import TigerError
 from recbole_tiger.registry import Registry, import_file
+from tests.test_command_line import rows_of
 
 TOY = Path(__file__).with_name("toy.py")
 
@@ -46,8 +47,7 @@ def test_a_model_and_a_quantizer_run_through_the_commands(shared):
 
     names = ["SASRec", "Toy", "Shallow"]
     table = told("-m", "recbole_tiger", "compare", f"--models={','.join(names)}", *shared)
-    rows = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("| ")]
-    assert sorted(rows[1:]) == sorted(names)
+    assert sorted(rows_of(table)) == sorted(names)
 
     (checkpoint, *_) = Path("saved").glob("Toy-*.pth")
     which = [f"--plugins={TOY}", f"--checkpoint={checkpoint}"]
