@@ -8,11 +8,10 @@ import time
 
 import numpy as np
 import torch
-from recbole.quick_start import load_data_and_model
+from sampled import sample
 from tabulate import tabulate
 from tqdm import tqdm
 
-import recbole_tiger  # noqa: F401 - registers TIGER
 from recbole_tiger.report.results import write_result
 
 TOPK = 10
@@ -24,29 +23,22 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--users", type=int, default=500)
-    parser.add_argument("--beam_sizes", default="10,20,50,100")
     parser.add_argument("--seed", type=int, default=0, help="of the sample of users")
+    parser.add_argument("--beam_sizes", default="10,20,50,100")
     parser.add_argument("--output")
     args = parser.parse_args(argv)
 
-    config, model, _, _, _, test_data = load_data_and_model(args.checkpoint)
-    model.eval()
-    rows = np.random.default_rng(args.seed).permutation(len(test_data._dataset))[: args.users]
-    interaction = test_data._dataset[rows].to(config["device"])
-    history = model.histories_of(interaction)
-    slots = model.slots_of(interaction[model.USER_ID])
-    target = interaction[model.ITEM_ID].unsqueeze(1)
+    chosen = sample(args.checkpoint, args.users, args.seed)
+    model, histories, target = chosen.model, chosen.histories, chosen.targets.unsqueeze(1)
 
     found, seconds = {}, {}
     begin = time.perf_counter()
-    parts = torch.arange(len(rows)).split(10)
-    exact = torch.cat(
-        [model.exact(history[part], None if slots is None else slots[part]).topk(TOPK)[1] for part in tqdm(parts, "exact")]
-    )
+    parts = tqdm(torch.arange(len(histories)).split(10), "exact")
+    exact = torch.cat([model.exact(histories[part], chosen.slots_of(part)).topk(TOPK)[1] for part in parts])
     found["exact"], seconds["exact"] = exact, time.perf_counter() - begin
     for width in map(int, args.beam_sizes.split(",")):
         begin = time.perf_counter()
-        found[f"beam {width}"] = model.recommend(history, slots, TOPK, width, "beam")[0]
+        found[f"beam {width}"] = model.recommend(histories, chosen.slots, TOPK, width, "beam")[0]
         seconds[f"beam {width}"] = time.perf_counter() - begin
 
     def share_of(items):
@@ -57,13 +49,14 @@ def main(argv=None):
             "scoring": name,
             "recall@10": (items == target).any(dim=1).float().mean().item(),
             "share of the exact top 10": float(share_of(items)),
-            "users/s": len(rows) / seconds[name],
+            "users/s": len(histories) / seconds[name],
         }
         for name, items in found.items()
     ]
     print(tabulate(table, headers="keys", tablefmt="github", floatfmt=".4f"))
     if args.output:
-        write_result({"dataset": config["dataset"], "users": len(rows), "seed": args.seed, "rows": table}, args.output)
+        what = {"dataset": chosen.config["dataset"], "users": len(histories), "seed": args.seed}
+        write_result({**what, "rows": table}, args.output)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,6 @@ from tqdm import tqdm
 
 from recbole_tiger.catalogue.quantizers.kmeans import means
 from recbole_tiger.files import whole_file
-from recbole_tiger.model.decoding import log_probs_of_levels
 from recbole_tiger.report.results import write_result
 from recbole_tiger.report.statistics import interval
 from recbole_tiger.runs import experiment
@@ -37,7 +36,8 @@ USER, ITEM, TIME = "user_id:token", "item_id:token", "timestamp:float"
 KS = (5, 10, 20, 50, 100)
 EPSILONS = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 ORDERS = ("score of the item", "score of the prefix, then text")
-STARTS = ("siblings", "zero", "text")
+# What embeddings of new prefixes start from beside their siblings, as the package lets them.
+STARTS = ("zero", "text")
 # Users and items of a slice of scores.
 SLICE = 64
 
@@ -80,7 +80,6 @@ def asked(sequences, new, back):
     return [items[:-back] for items in wanted], [items[-back] for items in wanted]
 
 
-@torch.no_grad()
 def scores_of(recommender, histories, candidates):
     """Log-probabilities of the codes of some items after each history, float tensor [histories, candidates, levels]."""
     model = recommender.model
@@ -89,14 +88,13 @@ def scores_of(recommender, histories, candidates):
     longest, parts = model.max_seq_length, []
     for begin in tqdm(range(0, len(histories), SLICE), "scores"):
         items = padded([[rows[item] for item in one[-longest:]] for one in histories[begin : begin + SLICE]])
-        memory = model.network.encode(items, padded=True)
-        parts.append(log_probs_of_levels(model.network, memory, candidates.expand(len(items), -1)))
+        parts.append(model.log_probs_of_levels(items, None, candidates.expand(len(items), -1)))
     return torch.cat(parts)
 
 
 @torch.no_grad()
 def start_prefixes(recommender, start, n_old, text):
-    """Let the embeddings of new prefixes start in one of STARTS; as they come, they start from their siblings.
+    """Let the embeddings of new prefixes start in one of STARTS.
 
     Args:
         n_old: items that were trained on. text: float tensor [n_items, dim], standardised.
@@ -110,7 +108,7 @@ def start_prefixes(recommender, start, n_old, text):
         table = prefixes.table.weight[prefixes.rows(level)]
         if start == "zero":
             table[~old] = 0
-        elif start == "text":  # what a ridge regression over the trained ones makes of the mean text of their items
+        else:  # what a ridge regression over the trained ones makes of the mean text of their items
             mean = means(text, paths[:, level], n_nodes)[0]
             x = mean[old]
             weights = torch.linalg.solve(x.T @ x + len(x) * torch.eye(x.shape[1]), x.T @ table[old])
@@ -171,9 +169,10 @@ def draw(args, settings, full, inter, items, sequences, seed):
     x = catalogue.embeddings
     of_model = x[[row_of[item] for item in after.items]]
     standard = torch.from_numpy((of_model - of_model.mean(axis=0)) / of_model.std(axis=0).clip(1e-6))
-    recommenders = {start: before.add_items(new_file, settings.get("item_embeddings")) for start in STARTS}
-    for start, recommender in recommenders.items():
-        start_prefixes(recommender, start, len(before.items), standard)
+    recommenders = {"siblings": after}
+    for start in STARTS:
+        recommenders[start] = before.add_items(new_file, settings.get("item_embeddings"))
+        start_prefixes(recommenders[start], start, len(before.items), standard)
 
     # Validation: what is known before the last item.
     histories, targets = asked([one[:-1] for one in sequences], new, 1)

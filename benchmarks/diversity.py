@@ -13,12 +13,11 @@ import argparse
 import numpy as np
 import pandas as pd
 import torch
-from recbole.quick_start import load_data_and_model
+from sampled import sample
 from scipy.stats import entropy
 from tabulate import tabulate
 from tqdm import tqdm
 
-import recbole_tiger  # noqa: F401 - registers TIGER
 from recbole_tiger.report.results import write_result
 
 LENGTHS = (10, 20, 50)
@@ -67,21 +66,17 @@ def main(argv=None):
     parser.add_argument("--plot", help="PNG file")
     args = parser.parse_args(argv)
 
-    config, model, dataset, _, _, test_data = load_data_and_model(args.checkpoint)
-    model.eval()
-    paths = pd.Series(dataset.catalogue.columns[args.column]).str.split(" > ")
+    chosen = sample(args.checkpoint, args.users, args.seed)
+    model, histories, target = chosen.model, chosen.histories, chosen.targets.cpu().unsqueeze(1)
+    paths = pd.Series(chosen.dataset.catalogue.columns[args.column]).str.split(" > ")
     category = np.append(-1, pd.factorize(paths.str[args.level].fillna(paths.str[-1]))[0])
-    rows = np.random.default_rng(args.seed).permutation(len(test_data._dataset))[: args.users]
-    interaction = test_data._dataset[rows].to(config["device"])
-    history, slots = model.histories_of(interaction), model.slots_of(interaction[model.USER_ID])
-    target = interaction[model.ITEM_ID].cpu().unsqueeze(1)
     table, longest = [], max(LENGTHS)
     for temperature in TEMPERATURES:
         found = []
-        for part in tqdm(torch.arange(len(rows)).split(SLICE), f"temperature {temperature}"):
+        for part in tqdm(torch.arange(len(histories)).split(SLICE), f"temperature {temperature}"):
             draw = {"temperature": temperature, "seed": args.seed}
-            own_slots = None if slots is None else slots[part]
-            found.append(model.recommend(history[part], own_slots, longest, longest, "beam", **draw)[0].cpu())
+            slots = chosen.slots_of(part)
+            found.append(model.recommend(histories[part], slots, longest, longest, "beam", **draw)[0].cpu())
         items = torch.cat(found)
         for length, published in zip(LENGTHS, PAPER.get(temperature, (None,) * 3), strict=True):
             first = items[:, :length]
@@ -97,7 +92,12 @@ def main(argv=None):
             )
     print(tabulate(table, headers="keys", floatfmt=".4f", tablefmt="github"))
     if args.output:
-        what = {"dataset": config["dataset"], "checkpoint": args.checkpoint, "users": len(rows), "level": args.level}
+        what = {
+            "dataset": chosen.config["dataset"],
+            "checkpoint": args.checkpoint,
+            "users": len(histories),
+            "level": args.level,
+        }
         write_result({**what, "rows": table}, args.output)
     if args.plot:
         plot(table, args.plot)

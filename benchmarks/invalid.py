@@ -8,13 +8,11 @@ item has among the first 10, 20 and 50, and what the lists lose by them. The pap
 
 import argparse
 
-import numpy as np
 import torch
-from recbole.quick_start import load_data_and_model
+from sampled import sample
 from tabulate import tabulate
 from tqdm import tqdm
 
-import recbole_tiger  # noqa: F401 - registers TIGER
 from recbole_tiger.report.results import write_result
 from recbole_tiger.report.statistics import interval
 
@@ -60,22 +58,18 @@ def main(argv=None):
     parser.add_argument("--output")
     args = parser.parse_args(argv)
 
-    config, model, _, _, _, test_data = load_data_and_model(args.checkpoint)
-    model.eval()
-    rows = np.random.default_rng(args.seed).permutation(len(test_data._dataset))[: args.users]
-    interaction = test_data._dataset[rows].to(config["device"])
-    history, slots = model.histories_of(interaction), model.slots_of(interaction[model.USER_ID])
+    chosen = sample(args.checkpoint, args.users, args.seed)
+    model, histories = chosen.model, chosen.histories
     found, free = [], []
-    for part in tqdm(torch.arange(len(rows)).split(SLICE), "decoding"):
-        own_slots = None if slots is None else slots[part]
-        found.append(model.recommend(history[part], own_slots, BEAM, BEAM, "beam")[0])
-        free.append(model.unconstrained(history[part], own_slots, BEAM)[0])
-    result = shares(torch.cat(found).cpu(), torch.cat(free).cpu(), interaction[model.ITEM_ID].cpu())
+    for part in tqdm(torch.arange(len(histories)).split(SLICE), "decoding"):
+        slots = chosen.slots_of(part)
+        found.append(model.recommend(histories[part], slots, BEAM, BEAM, "beam")[0])
+        free.append(model.unconstrained(histories[part], slots, BEAM)[0])
+    result = shares(torch.cat(found).cpu(), torch.cat(free).cpu(), chosen.targets.cpu())
     print(tabulate(result, headers="keys", floatfmt=".4f", tablefmt="github"))
     if args.output:
-        write_result(
-            {"dataset": config["dataset"], "checkpoint": args.checkpoint, "users": len(rows), "rows": result}, args.output
-        )
+        what = {"dataset": chosen.config["dataset"], "checkpoint": args.checkpoint, "users": len(histories)}
+        write_result({**what, "rows": result}, args.output)
 
 
 if __name__ == "__main__":

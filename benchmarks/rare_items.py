@@ -15,12 +15,10 @@ from recbole_tiger.catalogue.download import DAY
 from recbole_tiger.errors import TigerError
 from recbole_tiger.report.leaderboard import comparison, rows_of
 from recbole_tiger.report.results import read_results, write_result
-from recbole_tiger.report.statistics import GAINS
+from recbole_tiger.report.statistics import GAINS, RANGES, range_of
 from recbole_tiger.runs import experiment
 from recbole_tiger.settings.identity import run_inputs
 
-EDGES = [-1, 2, 5, 10, 20, 50, np.inf]
-NAMES = ["0-2", "3-5", "6-10", "11-20", "21-50", "over 50"]
 # The target and some item of the history, in the histories of training: in their order, only the other way round, in none.
 SEEN, REVERSED, UNSEEN = "in order", "reversed", "in none"
 # The target's day against that of the item before it: on the same one, their order is that of a file.
@@ -28,8 +26,8 @@ SAME, LATER = "same day", "later day"
 
 
 def ranges_of(counts):
-    """The range of NAMES in which each count lies, how often training has a target; a categorical pandas.Series."""
-    return pd.cut(counts, EDGES, labels=NAMES)
+    """The range of RANGES in which each count lies, how often training has a target; a categorical pandas.Series."""
+    return pd.Series(pd.Categorical.from_codes(range_of(counts), list(RANGES.values()), ordered=True), index=counts.index)
 
 
 def by_group(groups, values):

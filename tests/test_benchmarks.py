@@ -31,6 +31,12 @@ from tests.test_command_line import files_under, rows_of
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
+@pytest.fixture(autouse=True)
+def siblings(monkeypatch):
+    """Scripts import their siblings, as they do where they are run."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
 def script(name):
     """A benchmark as a module."""
     spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")

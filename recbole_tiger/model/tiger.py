@@ -50,19 +50,19 @@ def widths_in(state_dict):
 
 
 def in_slices(search, order, size, k):
-    """Items and scores of histories that are searched in another order, a slice at a time.
+    """What a search finds for histories in another order, a slice at a time.
 
     Args:
-        search: function of a slice of the ordered histories to their items and scores, each [size, at least k].
+        search: function of a slice of the ordered histories to a tuple of tensors, as items and scores, each
+            [size, at least k, ...].
         order: int tensor [batch] on the host, where each of the ordered histories stands among the given ones.
 
     Returns:
-        items and scores of the given histories, each [batch, k].
+        the same of the given histories, each [batch, k, ...].
     """
     found = [search(slice(begin, begin + size)) for begin in range(0, len(order), size)]
     back = order.argsort().to(found[0][0].device, non_blocking=True)
-    items, scores = (torch.cat(parts)[back, :k] for parts in zip(*found, strict=True))
-    return items, scores
+    return tuple(torch.cat(parts)[back, :k] for parts in zip(*found, strict=True))
 
 
 def carried_over(table, codes, more_codes):
@@ -391,11 +391,10 @@ class TIGER(SemanticIDModel):
             memory = memory_of(part)
             return beam_search(self.network, memory, beam_size, allowed and allowed.part(part), draw and draw.part(part))
 
-        n_left_out = 0 if left_out is None else left_out.shape[1]
-        return in_slices(search, order, self._decode_batch(beam_size, n_left_out), k)
+        return in_slices(search, order, self._decode_batch(beam_size, left_out), k)
 
-    def _decode_batch(self, beam_size, n_left_out=0):
-        """How many histories to decode at once, of which each leaves out so many items at most."""
+    def _decode_batch(self, beam_size, left_out):
+        """How many histories to decode at once, which leave out items [batch, n], or None."""
         if not self.network.codes.is_cuda:
             return DECODE_BATCH
         prefixes, trie = self.network.softmax.prefixes, self.network.trie
@@ -404,7 +403,8 @@ class TIGER(SemanticIDModel):
             min(beam_size, trie.n_nodes(level - 1) if level else 1) * most * (width if level else 1)
             for level, most in enumerate(trie.most_children)
         )
-        children = max(children, 4 * beam_size * n_left_out)  # int64 tables of them, several at a time
+        if left_out is not None:
+            children = max(children, 4 * beam_size * left_out.shape[1])  # int64 tables of them, several at a time
         return min(GPU_DECODE_BATCH, max(1, GPU_DECODE_BYTES // (4 * children)))
 
     def exact(self, histories, slots):
@@ -416,12 +416,14 @@ class TIGER(SemanticIDModel):
     def log_probs_of_levels(self, histories, slots, items):
         """Log-probabilities of the codes of items after each history, whose sums are the items': [batch, n, levels]."""
         memory_of, order = self._memories(histories, slots)
-        items = items.to(self.network.codes.device)
-        parts = [
-            log_probs_of_levels(self.network, memory_of(slice(place, place + 1)), items[row : row + 1])
-            for place, row in enumerate(order.tolist())
-        ]
-        return torch.cat(parts)[order.argsort().to(items.device)]
+        n_items, device = items.shape[1], self.network.codes.device
+        ordered = items.to(device)[order.to(device)]
+
+        def search(part):
+            return (log_probs_of_levels(self.network, memory_of(part), ordered[part]),)
+
+        (found,) = in_slices(search, order, max(1, DECODE_BATCH * 20 // n_items), n_items)
+        return found
 
     def _memories(self, histories, slots):
         """What the decoder reads of histories, shortest first, without the columns that are padding in all of a slice.
@@ -467,7 +469,7 @@ class TIGER(SemanticIDModel):
             of_part = None if left_out is None else left_out[part]
             return unconstrained_beam_search(self.network, memory_of(part), beam_size, of_part)
 
-        return in_slices(search, order, self._decode_batch(beam_size), beam_size)
+        return in_slices(search, order, self._decode_batch(beam_size, left_out), beam_size)
 
     @torch.no_grad()
     def full_sort_predict(self, interaction):

@@ -77,9 +77,11 @@ def read_ranks(file, name="ranks"):
         TigerError: the file is absent or damaged.
     """
     try:
-        users, _ = read_arrays(file, "users", "ranks")
-        found = read_arrays(file).get(name)
+        arrays = read_arrays(file)
+        if not {"users", "ranks"} <= arrays.keys():
+            raise TigerError(f"{file} lacks an array: it has to hold users and ranks")
     except TigerError as error:
         raise TigerError(f"ranks {file} are absent or damaged ({error}); delete its result file and run again") from error
+    users, found = arrays["users"], arrays.get(name)
     order = np.argsort(users)
     return users[order], None if found is None else found[order]
