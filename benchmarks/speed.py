@@ -206,8 +206,8 @@ def train_tiger(config, data, bidirectional, warm=True):
         trainer.train_step(windows, batch, FAR_OFF)
         return int(windows.n_targets[batch].sum())
 
-    if warm and config["device"].type == "cuda":  # in two epochs every shape has become a graph
-        for _ in range(2 * len(epoch)):
+    if warm and config["device"].type == "cuda":  # every shape becomes a graph
+        for _ in range(len(epoch)):
             step()
     return step
 
@@ -649,6 +649,8 @@ def main():
         of_all = ("gpu_id", "data_path", "text_fields", "enable_amp")
         shared = {key: settings[key] for key in of_all if key in settings}
         settings["data_path"] = shared["data_path"] = str(Path(settings["data_path"]).resolve())
+        if settings.get("item_embeddings"):
+            settings["item_embeddings"] = str(Path(settings["item_embeddings"]).resolve())
         config = experiment.prepare("TIGER", args.dataset, {**settings, "show_progress": False, "beam_size": max(WIDTHS)})
         sasrec_config = experiment.prepare("SASRec", args.dataset, shared)
         os.chdir(folder)  # RecBole's trainers write logs where they run

@@ -149,6 +149,20 @@ def whole_folder(path):
     return _renamed_at_the_end(path, tempfile.mkdtemp, lambda folder: shutil.rmtree(folder, ignore_errors=True), 0o777)
 
 
+def copy_of(source, path):
+    """Give a file that is never changed in place a second name; where the file system has no links, copy it.
+
+    Raises:
+        TigerError: the file cannot be written.
+    """
+    with whole_file(path) as temporary:
+        temporary.unlink()
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+
+
 def write_arrays(path, *, compress=False, **arrays):
     """Write an npz file as ``np.savez`` does, but close the archive on a full disk too."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED) as archive:

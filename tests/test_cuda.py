@@ -6,13 +6,13 @@ import torch
 
 from recbole_tiger.catalogue.catalogue import quantize
 from recbole_tiger.errors import TigerError
+from recbole_tiger.graphs import Graphs
 from recbole_tiger.model.decoding import beam_search, exact_scores
 from recbole_tiger.runs import experiment
 from recbole_tiger.runs.recommend import Recommender
 from recbole_tiger.settings.config import make_config
 from recbole_tiger.training.checkpoint import load_checkpoint
 from recbole_tiger.training.dataset import training_windows
-from recbole_tiger.training.graphs import Graphs
 from recbole_tiger.training.trainer import autocast
 from tests import plain
 from tests.test_recbole import built
@@ -55,7 +55,7 @@ def test_a_step_of_training_does_not_wait_for_the_device(settings, variant, no_w
 
 @variants
 def test_graphs_do_what_the_steps_do(settings, variant):
-    """Three epochs: in the first each shape runs as it is, in the second it is captured, in the third replayed."""
+    """Three epochs: in the first each shape is captured, but for the one that comes first; then all are replayed."""
     settings = {**settings, **variant, "hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0, "code_dropout_prob": 0.0}
     found = []
     for graphs in (True, False):
@@ -68,7 +68,7 @@ def test_graphs_do_what_the_steps_do(settings, variant):
         for epoch in range(3):
             batches = windows.batches(64, torch.Generator().manual_seed(epoch))
             losses += [trainer.train_step(windows, batch, 3 * len(batches)).clone() for batch in batches]
-        assert graphs == (isinstance(trainer._update, Graphs) and any(trainer._update.captured.values()))
+        assert graphs == (isinstance(trainer._update, Graphs) and len(trainer._update.captured) > 0)
         found.append((torch.stack(losses), [parameter.detach().clone() for parameter in model.parameters()]))
     torch.testing.assert_close(found[0], found[1], atol=1e-3, rtol=1e-3)
 
@@ -130,7 +130,7 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one(settings):
         trainer.fit(train_data, valid_data, callback_fn=stop)
     resumed = experiment.run(config, "resumed")
     for name in ("train_loss", "valid_score"):
-        course = [[epoch[name] for epoch in result["epoch_log"]] for result in (whole, resumed)]
+        course = [[epoch[name] for epoch in result["epoch_log"][-2:]] for result in (whole, resumed)]
         np.testing.assert_allclose(*course, rtol=1e-3, atol=2e-3)
     assert resumed["test_result"]["ndcg@10"] == pytest.approx(whole["test_result"]["ndcg@10"], abs=0.01)
 
@@ -155,8 +155,8 @@ def test_semantic_ids_depend_on_the_seed_alone(settings, quantizer):
     embeddings = np.random.default_rng(0).normal(size=(60, 16)).astype(np.float32)
     items, found = [f"i{i}" for i in range(60)], []
     for cache in ("one", "other"):
-        own = {**settings, "quantizer": quantizer, "rq_vae_steps": 100, "cache_dir": cache}
-        found.append(quantize(make_config("TIGER", "tiny", own), items, embeddings).codes)
+        own = {**settings, "quantizer": quantizer, "rq_vae_steps": 100, "rq_vae_warmup_steps": 60, "cache_dir": cache}
+        found.append(quantize(make_config("TIGER", "tiny", own), items, embeddings)[0].codes)
     assert np.array_equal(*found)
 
 
@@ -168,8 +168,8 @@ def test_a_model_of_recboles_runs(settings):
 
 
 def test_no_memory_left_is_one_sentence(settings):
-    config = experiment.prepare("TIGER", "tiny", {**settings, "hidden_size": 4096, "inner_size": 65536, "n_layers": 8})
-    torch.cuda.set_per_process_memory_fraction(0.02)
+    config = experiment.prepare("TIGER", "tiny", {**settings, "hidden_size": 512, "inner_size": 8192, "n_layers": 4})
+    torch.cuda.set_per_process_memory_fraction(0.001)
     try:
         with pytest.raises(TigerError, match="the GPU is out of memory: lower train_batch_size"):
             experiment.run(config, "results")

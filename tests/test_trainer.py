@@ -13,9 +13,11 @@ import torch
 
 from recbole_tiger.catalogue.semantic_ids import SemanticIDs, add_collision_level
 from recbole_tiger.errors import TigerError
+from recbole_tiger.files import copy_of
 from recbole_tiger.runs import experiment
 from recbole_tiger.settings.identity import run_key
 from recbole_tiger.training import checkpoint
+from recbole_tiger.training import trainer as trainer_module
 from recbole_tiger.training.checkpoint import load_checkpoint, save_checkpoint
 from recbole_tiger.training.trainer import TIGERTrainer, warmup_cosine
 from tests.conftest import write_dataset
@@ -35,16 +37,22 @@ def run_until_killed(settings, epoch, during=False):
         os.truncate(file, os.path.getsize(file) // 2)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def save(state, file):
-        last = Path(file).name == "last.pth" and state["epoch"] == epoch
-        if last and during:
-            torch.save = half
-        save_checkpoint(state, file)
-        if last:
+    def die_when_last(file, written):
+        if Path(file).name == "last.pth" and written == epoch:
             os.kill(os.getpid(), signal.SIGKILL)
 
+    def save(state, file):
+        if state["epoch"] == epoch and during:
+            torch.save = half
+        save_checkpoint(state, file)
+        die_when_last(file, state["epoch"])
+
+    def copy(source, file):  # the best epoch so far is the last, too
+        copy_of(source, file)
+        die_when_last(file, load_checkpoint(file, "cpu")["epoch"])
+
     def train():
-        checkpoint.save_checkpoint = save
+        checkpoint.save_checkpoint, trainer_module.copy_of = save, copy
         run(settings)
 
     process = multiprocessing.get_context("fork").Process(target=train)

@@ -342,7 +342,7 @@ class TIGER(SemanticIDModel):
         wanted = wanted.flatten()
         history = F.pad(items[:, :-1], (targets - 1, 0)).unfold(1, items.shape[1] - 1, 1).flatten(0, 1)
         if counted is not None:
-            hidden, wanted, history = hidden[counted], wanted[counted], history[counted]
+            hidden, wanted, history = (x.index_select(0, counted) for x in (hidden, wanted, history))
         loss = 0
         for level in range(self.network.levels):
             logits, of_history, own = self.network.softmax.choices(hidden[:, level], level, wanted, history)

@@ -334,7 +334,8 @@ def make_trainer(config, train_data):
     keep_freed_memory()
     model = make_model(config, train_data)
     getLogger().info(model)
-    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
+    with told_of_memory(config):
+        trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
     key = run_key(config)
     if key not in trainer.saved_model_file:  # RecBole's name tells seconds: runs that begin together would share a file
         trainer.saved_model_file = trainer.saved_model_file.removesuffix(".pth") + f"-{key}.pth"

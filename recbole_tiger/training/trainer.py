@@ -15,12 +15,13 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from recbole_tiger.errors import TigerError
+from recbole_tiger.files import copy_of
+from recbole_tiger.graphs import Graphs
 from recbole_tiger.model.tiger import counted_targets
 from recbole_tiger.settings.identity import run_key
 from recbole_tiger.training.checkpoint import load_checkpoint
 from recbole_tiger.training.dataset import training_windows
 from recbole_tiger.training.evaluation import RankedCollector
-from recbole_tiger.training.graphs import Graphs
 from recbole_tiger.training.memory import keep_freed_memory
 
 
@@ -40,6 +41,18 @@ def warmup_cosine(step, total, warmup_ratio, constant=False):
 def autocast(config):
     """bf16 where ``enable_amp`` asks for it."""
     return torch.autocast(config["device"].type, dtype=torch.bfloat16, enabled=config["enable_amp"])
+
+
+@contextlib.contextmanager
+def tf32(device):
+    """Products of float32 matrices on a GPU by its tensor cores, which read 10 bits of a mantissa (bf16 has 7)."""
+    before = torch.get_float32_matmul_precision()
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 class TIGERTrainer(Trainer):
@@ -138,9 +151,10 @@ class TIGERTrainer(Trainer):
 
     def _step_of(self, *batch):
         """Make a step of the optimizer; takes what :meth:`TIGER.window_loss` takes, returns the loss without its graph."""
-        with autocast(self.config):
-            loss = self.model.window_loss(*batch)
-        loss.backward()
+        with tf32(self.device):
+            with autocast(self.config):
+                loss = self.model.window_loss(*batch)
+            loss.backward()
         if self.clip_grad_norm:
             clip_grad_norm_(self.model.parameters(), **self.clip_grad_norm)
         self.optimizer.step()
@@ -267,7 +281,9 @@ class TIGERTrainer(Trainer):
                 if saved:
                     if improved:
                         self._save_checkpoint(epoch, verbose=verbose)
-                    self._save_checkpoint(epoch, verbose=False, saved_model_file=self.state_file)
+                        copy_of(self.saved_model_file, self.state_file)
+                    else:
+                        self._save_checkpoint(epoch, verbose=False, saved_model_file=self.state_file)
         self._exchange()  # what is evaluated from here on is the average
         self._add_hparam_to_tensorboard(self.best_valid_score)
         return self.best_valid_score, self.best_valid_result

@@ -34,7 +34,8 @@ def means(x, labels, k):
         float tensor [k, dim] (0 where a label has no row), float tensor [k].
     """
     counts = torch.zeros(k, device=x.device).index_add_(0, labels, torch.ones(len(x), device=x.device))
-    sums = torch.zeros(k, x.shape[1], device=x.device).index_add_(0, labels, x)
+    # As index_add_, but on a GPU the order of the sum, and so its rounding, is the same in every run.
+    sums = torch.zeros(k, x.shape[1], device=x.device).index_put_((labels,), x, accumulate=True)
     return sums / counts.clamp(min=1).unsqueeze(1), counts
 
 

@@ -10,6 +10,7 @@ from tqdm import tqdm
 from recbole_tiger.catalogue.quantizers.base import Quantizer
 from recbole_tiger.catalogue.quantizers.kmeans import assign, kmeans
 from recbole_tiger.errors import TigerError, check_number
+from recbole_tiger.graphs import Graphs
 
 
 def mean_and_scale(x):
@@ -136,8 +137,27 @@ class RQVAE(Quantizer):
         with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
             torch.manual_seed(seed)
             network = self._network(x.shape[1]).to(x.device)
-        optimizer = torch.optim.AdamW(network.parameters(), lr=self.learning_rate)
+        on_gpu = x.device.type == "cuda"
+        optimizer = torch.optim.AdamW(network.parameters(), lr=self.learning_rate, fused=on_gpu, capturable=on_gpu)
         used = torch.zeros(self.codebook_depth, self.codebook_size, dtype=torch.bool, device=x.device)
+
+        def update(loss):
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return loss.detach()
+
+        def warm_up(batch):
+            return update(F.mse_loss(network.decoder(network.encoder(x[batch])), x[batch]) * x.shape[1])
+
+        def train(batch):
+            reconstruction, quantization, codes = network.losses(x[batch])
+            for level in range(self.codebook_depth):
+                used[level].index_fill_(0, codes[:, level], True)
+            return update(reconstruction + quantization)
+
+        if on_gpu:  # a graph for each: the optimizer makes the codebooks' state in the first step that moves them
+            warm_up, train = Graphs(warm_up), Graphs(train)
         batches = iter(())
         progress = tqdm(range(self.steps), desc="RQ-VAE", disable=not show_progress)
         for step in progress:
@@ -151,16 +171,7 @@ class RQVAE(Quantizer):
                 used.zero_()
                 batches = iter(torch.randperm(len(x), generator=generator).to(x.device).split(self.batch_size))
                 batch = next(batches)
-            if step < self.warmup_steps:
-                loss = F.mse_loss(network.decoder(network.encoder(x[batch])), x[batch]) * x.shape[1]
-            else:
-                reconstruction, quantization, codes = network.losses(x[batch])
-                loss = reconstruction + quantization
-                for level in range(self.codebook_depth):
-                    used[level, codes[:, level]] = True
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            loss = (warm_up if step < self.warmup_steps else train)(batch)
             if show_progress and step % 50 == 0:
                 progress.set_postfix(loss=f"{loss.item():.1f}")
         self.learnt = {"mean": mean, "scale": scale, **network.state_dict()}

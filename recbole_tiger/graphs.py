@@ -7,10 +7,10 @@ MOST_GRAPHS = 256
 
 
 class Graphs:
-    """Captures a function the second time that it is called with arguments of some shapes, and replays it from then on.
+    """Captures a function the first time that it is called with arguments of some shapes, and replays it from then on.
 
-    The first call runs as it is and makes what is made once, such as the state of an optimizer. All run in one stream, and
-    the graphs share memory, so what a call returns is valid until the next.
+    The very first call runs as it is and makes what is made once, such as the state of an optimizer. All run in one stream,
+    and the graphs share memory, so what a call returns is valid until the next.
 
     Args:
         function: of tensors on the GPU and of other hashable values. It does not wait for the device, and what else it
@@ -19,20 +19,20 @@ class Graphs:
 
     def __init__(self, function):
         self.function = function
-        self.captured = {}  # by shapes and values: the graph, the tensors that it reads, what it returns; None before
+        self.captured = {}  # by shapes and values: the graph, the tensors that it reads, what it returns
+        self.began = False
         self.pool, self.stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
 
     def __call__(self, *arguments):
         key = tuple(tuple(value.shape) if isinstance(value, torch.Tensor) else value for value in arguments)
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
+            if self.began and key not in self.captured and len(self.captured) < MOST_GRAPHS:
+                self.captured[key] = self._capture(arguments)
             if key not in self.captured:
-                if len(self.captured) < MOST_GRAPHS:
-                    self.captured[key] = None
+                self.began = True
                 result = self.function(*arguments)
             else:
-                if self.captured[key] is None:
-                    self.captured[key] = self._capture(arguments)
                 graph, own, result = self.captured[key]
                 for static, value in zip(own, arguments, strict=True):
                     if isinstance(value, torch.Tensor):
