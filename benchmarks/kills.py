@@ -61,6 +61,7 @@ def prepare(folder):
 def command(call, folder):
     """The command line in a process of its own, which writes ``err`` and ``out`` into the folder."""
     os.chdir(folder)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it starts in the background ignore it
     for number, file in ((1, "out"), (2, "err")):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
     sys.exit(main_of_commands(call))

@@ -8,6 +8,8 @@ import sys
 import threading
 import warnings
 
+import shtab
+
 from recbole_tiger.commands import (
     add_items,
     compare,
@@ -49,6 +51,7 @@ def make_parser():
         prog="recbole-tiger", description="TIGER beside the models of RecBole.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=__version__)
+    shtab.add_argument_to(parser, "--print-completion", help="print a script that completes commands and options")
     commands = parser.add_subparsers(dest="command", required=True, metavar=" | ".join(COMMANDS))
     for name, command in COMMANDS.items():
         sub = commands.add_parser(
@@ -68,6 +71,9 @@ def make_parser():
                 "--config_files", type=names, default=[], help="YAML files of settings, separated by commas; later ones win"
             )
         command.add_arguments(sub)
+        for action in sub._actions:
+            if action.nargs != 0 and action.choices is None:
+                action.complete = shtab.FILE
     return parser
 
 

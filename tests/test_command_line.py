@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -118,6 +120,29 @@ def test_help_names_the_commands(capsys):
     shown = capsys.readouterr().out
     names = ("run", "compare", "tokenize", "tune", "recommend", "leaderboard", "download")
     assert all(re.search(rf"^    {name} ", shown, flags=re.MULTILINE) for name in names)
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash is here")
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["rec"], ["recommend"]),
+        (["recommend", "--hist"], ["--history", "--histories"]),
+        (["tune", "--search", ""], ["random", "hyperopt"]),
+        (["recommend", "--checkpoint", "mi"], ["mine.pth"]),
+    ],
+    ids=" ".join,
+)
+def test_completion(words, found, capsys):
+    with pytest.raises(SystemExit) as done:
+        main(["--print-completion", "bash"])
+    assert done.value.code == 0
+    script = capsys.readouterr().out
+    Path("mine.pth").touch()
+    script += f"COMP_WORDS=(recbole-tiger {shlex.join(words)}); COMP_CWORD={len(words)}; _shtab_recbole_tiger\n"
+    script += 'echo "${COMPREPLY[@]}"\n'
+    shown = subprocess.run(["bash"], input=script, capture_output=True, text=True, check=True).stdout
+    assert shown.split() == found
 
 
 def test_version_of_the_module():
