@@ -13,7 +13,7 @@ import torch
 
 from recbole_tiger.catalogue.semantic_ids import SemanticIDs, add_collision_level
 from recbole_tiger.errors import TigerError
-from recbole_tiger.files import copy_of
+from recbole_tiger.files import link_or_copy
 from recbole_tiger.runs import experiment
 from recbole_tiger.settings.identity import run_key
 from recbole_tiger.training import checkpoint
@@ -48,11 +48,11 @@ def run_until_killed(settings, epoch, during=False):
         die_when_last(file, state["epoch"])
 
     def copy(source, file):  # the best epoch so far is the last, too
-        copy_of(source, file)
+        link_or_copy(source, file)
         die_when_last(file, load_checkpoint(file, "cpu")["epoch"])
 
     def train():
-        checkpoint.save_checkpoint, trainer_module.copy_of = save, copy
+        checkpoint.save_checkpoint, trainer_module.link_or_copy = save, copy
         run(settings)
 
     process = multiprocessing.get_context("fork").Process(target=train)

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from recbole_tiger.errors import TigerError
-from recbole_tiger.files import copy_of
+from recbole_tiger.files import link_or_copy
 from recbole_tiger.graphs import Graphs
 from recbole_tiger.model.tiger import counted_targets
 from recbole_tiger.settings.identity import run_key
@@ -281,7 +281,7 @@ class TIGERTrainer(Trainer):
                 if saved:
                     if improved:
                         self._save_checkpoint(epoch, verbose=verbose)
-                        copy_of(self.saved_model_file, self.state_file)
+                        link_or_copy(self.saved_model_file, self.state_file)
                     else:
                         self._save_checkpoint(epoch, verbose=False, saved_model_file=self.state_file)
         self._exchange()  # what is evaluated from here on is the average
