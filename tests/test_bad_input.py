@@ -279,7 +279,7 @@ def test_price_that_is_no_number(capsys, own):
     folder, settings = own
     text = (folder / "tiny.item").read_text()
     (folder / "tiny.item").write_text(text + "i60\tA soap\tAcme\tcheap\n")
-    has(run(capsys, settings), folder, "price:float", "mend the value or the type in the header")
+    has(run(capsys, settings), folder, "price:float", "correct the value or the type in the header")
 
 
 @pytest.mark.parametrize("model", ["TIGER", "SASRec"])

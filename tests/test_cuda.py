@@ -61,7 +61,7 @@ def test_graphs_do_what_the_steps_do(settings, variant):
     for graphs in (True, False):
         _, (train_data, _, _), model, trainer = built(settings)
         if not graphs:
-            trainer._update = trainer._step_of
+            trainer._update = trainer._update_weights
         windows = training_windows(train_data._dataset, model.network.bidirectional).to(trainer.device)
         model.train()
         losses = []

@@ -606,11 +606,11 @@ def source(pretraining):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hidden_size": 32}, "was trained with hidden_size 16, and here it is 32: give --hidden_size=16, or another"),
-        ({"codebook_size": 7}, "was trained with codebook_size 8, and here it is 7"),
-        ({"codebook_depth": 2}, "was trained with codebook_depth 4, and here it is 2"),
-        ({"n_layers": 1}, "was trained with n_layers 2, and here it is 1"),
-        ({"MAX_ITEM_LIST_LENGTH": 10}, "was trained with MAX_ITEM_LIST_LENGTH 20, and here it is 10"),
+        ({"hidden_size": 32}, "was trained with hidden_size 16, but here it is 32: give --hidden_size=16, or another"),
+        ({"codebook_size": 7}, "was trained with codebook_size 8, but here it is 7"),
+        ({"codebook_depth": 2}, "was trained with codebook_depth 4, but here it is 2"),
+        ({"n_layers": 1}, "was trained with n_layers 2, but here it is 1"),
+        ({"MAX_ITEM_LIST_LENGTH": 10}, "was trained with MAX_ITEM_LIST_LENGTH 20, but here it is 10"),
         ({"train_stage": "pretrain"}, "pre_model_path is for train_stage finetune: leave it out to pre-train"),
         ({"permutation_epochs": 2}, "epochs 2 leaves none to train code embeddings after permutation_epochs, 2"),
         ({"pre_model_path": "no.pth"}, "pre_model_path no.pth does not exist: give the checkpoint of a run with"),
