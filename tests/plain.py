@@ -174,7 +174,7 @@ def choices(network, state, prefix, history):
         code: network.softmax.classifiers[level](state)[code]
         + (prefix_vector(network, [*prefix, code]) * state if code in continues else torch.zeros(())).sum()
         + history_logit(network, history, [*prefix, code])
-        for code in (continues if network.softmax.knows_only_children else range(network.widths[level]))
+        for code in (continues if network.softmax.over_children else range(network.widths[level]))
     }
     total = torch.stack(list(logits.values())).logsumexp(0)
     return {code: (logit - total).item() for code, logit in logits.items()}

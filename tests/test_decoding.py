@@ -225,7 +225,7 @@ def test_given_items_score_as_in_the_exact_scorer(network, items, users, memory)
 def test_probabilities_of_all_items(network, items, users):
     """They sum to one with a softmax over the trie; with one over all codes, items share what impossible IDs leave."""
     total = exact(network, items, users).exp().sum(dim=1)
-    if network.softmax.knows_only_children:
+    if network.softmax.over_children:
         torch.testing.assert_close(total, torch.ones(3))
     else:
         assert (total < 0.9).all()

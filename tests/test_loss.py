@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from recbole_tiger.model.tiger import counted_targets
+from recbole_tiger.model.tiger import target_positions
 from tests import plain
 from tests.test_recbole import built
 
@@ -48,7 +48,7 @@ def test_loss_by_hand(settings, variant, smoothing):
         for end in range(len(sequence) - n, len(sequence))
     ]
     items = torch.tensor([[0] * (6 - len(sequence)) + sequence for sequence in sequences])
-    loss = model.window_loss(items, *counted_targets(torch.tensor(n_targets)))
+    loss = model.window_loss(items, *target_positions(torch.tensor(n_targets)))
     assert loss.item() == pytest.approx(sum(expected) / len(expected), abs=1e-5)
     loss.backward()
     gradients = [parameter.grad for parameter in model.network.parameters() if parameter.grad is not None]

@@ -72,7 +72,7 @@ def test_old_scores_stay_with_the_softmax_over_all_codes(recommender, data_path)
     assert after.semantic_ids.codes[:, -1].max() > largest  # so that there are new numbers
     for history in HISTORIES:
         before, now = scores_of(recommender, history), scores_of(after, history)
-        if recommender.model.network.softmax.knows_only_children:
+        if recommender.model.network.softmax.over_children:
             assert sum(math.exp(score) for score in now.values()) == pytest.approx(1, abs=1e-4)
         else:
             assert {item: now[item] for item in before} == pytest.approx(before, abs=1e-4)

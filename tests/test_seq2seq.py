@@ -70,7 +70,7 @@ def test_steps_equal_teacher_forcing(network):
         states = states.view(2, -1, states.shape[-1])
         torch.testing.assert_close(states.expand(-1, 3, -1), expected[:, :, level], atol=1e-4, rtol=1e-4)
         parents = torch.arange(3) if level else torch.zeros(3, dtype=torch.long)
-        prefixes.go_on(parents.expand(2, -1), targets[..., level])
+        prefixes.extend(parents.expand(2, -1), targets[..., level])
 
 
 def test_levels_that_are_decoded_late_equal_teacher_forcing(network):
@@ -93,7 +93,7 @@ def test_levels_that_are_decoded_late_equal_teacher_forcing(network):
         torch.testing.assert_close(states, chosen, atol=1e-4, rtol=1e-4)
         assert rows.users.tolist() == wanted[level].nonzero()[:, 0].tolist()
         parents = torch.arange(3) if level else torch.zeros(3, dtype=torch.long)
-        prefixes.go_on(parents.expand(2, -1), targets[..., level])
+        prefixes.extend(parents.expand(2, -1), targets[..., level])
 
 
 def test_result_does_not_depend_on_where_a_history_stands(network):

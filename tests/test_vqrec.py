@@ -643,7 +643,7 @@ def test_codes_of_another_shape_are_told_before_training(source, settings, tmp_p
     codes = np.random.default_rng(0).integers(0, 8, size=(60, 3))
     SemanticIDs([f"i{i}" for i in range(60)], add_collision_level(codes)).save(tmp_path / "own.tsv")
     more = {"pre_model_path": source, "permutation_epochs": 1, "semantic_ids": str(tmp_path / "own.tsv")}
-    with pytest.raises(TigerError, match="holds tables of 4 digits of 8 codes, and items here have 3 of 8"):
+    with pytest.raises(TigerError, match="holds tables of 4 digits of 8 codes, but items here have 3 of 8"):
         run("tiny", {**settings, **more})
 
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import link_or_copy
 from recbole_tiger.graphs import Graphs
-from recbole_tiger.model.tiger import counted_targets
+from recbole_tiger.model.tiger import target_positions
 from recbole_tiger.settings.identity import run_key
 from recbole_tiger.training.checkpoint import load_checkpoint
 from recbole_tiger.training.dataset import training_windows
@@ -129,12 +129,12 @@ class TIGERTrainer(Trainer):
         """
         self._set_rate(warmup_cosine(self.schedule_step, total_steps, self.config["warmup_ratio"], bool(self.averages)))
         shortest, longest = map(int, windows.lengths[batch].aminmax())
-        targets, counted = counted_targets(windows.n_targets[batch])
+        targets, positions = target_positions(windows.n_targets[batch])
         rows = batch.to(self.device, non_blocking=True)
         items, users = windows.items[rows, -longest:], windows.users[rows]
-        if counted is not None:
-            counted = counted.to(self.device, non_blocking=True)
-        loss = self._update(items, targets, counted, users, shortest < longest)
+        if positions is not None:
+            positions = positions.to(self.device, non_blocking=True)
+        loss = self._update(items, targets, positions, users, shortest < longest)
         self.schedule_step += 1
         if self.averages:
             decay = min(self.config["ema_decay"], 1 - 1 / self.schedule_step)
