@@ -173,7 +173,7 @@ def make_catalogue(config, items, needs_embeddings):
                 raise
             longest = load_encoder(config["text_encoder"], "cpu").max_seq_length
             raise CollapseError(
-                f"{error}; they do, but {config['text_encoder']} reads only the first {longest} tokens of a text: put fields "
-                f"that differ first in text_fields, or choose another text_encoder"
+                f"{error}; they do, but {config['text_encoder']} reads only the first {longest} tokens of a text: put the "
+                f"fields that differ first in text_fields, or choose another text_encoder"
             ) from error
     return Catalogue(titles, semantic_ids, embeddings, tokenizer, columns)

@@ -36,8 +36,8 @@ ASIN = re.compile(rb"'asin': '(\w+)'")
 def fetch(url, file, show_progress=False):
     """Download a gzip file, completely or not at all.
 
-    A broken transfer leaves ``<file>.part``, and ``<file>.part.json`` with the server's description of the file. The next call
-    resumes from there if the file on the server has not changed, and starts again otherwise.
+    A broken transfer leaves ``<file>.part``, and ``<file>.part.json`` with the server's description of the file. The next
+    call resumes from there if the file on the server has not changed, and starts again otherwise.
 
     Raises:
         TigerError: the server cannot be reached or has no such file, the transfer broke off, or the file is damaged.
@@ -177,8 +177,8 @@ def read_metadata(file, items, department, show_progress=False):
     Among several category paths it takes the first one in ``department``, or else the first one.
 
     Returns:
-        DataFrame with the columns ``title``, ``brand`` and ``categories``, one row per item in the order of ``items``; "" for
-        missing values.
+        DataFrame with the columns ``title``, ``brand`` and ``categories``, one row per item in the order of ``items``; ""
+        for missing values.
 
     Raises:
         TigerError: a line is not a literal, or the file lacks items.

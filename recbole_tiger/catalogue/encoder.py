@@ -114,8 +114,8 @@ def load_embeddings(path, items):
     """Read embeddings from a file.
 
     Args:
-        path: npz file with the arrays ``items`` (tokens) and ``embeddings`` [n, dim]; or an npy file of the embeddings, with a
-            text file of the tokens beside it (:func:`tokens_file`).
+        path: npz file with the arrays ``items`` (tokens) and ``embeddings`` [n, dim]; or an npy file of the embeddings, with
+            a text file of the tokens beside it (:func:`tokens_file`).
         items: item tokens of the catalogue.
 
     Returns:

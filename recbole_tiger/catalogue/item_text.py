@@ -100,8 +100,8 @@ def read_columns(path, names, config):
     """Columns of an atomic file as strings, before RecBole fills, rescales or remaps anything; missing values are "".
 
     Raises:
-        TigerError: the file is compressed or has another encoding, a row is longer than the header, a quote is not closed, or
-            a row contains carriage returns or NUL characters.
+        TigerError: the file is compressed or has another encoding, a row is longer than the header, a quote is not closed,
+            or a row contains carriage returns or NUL characters.
     """
     fields = header(path, config)
     separator = config["field_separator"]
@@ -228,8 +228,8 @@ def _blank_missing(values, kind, where):
 def read_item_text(config):
     """Read the text of every item of the item file.
 
-    It reads the raw columns, before RecBole fills, rescales or remaps anything: a title "None" stays a title, a missing price
-    stays missing. Values are joined by ", "; missing ones are left out. If an item has several rows, the first one counts.
+    It reads the raw columns, before RecBole fills, rescales or remaps anything: a title "None" stays a title, a missing
+    price stays missing. Values are joined by ", "; missing ones are left out. If an item has several rows, the first counts.
 
     Returns:
         DataFrame indexed by item token, with the columns ``text`` (all fields), ``title`` (the first field present), and for
@@ -340,7 +340,7 @@ def _read_times(path, fields, table, time):
 
 
 def _warn_of_lost_order(path, users, times):
-    """Warn if RecBole loses the order of interactions: it stores times as float32, and keeps ties in the order of the file."""
+    """Warn if RecBole loses the order of interactions: it stores times as float32, and leaves ties as in the file."""
     seen = times.astype("float32")
     if (seen == times).all():
         return

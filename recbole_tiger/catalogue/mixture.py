@@ -40,8 +40,8 @@ def sources(config):
 def mix(parts, folder):
     """Join the atomic files of several datasets into one dataset, unless that has been done.
 
-    Tokens of users and items are prefixed with the name of their dataset, ``a:i1``. The interactions have the columns that all
-    datasets share, the items have the columns of any dataset.
+    Tokens of users and items are prefixed with the name of their dataset, ``a:i1``. The interactions have the columns that
+    all datasets share, the items have the columns of any dataset.
 
     Args:
         parts: from :func:`sources`; their files exist.

@@ -88,8 +88,8 @@ class SemanticIDs:
 
         Returns:
             dict with lists of one value per level (without the collision level): ``used_codes``, ``perplexity`` (2 to the
-            entropy of the codes in bits) and ``distinct_prefixes``; and with numbers: ``items``, ``distinct_ids`` (without the
-            collision level), ``collision_rate`` (share of items that share all codes with another item), ``largest_group``.
+            entropy of the codes in bits) and ``distinct_prefixes``; and with numbers: ``items``, ``distinct_ids`` (without
+            the collision level), ``collision_rate`` (share of items that share all codes with another), ``largest_group``.
         """
         depth = self.depth
         used, perplexity, prefixes = [], [], []
@@ -143,8 +143,8 @@ class SemanticIDs:
         """Read a table written by :meth:`save` or by hand.
 
         Raises:
-            TigerError: a row has a wrong length or a code is not a non-negative integer (with the line number), or an ID or an
-                item repeats.
+            TigerError: a row has a wrong length or a code is not a non-negative integer (with the line number), or an ID or
+                an item repeats.
         """
         path = Path(file)
         if not path.is_file():

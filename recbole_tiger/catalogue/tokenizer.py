@@ -46,8 +46,8 @@ class Tokenizer:
         name = state["made_by"]["quantizer"]
         if name not in QUANTIZERS or state["revision"] != QUANTIZERS[name].REVISION:
             raise TigerError(
-                f"the checkpoint's tokenizer has revision {state['revision']} of the quantizer {name}, which is not installed: "
-                f"install the version that trained it, or train anew"
+                f"the checkpoint's tokenizer has revision {state['revision']} of the quantizer {name}, which is not "
+                f"installed: install the version that trained it, or train anew"
             )
         quantizer = make_quantizer(state["made_by"])
         quantizer.learnt = dict(state["learnt"])

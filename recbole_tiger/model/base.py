@@ -62,8 +62,8 @@ class SemanticIDModel(SequentialRecommender):
         columns: dict of text field -> list of the items' values.
         revision: class attribute; raise it with every change that makes another model from the same weights. Checkpoints of
             other revisions are refused.
-        dataset_class, trainer_class: class attributes, dotted names. Without a trainer class RecBole's trainer is used, and a
-            killed run starts again from the beginning.
+        dataset_class, trainer_class: class attributes, dotted names. Without a trainer class RecBole's trainer is used, and
+            a killed run starts again from the beginning.
         scorings: class attribute, the available ways of finding the best items, the default first.
         codes_name: class attribute, the name of the codes in the checkpoint, an int tensor [n_items + 1, levels].
         collision_level: whether the last of these levels is the collision level.

@@ -129,8 +129,8 @@ class Allowed(NamedTuple):
 def _perturbed(parents, log_probs, noise):
     """Gumbel-perturbed log-probabilities of children, whose maximum is that of the parent.
 
-    So the best leaves lie below the best nodes of each level. See Kool et al. 2019, "Stochastic Beams and Where to Find Them",
-    appendix B.3.
+    So the best leaves lie below the best nodes of each level. See Kool et al. 2019, "Stochastic Beams and Where to Find
+    Them", appendix B.3.
 
     Args:
         parents: float tensor [...], perturbed log-probabilities of the parents.

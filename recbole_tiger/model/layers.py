@@ -226,7 +226,7 @@ class DecoderLayer(nn.Module):
 class RelativeBias(nn.Module):
     """A learned bias per head for the distance in items and for the pair of levels.
 
-    The model has no absolute positions, so its output for a history does not depend on where the history starts in a sequence.
+    The model has no absolute positions, so its output for a history does not depend on where it starts in a sequence.
     """
 
     def __init__(self, n_heads, first, last, query_levels, key_levels):

@@ -67,8 +67,8 @@ class Seq2Seq(nn.Module):
         codes: int tensor [n_items + 1, levels]; row 0 is padding, row i the semantic ID of RecBole's item i.
         trie: of the same codes. widths: number of codes of each level.
         sizes: :class:`~recbole_tiger.model.layers.Sizes` of a layer.
-        softmax: :class:`~recbole_tiger.model.softmax.FullSoftmax` or ``TrieSoftmax``. If it has prefix embeddings, the encoder
-            adds them to the code embeddings.
+        softmax: :class:`~recbole_tiger.model.softmax.FullSoftmax` or ``TrieSoftmax``. If it has prefix embeddings, the
+            encoder adds them to the code embeddings.
         n_layers, n_decoder_layers: number of layers of the encoder and of the decoder.
         max_items: length of the longest history (``MAX_ITEM_LIST_LENGTH``).
         token_per_item: one encoder token per item, the sum of its codes, instead of one per code (as in the paper).
@@ -143,8 +143,8 @@ class Seq2Seq(nn.Module):
         """Initialise codes and prefixes from the text of their items, so that similar codes start close to each other.
 
         The direction of a code is the mean, over its items, of the text embedding minus the mean text embedding of the items
-        with the same prefix before the level. One random projection maps directions to ``hidden_size``; they are added to the
-        random weights of embeddings and classifiers.
+        with the same prefix before the level. One random projection maps directions to ``hidden_size``; they are added to
+        the random weights of embeddings and classifiers.
 
         Args:
             text: float tensor [n_items + 1, dim] of standardised item embeddings; row 0 is padding.

@@ -35,9 +35,9 @@ def sampled_products(x, y, columns, counts):
 class HistoryBias(nn.Module):
     """A learned logit for the nodes of the trie that lead to items of the history.
 
-    An item of the history adds a weight, divided by the number of items below the node, to every node on its path. The weight
-    is the sum of a term for the level and a term for the level and how many items ago the item was. So the model learns
-    whether users repeat items or choose similar ones.
+    An item of the history adds a weight, divided by the number of items below the node, to every node on its path. The
+    weight is the sum of a term for the level and a term for the level and how many items ago the item was. So the model
+    learns whether users repeat items or choose similar ones.
 
     Args:
         trie: :class:`~recbole_tiger.model.trie.Trie`. max_items: longest history.

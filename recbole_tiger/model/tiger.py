@@ -25,8 +25,8 @@ from recbole_tiger.model.seq2seq import Seq2Seq, TextInput, UserToken
 from recbole_tiger.model.softmax import FullSoftmax, HistoryBias, PrefixEmbedding, TrieSoftmax
 from recbole_tiger.model.trie import Trie
 
-# Number of histories decoded at once on a CPU: larger slices are not faster, and need more memory. On a GPU it is limited by a
-# number and by the bytes of the tables of children.
+# Number of histories decoded at once on a CPU: larger slices are not faster and need more memory. On a GPU the limits are a
+# number of histories and the bytes of the tables of children.
 DECODE_BATCH = 128
 GPU_DECODE_BATCH, GPU_DECODE_BYTES = 2048, 2**31
 # The settings that define the network.
@@ -328,7 +328,7 @@ class TIGER(SemanticIDModel):
     def window_loss(self, items, targets, positions=None, users=None, padded=True):
         """Mean negative log-likelihood of a code, over the targets of a batch of windows.
 
-        With ``history_bias`` it is the sum of the loss without the bias and the loss with it; the latter trains only the bias.
+        With ``history_bias`` it is the sum of the losses without and with the bias; the latter trains only the bias.
 
         Args:
             items: int tensor [batch, n + 1], padded with zeros on the left; item t is predicted from the items before it.

@@ -8,8 +8,8 @@ from torch import nn
 class Trie(nn.Module):
     """Prefix tree: one table of sorted children per level (like a CSR matrix), and the item of each leaf.
 
-    The nodes of a level are the distinct prefixes in lexicographic order, so the children of a node have consecutive numbers.
-    A node needs two 32-bit integers, instead of a table of all possible children.
+    The nodes of a level are the distinct prefixes in lexicographic order, so the children of a node have consecutive
+    numbers. A node needs two 32-bit integers, instead of a table of all possible children.
 
     Args:
         codes: int tensor [n_items + 1, levels]; row 0 is padding, the other rows are distinct.

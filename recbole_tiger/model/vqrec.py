@@ -48,11 +48,11 @@ def right_padded(items):
 class VQRec(SemanticIDModel):
     """Vector-quantized item representations (Hou et al. 2023, arXiv 2210.12316).
 
-    It reads the codes of a product quantizer: every digit has its own embedding table, and two items may share all digits. The
-    collision level of the semantic IDs is not read.
+    It reads the codes of a product quantizer: every digit has its own embedding table, and two items may share all digits.
+    The collision level of the semantic IDs is not read.
 
-    With ``train_stage: pretrain`` the loss is contrastive, otherwise it is cross-entropy over the whole catalogue. The trainer
-    fine-tunes a pre-trained model in two stages: :meth:`learn_permutation`, then :meth:`learn_embeddings`. Without
+    With ``train_stage: pretrain`` the loss is contrastive, otherwise it is cross-entropy over the whole catalogue. The
+    trainer fine-tunes a pre-trained model in two stages: :meth:`learn_permutation`, then :meth:`learn_embeddings`. Without
     ``pre_model_path`` all weights train at once.
 
     Args:

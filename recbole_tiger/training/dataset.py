@@ -178,8 +178,8 @@ class Windows:
     def batches(self, n_targets, generator):
         """Indices of the windows of each batch, in random order.
 
-        Windows are sorted by shape, shuffled within a shape, and cut into batches of about ``n_targets`` targets. The cuts do
-        not depend on the shuffle, so every epoch has the same number of batches.
+        Windows are sorted by shape, shuffled within a shape, and cut into batches of about ``n_targets`` targets. The cuts
+        do not depend on the shuffle, so every epoch has the same number of batches.
         """
         shuffled = torch.randperm(len(self.items), generator=generator)
         shape = (self.n_targets * (self.items.shape[1] + 1) + self.lengths)[shuffled]

@@ -46,8 +46,8 @@ def padded(rows, items, n_rows):
 class KnownItems:
     """The items that a user has before each row of the data: the row's history, and the targets of the user's earlier rows.
 
-    Rows are ordered by part, then as in the dataset of the part. A row of RecBole's holds the last MAX_ITEM_LIST_LENGTH items
-    only, but all rows of a user together hold all of its items. Tables are computed at first use.
+    Rows are ordered by part, then as in the dataset of the part. A row of RecBole's holds the last MAX_ITEM_LIST_LENGTH
+    items only, but all rows of a user together hold all of its items. Tables are computed at first use.
 
     Args:
         config: RecBole's Config. parts: datasets of training, validation and test.
@@ -62,9 +62,9 @@ class KnownItems:
 
     @cached_property
     def table(self):
-        """Three int arrays: where the items of each user begin, [users + 1]; the items; since when the user has each of them.
+        """Three int arrays: where the items of each user begin, [users + 1]; the items; since when the user has each item.
 
-        The latter is twice the number of the first row with the item, plus one if the item is its target. The number of a row
+        The last is twice the number of the first row with the item, plus one if the item is its target. The number of a row
         is the start of its part plus the number of the user's earlier rows in the part.
         """
         dataset = self.parts[0]
@@ -127,9 +127,9 @@ class KnownItems:
 class LeaveOut:
     """A ``collate_fn`` for loaders of validation or test data, which leaves out the items that users already have.
 
-    In full ranking, RecBole's trainers get these items as the history to mask, and models of MODELS also get them as the field
-    LEFT_OUT, an int tensor [batch, n] of distinct items, padded with zeros. In sampled evaluation they are removed from the
-    sampled items. A target that its user already has is left out, too, and counts as a miss.
+    In full ranking, RecBole's trainers get these items as the history to mask, and models of MODELS also get them as the
+    field LEFT_OUT, an int tensor [batch, n] of distinct items, padded with zeros. In sampled evaluation they are removed
+    from the sampled items. A target that its user already has is left out, too, and counts as a miss.
 
     Args:
         loader: RecBole's loader. known: a :class:`KnownItems`. part: 1 for validation, 2 for test.

@@ -15,8 +15,8 @@ ONE_HEAP = {"MALLOC_ARENA_MAX": "1"}
 def keep_freed_memory():
     """Let the C library keep the memory that a training step frees, for the next step.
 
-    By default it returns every large tensor to the system, which then clears the same pages again for the next step. This has
-    no effect if the C library is not glibc.
+    By default it returns every large tensor to the system, which then clears the same pages again for the next step. This
+    has no effect if the C library is not glibc.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     # Older versions of glibc accept at most 32 MB; setting only the trim threshold would fix the other one at 128 KB.

@@ -59,12 +59,12 @@ class TIGERTrainer(Trainer):
     """RecBole's trainer for TIGER.
 
     ``train_batch_size`` counts targets, as RecBole's counts rows. After every epoch the whole state is saved in
-    ``<checkpoint_dir>/<model>-<key>/last.pth``, where the key is a hash of the settings and the data. With ``resume`` the run
-    continues from there, with the same result as an uninterrupted run. The best epoch is saved in
+    ``<checkpoint_dir>/<model>-<key>/last.pth``, where the key is a hash of the settings and the data. With ``resume`` the
+    run continues from there, with the same result as an uninterrupted run. The best epoch is saved in
     ``<checkpoint_dir>/<model>-<time>-<key>.pth``.
 
-    With ``ema_decay`` the learning rate is constant after the warm-up, and validation, checkpoints and test use an exponential
-    moving average of the weights; the first steps have equal weight in it.
+    With ``ema_decay`` the learning rate is constant after the warm-up, and validation, checkpoints and test use an
+    exponential moving average of the weights; the first steps have equal weight in it.
 
     Attributes:
         epoch_log: list of one dict per epoch.
@@ -121,7 +121,8 @@ class TIGERTrainer(Trainer):
         """One step of the optimizer.
 
         Args:
-            windows: from :func:`training_windows`, on the trainer's device. batch: int tensor of the indices of some of them.
+            windows: from :func:`training_windows`, on the trainer's device.
+            batch: int tensor of the indices of the windows to train on.
             total_steps: number of steps of the learning rate schedule.
 
         Returns:

@@ -76,8 +76,8 @@ class VQRecTrainer(Trainer):
     RecBole's rows hold one prefix each; here a batch consists of windows, each with all prefixes of a user.
     ``train_batch_size`` counts targets, as RecBole's counts rows.
 
-    A model with ``pre_model_path`` starts from the pre-trained weights. For ``permutation_epochs`` it learns only a permutation
-    of the codes, then only the code embeddings (paper section 3.3). Early stopping counts from the second stage on.
+    A model with ``pre_model_path`` starts from the pre-trained weights. For ``permutation_epochs`` it learns only a
+    permutation of the codes, then only the code embeddings (paper section 3.3). Early stopping counts from the second stage.
     """
 
     @staticmethod

@@ -1,8 +1,8 @@
 """Quantizers: embeddings -> codes, one file per quantizer.
 
 Every quantizer is a subclass of :class:`~recbole_tiger.catalogue.quantizers.base.Quantizer`: a constructor that takes the
-settings by name, ``fit``, ``encode``, ``learnt``, ``widths``, ``reconstruct``, ``distinct``, ``REVISION``. The same input and
-seed give the same codes on the same kind of processor; on a GPU, sums may differ by rounding.
+settings by name, ``fit``, ``encode``, ``learnt``, ``widths``, ``reconstruct``, ``distinct``, ``REVISION``. The same input
+and seed give the same codes on the same kind of processor; on a GPU, sums may differ by rounding.
 """
 
 import inspect

@@ -17,9 +17,9 @@ class HierarchicalKMeans(Quantizer):
     """A tree of clusters: k-means splits the catalogue, then every cluster with more than ``hierarchical_leaf_size`` items.
 
     A code is the branch taken at its level. Branches end at different depths; shorter codes are padded with 0, so a padded
-    level has one child per node, and the trie has the leaves of the tree. The number of an item within its cluster, DSI's last
-    digit, is the collision level, as for every quantizer. A cluster of equal embeddings cannot be split and ends its branch,
-    whatever its size.
+    level has one child per node, and the trie has the leaves of the tree. The number of an item within its cluster, DSI's
+    last digit, is the collision level, as for every quantizer. A cluster of equal embeddings cannot be split and ends its
+    branch, whatever its size.
 
     Args:
         hierarchical_branches: number of clusters that a cluster is split into (DSI: 10).
@@ -47,8 +47,8 @@ class HierarchicalKMeans(Quantizer):
     def fit(self, x, *, seed, show_progress=False):
         """Codes of ``x`` [n_items, dim], an int64 tensor [n_items, depth of the tree].
 
-        Stores the inner nodes of the tree in ``learnt``, the root first: ``centroids`` [nodes, branches, dim], relative to the
-        mean and infinite for absent branches, and ``children`` [nodes, branches], the node below a branch, or -1 at its end.
+        Stores the inner nodes of the tree in ``learnt``, the root first: ``centroids`` [nodes, branches, dim], relative to
+        the mean and infinite for absent branches, and ``children`` [nodes, branches], the node below a branch or -1 for none.
         """
         generator = torch.Generator().manual_seed(seed)
         mean = x.mean(dim=0)

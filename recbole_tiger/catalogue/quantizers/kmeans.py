@@ -40,7 +40,7 @@ def means(x, labels, k):
 
 
 def seed_centroids(x, k, generator):
-    """k-means++: draws each next centroid with probability proportional to the squared distance to the nearest one so far."""
+    """k-means++: draws each next centroid in proportion to the squared distance to the nearest centroid so far."""
 
     def distances(index):
         row = x[index]

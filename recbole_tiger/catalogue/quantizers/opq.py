@@ -7,8 +7,8 @@ from recbole_tiger.catalogue.quantizers.base import Quantizer
 from recbole_tiger.catalogue.quantizers.kmeans import assign, lloyd, means, seed_centroids
 from recbole_tiger.errors import TigerError
 
-# Alternations of codebooks and rotation. For 3,000 titles and 32 codes the relative error is .204 after 10, .181 after 25 and
-# .172 after 50; that of faiss is .185.
+# Alternations of codebooks and rotation. For 3,000 titles and 32 codes the relative error is .204 after 10, .181 after 25
+# and .172 after 50; that of faiss is .185.
 TURNS = 50
 
 
