@@ -48,7 +48,7 @@ class HierarchicalKMeans(Quantizer):
         """Codes of ``x`` [n_items, dim], an int64 tensor [n_items, depth of the tree].
 
         Stores the inner nodes of the tree in ``learnt``, the root first: ``centroids`` [nodes, branches, dim], relative to
-        the mean and infinite for absent branches, and ``children`` [nodes, branches], the node below a branch or -1 for none.
+        the mean and infinite for absent branches, and ``children`` [nodes, branches], the node below each, or -1 for none.
         """
         generator = torch.Generator().manual_seed(seed)
         mean = x.mean(dim=0)
