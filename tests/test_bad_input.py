@@ -1010,7 +1010,7 @@ def test_embeddings_in_an_npy_file(capsys, settings, data_path):
     settings = {**settings, "item_embeddings": "mine.npy"}
     order = np.random.default_rng(0).permutation(len(tokens))
     np.save("mine.npy", x[order])
-    has(refused(capsys, call, settings), "mine.npy has no item tokens", "mine.txt, one a line")
+    has(refused(capsys, call, settings), "mine.npy has no item tokens", "mine.txt, one per line")
     Path("mine.txt").write_text("".join(f"{token}\n" for token in tokens[order[:-1]]))
     has(refused(capsys, call, settings), "mine.npy", "one row per item is needed")
     Path("mine.txt").write_text("".join(f"{token}\n" for token in tokens[order]))
