@@ -286,7 +286,7 @@ def test_wrong_originals_from_a_server(originals):
     right = reviews.read_bytes()
     reviews.write_bytes(gzip.compress(gzip.decompress(right).splitlines(keepends=True)[0]))
     with served(originals) as (_, url):
-        with pytest.raises(TigerError, match=r"data/originals/reviews_Beauty_5.json.gz has 1 users.* remove it to fetch it again"):
+        with pytest.raises(TigerError, match=r"data/originals/reviews_Beauty_5.json.gz has 1 users.* remove it to fetch it"):
             download_amazon("amazon-beauty", "data", url, amazon=SMALL)
         reviews.write_bytes(right)
         Path("data/originals/reviews_Beauty_5.json.gz").unlink()
