@@ -161,14 +161,14 @@ def test_interactions_with_unknown_items(capsys, own, stock):
 
 
 @pytest.mark.parametrize(("token", "name"), [("i5", "NA"), ("u3", "null")])
-def test_tokens_that_recbole_reads_as_absent(capsys, own, token, name):
+def test_tokens_that_recbole_reads_as_missing(capsys, own, token, name):
     """It would drop their rows."""
     folder, settings = own
     for kind in ("item", "inter"):
         file = folder / f"tiny.{kind}"
         file.write_text(re.sub(rf"\b{token}\b", name, file.read_text()))
     for model in ("TIGER", "SASRec"):
-        has(run(capsys, of_model(settings, model), model=model), folder, name, "absent", "differently")
+        has(run(capsys, of_model(settings, model), model=model), folder, name, "missing", "differently")
 
 
 @pytest.mark.parametrize("model", ["TIGER", "SASRec"])
@@ -1031,7 +1031,7 @@ def test_texts_that_differ_beyond_what_the_encoder_reads(capsys, own):
     with_rows(folder, ["title:token"], [[" ".join(["soap"] * 400 + [f"number {i}"])] for i in range(N_ITEMS)])
     settings = {**settings, "text_encoder": "all-MiniLM-L6-v2"}
     assert main(["run", "--model=TIGER", "--dataset=tiny", *arguments({**settings, **QUIET})]) == 2
-    has(sentence(capsys), "codebook 1 has collapsed", "all-MiniLM-L6-v2 reads the first 256 tokens", "text_fields")
+    has(sentence(capsys), "codebook 1 has collapsed", "all-MiniLM-L6-v2 reads only the first 256 tokens", "text_fields")
 
 
 @pytest.mark.parametrize("quantizer", ["rq_kmeans", "rq_vae"])
