@@ -46,7 +46,7 @@ def test_last_target_equals_the_reference(network):
 
 def test_all_prefixes_at_once_equal_each_prefix_alone(network):
     if network.bidirectional:
-        pytest.skip("a bidirectional encoder reads one prefix a row")
+        pytest.skip("a bidirectional encoder reads one prefix per row")
     sequences = torch.tensor([[3, 1, 4, 11, 5, 9, 2], [0, 0, 0, 8, 7, 6, 5]])
     users = users_of(network, 2)
     states = network.decode(network.encode(sequences[:, :-1], users), network.codes[sequences[:, 1:]])
