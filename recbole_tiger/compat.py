@@ -156,9 +156,9 @@ def loading_allows_what_the_checkpoint_names(module):
 
     @functools.wraps(load)
     def load_data_and_model(model_file):
-        from recbole_tiger.training.checkpoint import allowing, safe_globals_of
+        from recbole_tiger.training.checkpoint import allow_globals, safe_globals_of
 
-        with allowing(safe_globals_of(model_file)):
+        with allow_globals(safe_globals_of(model_file)):
             return load(model_file)
 
     replace("load_data_and_model", load_data_and_model, module.__name__, "recbole.quick_start")

@@ -1,20 +1,20 @@
-"""The one error for a user's mistake: the command line prints it in a line, without a traceback."""
+"""The error for a user's mistake, which the command line prints in one line, without a traceback."""
 
 import math
 
-# How many offenders a message names.
-NAMED = 3
+# Number of offending values that a message names.
+MAX_NAMED = 3
 
 
 class TigerError(ValueError):
-    """Bad input. The message says the fact, the place and the remedy."""
+    """Bad input. The message gives the fact, the place and the remedy."""
 
 
 def check_number(name, value, *, positive=False):
-    """Refuse a setting that is no finite number from 0 up, or with ``positive`` none above 0.
+    """Check that a setting is a finite number of at least 0, or above 0 with ``positive``.
 
     Raises:
-        TigerError: with the setting and what it may be.
+        TigerError: names the setting and its valid values.
     """
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not number or value < 0 or (positive and value == 0):
@@ -24,5 +24,5 @@ def check_number(name, value, *, positive=False):
 def named(values):
     """The first few of ``values``, for a message."""
     values = list(values)
-    shown = ", ".join(map(str, values[:NAMED]))
-    return shown + (", ..." if len(values) > NAMED else "")
+    shown = ", ".join(map(str, values[:MAX_NAMED]))
+    return shown + (", ..." if len(values) > MAX_NAMED else "")

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, arrays without pickles."""
+"""Reading and writing of files: writes are atomic, arrays are stored without pickles."""
 
 import contextlib
 import fcntl
@@ -16,10 +16,10 @@ from recbole_tiger.errors import TigerError
 
 
 def make_folder(path):
-    """Make a folder where there is none.
+    """Make a folder unless it exists.
 
     Raises:
-        TigerError: it cannot be made.
+        TigerError: the folder cannot be made.
     """
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
@@ -28,10 +28,10 @@ def make_folder(path):
 
 
 def check_writable(file):
-    """Refuse a file that cannot be written, before the work whose outcome it would hold; its folder is made.
+    """Check that a file can be written, before the work whose result it will hold; make its folder.
 
     Raises:
-        TigerError: it is a folder, or its folder takes no files.
+        TigerError: the path is a folder, or its folder is not writable.
     """
     if Path(file).is_dir():
         raise TigerError(f"{file} is a folder: name a file in it")
@@ -45,17 +45,17 @@ def check_writable(file):
 
 @contextlib.contextmanager
 def locked(path, what):
-    """Hold a lock file, which the system releases when the process ends, however it ends.
+    """Hold a lock file; the system releases it when the process ends, even if it is killed.
 
     Args:
-        what: is held, for the message.
+        what: name of the locked work, for the message.
 
     Raises:
-        TigerError: another process holds it.
+        TigerError: another process holds the lock.
     """
     make_folder(Path(path).parent)
     while True:
-        file = open(path, "a+", encoding="ascii")  # noqa: SIM115 - it stays open as long as it is held
+        file = open(path, "a+", encoding="ascii")  # noqa: SIM115 - open as long as the lock is held
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -68,7 +68,7 @@ def locked(path, what):
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.stat(path), os.fstat(file.fileno())):
                 break
-        file.close()  # the one who held it has removed it in between
+        file.close()  # the previous holder has removed the file in between
     try:
         file.truncate(0)
         file.write(str(os.getpid()))
@@ -80,9 +80,9 @@ def locked(path, what):
 
 
 def read_lines(path):
-    """Lines of a UTF-8 file without their ends and a byte-order mark.
+    """Lines of a UTF-8 file, without newlines and byte-order mark.
 
-    Characters that ``str.splitlines`` takes for the end of a line stay in theirs.
+    Lines end at a newline only, not at the other separators of ``str.splitlines``.
     """
     with open(path, encoding="utf-8-sig") as stream:
         return [line.rstrip("\n") for line in stream]
@@ -98,13 +98,13 @@ def content_hash(path):
 
 
 @contextlib.contextmanager
-def _renamed_at_the_end(path, make, remove, most):
-    """What :func:`whole_file` and :func:`whole_folder` do.
+def _write_then_rename(path, make, remove, mode):
+    """Implements :func:`whole_file` and :func:`whole_folder`.
 
     Args:
-        make: makes the temporary one, given tempfile's ``prefix`` and ``dir``.
-        remove: removes what is left of it.
-        most: its mode, but for the umask: tempfile makes private ones.
+        make: makes the temporary path, given tempfile's ``prefix`` and ``dir``.
+        remove: removes the temporary path, if it still exists.
+        mode: permissions before the umask (tempfile makes private files).
     """
     path = Path(path)
     temporary = None
@@ -114,10 +114,10 @@ def _renamed_at_the_end(path, make, remove, most):
         yield temporary
         umask = os.umask(0)
         os.umask(umask)
-        temporary.chmod(most & ~umask)
+        temporary.chmod(mode & ~umask)
         os.replace(temporary, path)
     except (ConnectionError, TimeoutError, URLError):
-        raise  # of what was to be written, not of the disk
+        raise  # an error of the network, not of the disk
     except OSError as error:
         raise TigerError(f"cannot write {path}: {error.strerror or error}; make room or choose another folder") from error
     finally:
@@ -132,25 +132,25 @@ def _empty_file(**where):
 
 
 def whole_file(path):
-    """Yield a temporary path beside ``path``; rename it to ``path`` at the end, remove it on any failure.
+    """Yield a temporary path beside ``path``; rename it to ``path`` at the end, or remove it on any failure.
 
     Raises:
         TigerError: the file cannot be written (no room, no permission).
     """
-    return _renamed_at_the_end(path, _empty_file, lambda file: file.unlink(missing_ok=True), 0o666)
+    return _write_then_rename(path, _empty_file, lambda file: file.unlink(missing_ok=True), 0o666)
 
 
 def whole_folder(path):
-    """Yield a temporary folder beside ``path``, which does not exist; rename it at the end, remove it on any failure.
+    """Yield a temporary folder beside ``path``, which must not exist; rename it at the end, or remove it on any failure.
 
     Raises:
         TigerError: the folder cannot be written.
     """
-    return _renamed_at_the_end(path, tempfile.mkdtemp, lambda folder: shutil.rmtree(folder, ignore_errors=True), 0o777)
+    return _write_then_rename(path, tempfile.mkdtemp, lambda folder: shutil.rmtree(folder, ignore_errors=True), 0o777)
 
 
-def copy_of(source, path):
-    """Give a file that is never changed in place a second name; where the file system has no links, copy it.
+def link_or_copy(source, path):
+    """Make ``path`` a hard link to ``source``, a file that is never changed in place; copy it where links do not work.
 
     Raises:
         TigerError: the file cannot be written.
@@ -164,7 +164,7 @@ def copy_of(source, path):
 
 
 def write_arrays(path, *, compress=False, **arrays):
-    """Write an npz file as ``np.savez`` does, but close the archive on a full disk too."""
+    """Write an npz file like ``np.savez``, but close the archive even if the disk is full."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED) as archive:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
@@ -172,28 +172,32 @@ def write_arrays(path, *, compress=False, **arrays):
 
 
 def read_arrays(path, *names, remedy="delete it and make it anew"):
-    """Arrays of an npz file, nothing unpickled: a list of the named ones, or all by name where none is named.
+    """Read arrays of an npz file without unpickling.
 
     Args:
-        remedy: what to do about a damaged one.
+        names: of the arrays to read; all if empty.
+        remedy: what to do about a damaged file, for the message.
+
+    Returns:
+        list of the named arrays; without ``names``, dict of all arrays.
 
     Raises:
-        TigerError: the file is absent, cut short, not an npz, or lacks one of the arrays.
+        TigerError: the file is absent, truncated, not an npz file, or lacks one of the arrays.
     """
     try:
         file = np.load(path, allow_pickle=False)
         if isinstance(file, np.ndarray):
-            raise ValueError("it is one array, of an npy file")
+            raise ValueError("it is an npy file of a single array")
         with file:
             return [file[name] for name in names] if names else dict(file)
     except FileNotFoundError as error:
         raise TigerError(f"{path} does not exist") from error
     except KeyError as error:
         raise TigerError(f"{path} lacks an array: it has to hold {' and '.join(names)}") from error
-    except Exception as error:  # many kinds, for what is damaged
+    except Exception as error:  # damaged files raise many kinds
         if "Object arrays" in str(error):
             raise TigerError(
-                f"{path} is not an npz file of plain arrays: one is of Python objects, which could run code; make it one of "
-                f"text by .astype(str), or of numbers"
+                f"{path} is not an npz file of plain arrays: one holds Python objects, which could run code; convert it to "
+                f"text by .astype(str), or to numbers"
             ) from error
         raise TigerError(f"{path} is cut short or not an npz file of plain arrays ({error}); {remedy}") from error

@@ -1,25 +1,25 @@
-"""A function of tensors on a GPU as CUDA graphs: the host launches it once instead of a kernel at a time."""
+"""CUDA graphs of a function of tensors: the host launches the whole function at once instead of one kernel at a time."""
 
 import torch
 
-# Shapes that are captured, for each graph takes memory; a batch of yet another shape runs kernel by kernel.
-MOST_GRAPHS = 256
+# Each graph takes memory: at most this many shapes are captured, and other shapes run kernel by kernel.
+MAX_GRAPHS = 256
 
 
 class Graphs:
-    """Captures a function the first time that it is called with arguments of some shapes, and replays it from then on.
+    """Captures a function at its first call with arguments of given shapes, and replays the graph afterwards.
 
-    The very first call runs as it is and makes what is made once, such as the state of an optimizer. All run in one stream,
-    and the graphs share memory, so what a call returns is valid until the next.
+    The very first call is not captured: it creates one-time state, such as that of an optimizer. All calls run in one
+    stream, and the graphs share memory, so a result is valid until the next call.
 
     Args:
-        function: of tensors on the GPU and of other hashable values. It does not wait for the device, and what else it
-            reads and writes keeps its place in memory.
+        function: takes tensors on the GPU and other hashable values. It must not wait for the device, and everything else
+            that it reads and writes must keep its place in memory.
     """
 
     def __init__(self, function):
         self.function = function
-        self.captured = {}  # by shapes and values: the graph, the tensors that it reads, what it returns
+        self.captured = {}  # by shapes and values: the graph, its input tensors, its result
         self.began = False
         self.pool, self.stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
 
@@ -27,14 +27,14 @@ class Graphs:
         key = tuple(tuple(value.shape) if isinstance(value, torch.Tensor) else value for value in arguments)
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
-            if self.began and key not in self.captured and len(self.captured) < MOST_GRAPHS:
+            if self.began and key not in self.captured and len(self.captured) < MAX_GRAPHS:
                 self.captured[key] = self._capture(arguments)
             if key not in self.captured:
                 self.began = True
                 result = self.function(*arguments)
             else:
-                graph, own, result = self.captured[key]
-                for static, value in zip(own, arguments, strict=True):
+                graph, inputs, result = self.captured[key]
+                for static, value in zip(inputs, arguments, strict=True):
                     if isinstance(value, torch.Tensor):
                         static.copy_(value, non_blocking=True)
                 graph.replay()
@@ -42,8 +42,8 @@ class Graphs:
         return result
 
     def _capture(self, arguments):
-        own = [value.clone() if isinstance(value, torch.Tensor) else value for value in arguments]
+        inputs = [value.clone() if isinstance(value, torch.Tensor) else value for value in arguments]
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
-            result = self.function(*own)
-        return graph, own, result
+            result = self.function(*inputs)
+        return graph, inputs, result

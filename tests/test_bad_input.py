@@ -161,14 +161,14 @@ def test_interactions_with_unknown_items(capsys, own, stock):
 
 
 @pytest.mark.parametrize(("token", "name"), [("i5", "NA"), ("u3", "null")])
-def test_tokens_that_recbole_reads_as_absent(capsys, own, token, name):
+def test_tokens_that_recbole_reads_as_missing(capsys, own, token, name):
     """It would drop their rows."""
     folder, settings = own
     for kind in ("item", "inter"):
         file = folder / f"tiny.{kind}"
         file.write_text(re.sub(rf"\b{token}\b", name, file.read_text()))
     for model in ("TIGER", "SASRec"):
-        has(run(capsys, of_model(settings, model), model=model), folder, name, "absent", "differently")
+        has(run(capsys, of_model(settings, model), model=model), folder, name, "missing", "differently")
 
 
 @pytest.mark.parametrize("model", ["TIGER", "SASRec"])
@@ -279,7 +279,7 @@ def test_price_that_is_no_number(capsys, own):
     folder, settings = own
     text = (folder / "tiny.item").read_text()
     (folder / "tiny.item").write_text(text + "i60\tA soap\tAcme\tcheap\n")
-    has(run(capsys, settings), folder, "price:float", "mend the value or the type in the header")
+    has(run(capsys, settings), folder, "price:float", "correct the value or the type in the header")
 
 
 @pytest.mark.parametrize("model", ["TIGER", "SASRec"])
@@ -957,15 +957,15 @@ def spoiled_embeddings(kind, tokens, x, marker):
 @pytest.mark.parametrize(
     ("kind", "parts"),
     [
-        ("rows", ["(59, 16)", "(60,)", "one row an item"]),
-        ("one dimension", ["(60,)", "one row an item"]),
+        ("rows", ["(59, 16)", "(60,)", "one row per item"]),
+        ("one dimension", ["(60,)", "one row per item"]),
         ("missing items", ["lacks 2 items", "i0, i1"]),
         ("repeated items", ["more than one row", "i3"]),
         ("nan", ["2 items have NaN or inf", "i4, i9"]),
         ("inf", ["2 items have NaN or inf", "i4, i9"]),
         ("text", ["not numbers"]),
         ("complex", ["complex128, not numbers"]),
-        ("one item", ["items ()", "one row an item"]),
+        ("one item", ["items ()", "one row per item"]),
         ("pickle", ["not an npz file of plain arrays", ".astype(str)"]),
         ("no array", ["lacks an array", "items and embeddings"]),
     ],
@@ -1010,9 +1010,9 @@ def test_embeddings_in_an_npy_file(capsys, settings, data_path):
     settings = {**settings, "item_embeddings": "mine.npy"}
     order = np.random.default_rng(0).permutation(len(tokens))
     np.save("mine.npy", x[order])
-    has(refused(capsys, call, settings), "mine.npy has no item tokens", "mine.txt, one a line")
+    has(refused(capsys, call, settings), "mine.npy has no item tokens", "mine.txt, one per line")
     Path("mine.txt").write_text("".join(f"{token}\n" for token in tokens[order[:-1]]))
-    has(refused(capsys, call, settings), "mine.npy", "one row an item is needed")
+    has(refused(capsys, call, settings), "mine.npy", "one row per item is needed")
     Path("mine.txt").write_text("".join(f"{token}\n" for token in tokens[order]))
     assert main([*call, "--output=npy.tsv", *arguments({**settings, **QUIET})]) == 0
     assert Path("npy.tsv").read_bytes() == Path("npz.tsv").read_bytes()
@@ -1031,7 +1031,7 @@ def test_texts_that_differ_beyond_what_the_encoder_reads(capsys, own):
     with_rows(folder, ["title:token"], [[" ".join(["soap"] * 400 + [f"number {i}"])] for i in range(N_ITEMS)])
     settings = {**settings, "text_encoder": "all-MiniLM-L6-v2"}
     assert main(["run", "--model=TIGER", "--dataset=tiny", *arguments({**settings, **QUIET})]) == 2
-    has(sentence(capsys), "codebook 1 has collapsed", "all-MiniLM-L6-v2 reads the first 256 tokens", "text_fields")
+    has(sentence(capsys), "codebook 1 has collapsed", "all-MiniLM-L6-v2 reads only the first 256 tokens", "text_fields")
 
 
 @pytest.mark.parametrize("quantizer", ["rq_kmeans", "rq_vae"])
@@ -1083,7 +1083,7 @@ def spoiled_ids(kind):
     ("kind", "parts"),
     [
         ("missing", ["lacks 2 items", "i7", "i8", "add their IDs"]),
-        ("unknown", ["1 items that the dataset has not: x1", "remove"]),
+        ("unknown", ["1 items that the dataset lacks: x1", "remove"]),
         ("duplicate", ["repeat the ID", "(2, 0, 0)", "i2, i7", "last column"]),
         ("repeated item", ["more than one row: i6"]),
         ("ragged", ["line 9", "2 codes", "3"]),
@@ -1678,7 +1678,7 @@ def limit(size):
 @contextlib.contextmanager
 def full_disk(name, size):
     """Files whose path, or whose folder's, contains ``name`` cannot grow beyond ``size`` bytes: the kernel refuses it."""
-    renamed = files._renamed_at_the_end
+    renamed = files._write_then_rename
 
     @contextlib.contextmanager
     def limited(path, *args):
@@ -1686,7 +1686,7 @@ def full_disk(name, size):
             yield temporary
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "_renamed_at_the_end", limited)
+        patch.setattr(files, "_write_then_rename", limited)
         yield
 
 

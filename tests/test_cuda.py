@@ -1,4 +1,4 @@
-"""On a GPU: the same results as on a CPU, and no step that waits for the device."""
+"""On a GPU the results equal those on a CPU, and steps do not wait for the device."""
 
 import numpy as np
 import pytest
@@ -14,23 +14,23 @@ from recbole_tiger.settings.config import make_config
 from recbole_tiger.training.checkpoint import load_checkpoint
 from recbole_tiger.training.dataset import training_windows
 from recbole_tiger.training.trainer import autocast
-from tests import plain
+from tests import reference
 from tests.test_recbole import built
-from tests.test_recommend import VARIANTS as OF_RECOMMENDER
+from tests.test_recommend import VARIANTS as RECOMMENDER_VARIANTS
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is here")
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 VARIANTS = {
     "paper": {"bidirectional_encoder": True, "n_user_tokens": 5},
     "full softmax": {},
-    "text": {**OF_RECOMMENDER["text"], "ema_decay": 0.9, "label_smoothing": 0.1},
+    "text": {**RECOMMENDER_VARIANTS["text"], "ema_decay": 0.9, "label_smoothing": 0.1},
 }
 variants = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
 
 
 @pytest.fixture
 def no_waiting():
-    """A context in which an operation that makes the host wait for the GPU is an error."""
+    """A context in which operations that make the host wait for the GPU raise an error."""
 
     class Forbidden:
         def __enter__(self):
@@ -45,7 +45,7 @@ def no_waiting():
 @variants
 def test_a_step_of_training_does_not_wait_for_the_device(settings, variant, no_waiting):
     _, (train_data, _, _), model, trainer = built({**settings, **variant, "epochs": 1, "train_batch_size": 64})
-    trainer.fit(train_data, None, saved=False)  # what is made once is made
+    trainer.fit(train_data, None, saved=False)  # creates one-time state
     model.train()
     batches = train_data.windows.batches(64, torch.Generator().manual_seed(0))
     with no_waiting:
@@ -54,14 +54,14 @@ def test_a_step_of_training_does_not_wait_for_the_device(settings, variant, no_w
 
 
 @variants
-def test_graphs_do_what_the_steps_do(settings, variant):
-    """Three epochs: in the first each shape is captured, but for the one that comes first; then all are replayed."""
+def test_graphs_equal_steps_without_graphs(settings, variant):
+    """The first of three epochs captures each shape, except at the very first step; the others replay them."""
     settings = {**settings, **variant, "hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0, "code_dropout_prob": 0.0}
     found = []
     for graphs in (True, False):
         _, (train_data, _, _), model, trainer = built(settings)
         if not graphs:
-            trainer._update = trainer._step_of
+            trainer._update = trainer._update_weights
         windows = training_windows(train_data._dataset, model.network.bidirectional).to(trainer.device)
         model.train()
         losses = []
@@ -88,7 +88,9 @@ def test_decoding_does_not_wait_for_the_device(settings, variant, no_waiting):
 
 @pytest.mark.parametrize("trie_softmax", [False, True])
 def test_beam_as_wide_as_the_catalogue_ranks_as_the_exact_scorer(trie_softmax):
-    network = plain.small_network(trie_softmax=trie_softmax, prefix_embedding=trie_softmax, history_bias=trie_softmax).cuda()
+    network = reference.small_network(
+        trie_softmax=trie_softmax, prefix_embedding=trie_softmax, history_bias=trie_softmax
+    ).cuda()
     items = torch.tensor([[0, 0, 0, 3, 1, 4], [5, 9, 2, 6, 5, 3]]).cuda()
     found, scores = beam_search(network, network.encode(items), 30)
     expected = exact_scores(network, lambda rows: network.encode(items[rows]), 2)
@@ -99,7 +101,7 @@ def test_beam_as_wide_as_the_catalogue_ranks_as_the_exact_scorer(trie_softmax):
 @variants
 @pytest.mark.parametrize(("amp", "tolerance"), [(False, 1e-4), (True, 2e-2)], ids=["float32", "bf16"])
 def test_scores_are_those_of_the_cpu(settings, variant, amp, tolerance):
-    """Weights of one training on the GPU; with bf16 both devices round in their own order."""
+    """The same weights give the same scores on both devices; with bf16 they round in different order."""
     config, (train_data, _, test_data), model, trainer = built(
         {**settings, **variant, "scoring": "exact", "enable_amp": amp}
     )

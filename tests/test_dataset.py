@@ -318,4 +318,4 @@ def test_several_rows_of_an_item(tmp_path, caplog):
         caplog.clear()
         texts = read_item_text(experiment.prepare("TIGER", "tiny", settings))["title"]
         assert texts["i7"] != "Another soap"
-        assert ("1 items have several rows of different text: i7; the first counts" in caplog.text) == told
+        assert ("1 items have several rows of different text: i7; the first one counts" in caplog.text) == told

@@ -1,4 +1,4 @@
-"""Trie, beam and exact scorer, against enumeration and a plain reading of the model."""
+"""Trie, beam search and exact scorer equal enumeration and a reference implementation of the model."""
 
 import math
 from collections import Counter
@@ -11,7 +11,7 @@ from scipy.stats import chisquare, kstest
 from recbole_tiger.model.decoding import Allowed, beam_search, exact_scores, log_likelihood, unconstrained_beam_search
 from recbole_tiger.model.draw import Draw
 from recbole_tiger.model.trie import Trie
-from tests import plain
+from tests import reference
 
 HISTORIES = [[3, 1, 4], [5, 9, 2, 6, 5, 3], [7]]
 
@@ -29,7 +29,7 @@ HISTORIES = [[3, 1, 4], [5, 9, 2, 6, 5, 3], [7]]
     ids=["causal", "text", "bidirectional", "trie softmax", "prefixes", "history"],
 )
 def network(request):
-    return plain.small_network(**request.param)
+    return reference.small_network(**request.param)
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +48,10 @@ def memory(network, items, users):
 
 
 @pytest.fixture(scope="module")
-def plain_log_probs(network, users):
-    """Per history, the log-probabilities of every item's codes by the plain reading, [n_items, levels]."""
+def reference_log_probs(network, users):
+    """Per history, the log-probabilities of every item's codes by the reference implementation, [n_items, levels]."""
     return [
-        plain.log_probs(network, history, None if users is None else int(users[row]))
+        reference.log_probs(network, history, None if users is None else int(users[row]))
         for row, history in enumerate(HISTORIES)
     ]
 
@@ -62,10 +62,10 @@ def exact(network, items, users):
     )
 
 
-def test_exact_equals_plain_reading(network, items, users, plain_log_probs):
+def test_exact_equals_the_reference(network, items, users, reference_log_probs):
     scores = exact(network, items, users)
     assert torch.isneginf(scores[:, 0]).all()
-    expected = torch.stack([table.sum(dim=1) for table in plain_log_probs])
+    expected = torch.stack([table.sum(dim=1) for table in reference_log_probs])
     torch.testing.assert_close(scores[:, 1:], expected, atol=1e-4, rtol=1e-4)
 
 
@@ -86,12 +86,12 @@ def test_beam_as_wide_as_the_catalogue_ranks_as_the_exact_scorer(network, items,
 
 
 @pytest.mark.parametrize("beam_size", [1, 3, 8, 20])
-def test_beam_equals_a_beam_by_hand(network, memory, plain_log_probs, beam_size):
-    """The beam keeps the best prefixes level by level, where a prefix's score comes from the plain reading."""
+def test_beam_equals_a_beam_by_hand(network, memory, reference_log_probs, beam_size):
+    """The beam keeps the best prefixes of each level, with the scores of the reference implementation."""
     found, scores = beam_search(network, memory, beam_size)
     codes = network.codes[1:].tolist()
     for row in range(len(HISTORIES)):
-        table = plain_log_probs[row].tolist()
+        table = reference_log_probs[row].tolist()
         alive = {()}
         for level in range(network.levels):
             candidates = {
@@ -106,9 +106,9 @@ def test_beam_equals_a_beam_by_hand(network, memory, plain_log_probs, beam_size)
 
 
 def test_a_prefix_with_one_child_costs_no_row_of_the_decoder():
-    """Items 1 to 4 share no code; 5 to 7 share two, so that their third level is decoded behind an undecoded second."""
+    """Items 1 to 4 share no code; 5 to 7 share two, so their third level is decoded after a skipped second one."""
     codes = [[0, 0, 0], [1, 1, 0], [2, 2, 0], [3, 3, 0], [4, 4, 0], [4, 4, 1], [4, 4, 2]]
-    network = plain.small_network(codes=codes, trie_softmax=True)
+    network = reference.small_network(codes=codes, trie_softmax=True)
     items = torch.tensor([[0, 2, 5], [1, 6, 7]])
     memory, decoded, step = network.encode(items), [], network.step
 
@@ -118,11 +118,11 @@ def test_a_prefix_with_one_child_costs_no_row_of_the_decoder():
 
     network.step = counting
     found, scores = beam_search(network, memory, 7)
-    assert decoded == [(0, 2), (1, 2), (2, 2)]  # the root, then the one prefix that branches and what it passed over
+    assert decoded == [(0, 2), (1, 2), (2, 2)]  # the root, then the one prefix that branches and the level it skipped
     del network.step
     torch.testing.assert_close(scores, exact(network, items, None).gather(1, found), atol=1e-5, rtol=1e-5)
     for row, history in enumerate(([2, 5], [1, 6, 7])):
-        expected = plain.log_probs(network, history, None).sum(dim=1)
+        expected = reference.log_probs(network, history, None).sum(dim=1)
         torch.testing.assert_close(scores[row], expected[found[row] - 1], atol=1e-4, rtol=1e-4)
 
 
@@ -142,7 +142,7 @@ SETS = {"one": [7], "few": [1, 5, 9, 30], "half": range(2, 31, 2), "all": range(
 @pytest.mark.parametrize("among", SETS.values(), ids=SETS.keys())
 @pytest.mark.parametrize("left_out", [None, [[5, 9, 1], [0, 0, 30], [2, 4, 6]]], ids=["", "less some"])
 def test_a_beam_among_some_items_ranks_as_the_exact_scorer(network, items, users, memory, among, left_out):
-    """However few they are, and however far down in the whole ranking."""
+    """This holds for any number of items, at any rank."""
     expected = exact(network, items, users)
     chosen = torch.zeros(31, dtype=torch.bool)
     chosen[list(among)] = True
@@ -161,9 +161,9 @@ def test_a_beam_among_some_items_ranks_as_the_exact_scorer(network, items, users
 
 
 def tempered(network, history, user, temperature, among):
-    """Probabilities of items at a temperature by the plain reading: of a level, over the codes that lead to one of them."""
+    """Probabilities of items at a temperature, by the reference implementation; choices lead to an item of ``among``."""
     codes, found = network.codes.tolist(), {}
-    table = dict(zip(range(1, 31), plain.log_probs(network, history, user).tolist(), strict=True))
+    table = dict(zip(range(1, 31), reference.log_probs(network, history, user).tolist(), strict=True))
     for item in among:
         probability = 1.0
         for level in range(network.levels):
@@ -176,8 +176,8 @@ def tempered(network, history, user, temperature, among):
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_drawn_items_follow_the_distribution(temperature):
-    """Pairs of different items in their order, by a chi-square test of 20,000 draws."""
-    network, history = plain.small_network(trie_softmax=True), [3, 1, 4]
+    """Chi-square test of 20,000 drawn pairs of distinct items, in the order drawn."""
+    network, history = reference.small_network(trie_softmax=True), [3, 1, 4]
     among = [2, 3, 5, 8, 13, 21]
     chosen = torch.zeros(31, dtype=torch.bool)
     chosen[among] = True
@@ -186,14 +186,14 @@ def test_drawn_items_follow_the_distribution(temperature):
     expected = {(i, j): probabilities[i] * probabilities[j] / (1 - probabilities[i]) for i in among for j in among if i != j}
     memory, counts, n = network.encode(torch.tensor([history] * 500)), Counter(), 20000
     for seed in range(n // 500):
-        # As many rows of one history have one key: give each a key of its own.
+        # Rows with the same history have the same key, so give each row its own key.
         draw = Draw(temperature, torch.arange(500) * 7919 + seed * 104729)
         found, scores = beam_search(network, memory, 2, Allowed.of(network.trie, chosen), draw)
         counts.update(map(tuple, found.tolist()))
     assert set(counts) <= set(expected)
     assert chisquare([counts[pair] for pair in expected], [n * p for p in expected.values()]).pvalue > 0.001
     table = exact(network, torch.tensor([history]), None)[0]
-    torch.testing.assert_close(scores, table[found], atol=1e-4, rtol=1e-4)  # of the model, at no temperature
+    torch.testing.assert_close(scores, table[found], atol=1e-4, rtol=1e-4)  # scores do not depend on the temperature
 
 
 def test_a_draw_as_wide_as_the_catalogue_holds_every_item(network, memory, items):
@@ -202,7 +202,7 @@ def test_a_draw_as_wide_as_the_catalogue_holds_every_item(network, memory, items
     assert [set(row) for row in found.tolist()] == [set(range(1, 31))] * 3
     assert torch.isfinite(scores).all()
     narrow, _ = beam_search(network, memory, 4, None, draw)
-    assert torch.equal(narrow, found[:, :4])  # the best of all lie below the best of each level
+    assert torch.equal(narrow, found[:, :4])  # the best leaves lie below the best nodes of each level
     other, _ = beam_search(network, memory, 30, None, Draw.of(1.0, 6, items))
     assert not torch.equal(other, found)
 
@@ -223,9 +223,9 @@ def test_given_items_score_as_in_the_exact_scorer(network, items, users, memory)
 
 
 def test_probabilities_of_all_items(network, items, users):
-    """They sum to one with a softmax over the trie; with one over all codes, items share what impossible IDs leave."""
+    """They sum to one with a softmax over the trie, and to less over all codes, because of IDs without an item."""
     total = exact(network, items, users).exp().sum(dim=1)
-    if network.softmax.knows_only_children:
+    if network.softmax.over_children:
         torch.testing.assert_close(total, torch.ones(3))
     else:
         assert (total < 0.9).all()
@@ -269,7 +269,7 @@ def test_trie_is_small():
 
 
 def test_a_beam_over_all_codes_knows_which_have_no_item():
-    network = plain.small_network(n_items=30)
+    network = reference.small_network(n_items=30)
     items = torch.tensor([[0, 3, 1, 4], [5, 9, 2, 6]])
     memory = network.encode(items)
     n_ids = network.widths[0] * network.widths[1] * network.widths[2]

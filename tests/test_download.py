@@ -286,7 +286,7 @@ def test_wrong_originals_from_a_server(originals):
     right = reviews.read_bytes()
     reviews.write_bytes(gzip.compress(gzip.decompress(right).splitlines(keepends=True)[0]))
     with served(originals) as (_, url):
-        with pytest.raises(TigerError, match=r"data/originals/reviews_Beauty_5.json.gz has 1 users.* remove it to have it"):
+        with pytest.raises(TigerError, match=r"data/originals/reviews_Beauty_5.json.gz has 1 users.* remove it to fetch it"):
             download_amazon("amazon-beauty", "data", url, amazon=SMALL)
         reviews.write_bytes(right)
         Path("data/originals/reviews_Beauty_5.json.gz").unlink()
@@ -304,7 +304,7 @@ def test_half_of_a_dataset_is_not_there_already(originals):
 
 
 def test_no_room_for_what_comes(big, tmp_path):
-    """What there is room for stays, and the next call goes on from there."""
+    """The part that fits is kept, and the next call resumes from there."""
     folder, content = big
     with served(folder) as (server, url):
         with (

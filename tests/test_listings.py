@@ -29,7 +29,7 @@ def test_models(capsys):
 def test_datasets(capsys):
     lines = listed(capsys, "datasets")
     assert lines["amazon-beauty"].endswith("22,363 users, 12,101 items, 198,502 interactions.")
-    assert "RecBole's own sample." in lines["ml-100k"]
+    assert "RecBole's sample dataset." in lines["ml-100k"]
 
 
 def test_settings_of_all(capsys):
@@ -40,7 +40,7 @@ def test_settings_of_all(capsys):
         defaults = yaml.safe_load((ROOT / "properties" / f"{file}.yaml").read_text())
         assert set(defaults) <= lines
     assert "Levels, without the collision level" in text  # of all models
-    assert "Digits; they have to divide the width" in text  # of VQRec, whose default is another
+    assert "Number of digits; it has to divide the width" in text  # of VQRec, whose default is another
 
 
 def test_settings_of_a_recipe_have_its_values(capsys):

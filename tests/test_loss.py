@@ -1,10 +1,10 @@
-"""The training loss against the sum of what a plain reading of the model says of every target."""
+"""The training loss equals the mean over all targets of a reference implementation."""
 
 import pytest
 import torch
 
-from recbole_tiger.model.tiger import counted_targets
-from tests import plain
+from recbole_tiger.model.tiger import target_positions
+from tests import reference
 from tests.test_recbole import built
 
 VARIANTS = {
@@ -16,20 +16,20 @@ VARIANTS = {
 }
 
 
-def plain_loss(network, history, target, smoothing):
-    """Mean over the levels of the target's negative log-probability, smoothed over what the softmax is over.
+def reference_loss(network, history, target, smoothing):
+    """Mean over the levels of the target's negative log-probability, smoothed over the choices of the softmax.
 
-    That is the loss of the model without what the history adds; where there is such, that with it, not smoothed, on top.
+    The history bias is left out of it; with a history bias, the loss with the bias and without smoothing is added.
     """
-    states = plain.level_states(network, history, target)
+    states = reference.level_states(network, history, target)
     codes = network.codes[target].tolist()
     losses = []
     for level, state in enumerate(states):
-        log_probs = plain.choices(network, state, codes[:level], [])
+        log_probs = reference.choices(network, state, codes[:level], [])
         spread = sum(log_probs.values()) / len(log_probs)
         loss = -(1 - smoothing) * log_probs[codes[level]] - smoothing * spread
         if network.softmax.history_bias is not None:
-            loss -= plain.choices(network, state, codes[:level], history)[codes[level]]
+            loss -= reference.choices(network, state, codes[:level], history)[codes[level]]
         losses.append(loss)
     return sum(losses) / len(losses)
 
@@ -38,17 +38,17 @@ def plain_loss(network, history, target, smoothing):
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
 def test_loss_by_hand(settings, variant, smoothing):
     _, _, model, _ = built(settings)
-    model.network, model.label_smoothing = plain.small_network(**variant), smoothing
+    model.network, model.label_smoothing = reference.small_network(**variant), smoothing
     sequences, n_targets = [[3, 1, 4, 11], [5, 9, 2, 6, 5, 3]], [3, 2]
     if model.network.bidirectional:
         n_targets = [1, 1]
     expected = [
-        plain_loss(model.network, sequence[:end], sequence[end], smoothing)
+        reference_loss(model.network, sequence[:end], sequence[end], smoothing)
         for sequence, n in zip(sequences, n_targets, strict=True)
         for end in range(len(sequence) - n, len(sequence))
     ]
     items = torch.tensor([[0] * (6 - len(sequence)) + sequence for sequence in sequences])
-    loss = model.window_loss(items, *counted_targets(torch.tensor(n_targets)))
+    loss = model.window_loss(items, *target_positions(torch.tensor(n_targets)))
     assert loss.item() == pytest.approx(sum(expected) / len(expected), abs=1e-5)
     loss.backward()
     gradients = [parameter.grad for parameter in model.network.parameters() if parameter.grad is not None]
@@ -56,12 +56,12 @@ def test_loss_by_hand(settings, variant, smoothing):
 
 
 def test_the_history_bias_learns_and_the_rest_does_not_notice(settings):
-    """Gradients of the rest are those of the same network without the bias; those of the bias are not zero."""
+    """The other gradients equal those of the network without the bias; those of the bias are not zero."""
     _, _, model, _ = built(settings)
     items = torch.tensor([[5, 9, 2, 6, 5, 3], [3, 1, 3, 2, 8, 1]])
     gradients = {}
     for with_bias in (False, True):
-        model.network = plain.small_network(trie_softmax=True, prefix_embedding=True, history_bias=True)
+        model.network = reference.small_network(trie_softmax=True, prefix_embedding=True, history_bias=True)
         if not with_bias:
             model.network.softmax.history_bias = None
         model.window_loss(items, 5).backward()

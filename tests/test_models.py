@@ -1,4 +1,4 @@
-"""What every model of MODELS has to pass."""
+"""Tests of every model of MODELS."""
 
 import json
 from pathlib import Path
@@ -17,9 +17,9 @@ from tests.test_recbole import built
 from recbole.quick_start import load_data_and_model  # isort: skip - after the plugin's import, as users have it
 from recbole.utils.case_study import full_sort_topk  # isort: skip
 
-# Settings that make a model small, beside those that all share.
+# Settings of each model that make it small, in addition to the shared ones.
 SMALL = {"TIGER": {}, "VQRec": {"quantizer": "opq", "codebook_size": 8, "codebook_depth": 4}}
-# A setting of each that cannot work, and what is said of it.
+# An invalid setting of each model.
 WRONG = {"TIGER": ("n_heads", 0), "VQRec": ("n_heads", 7)}
 
 
@@ -30,15 +30,15 @@ def name(request):
 
 @pytest.fixture
 def settings(name, tmp_path, data_path):
-    own = small_settings(tmp_path, data_path)
-    return {**{key: value for key, value in own.items() if name == "TIGER" or key not in OF_TIGER}, **SMALL[name]}
+    shared = small_settings(tmp_path, data_path)
+    return {**{key: value for key, value in shared.items() if name == "TIGER" or key not in ONLY_TIGER}, **SMALL[name]}
 
 
-OF_TIGER = {"head_size", "n_decoder_layers"}
+ONLY_TIGER = {"head_size", "n_decoder_layers"}
 
 
 def trained(name, settings, **more):
-    """The result of a run, and its checkpoint."""
+    """The result and the checkpoint of a run."""
     config = experiment.prepare(name, "tiny", {**settings, **more})
     result = experiment.run(config, Path("results"))
     return result, result["checkpoint"]

@@ -1,4 +1,4 @@
-"""New items get IDs from the tokenizer that a checkpoint keeps, and a trained model recommends them."""
+"""New items get IDs from the tokenizer in a checkpoint, and a trained model recommends them."""
 
 import math
 from pathlib import Path
@@ -21,7 +21,7 @@ HISTORIES = [["i3", "i9", "i15"], ["i7"], ["i1", "i2"]]
 
 @pytest.fixture(scope="module", params=RECIPES)
 def checkpoint(request, tmp_path_factory, data_path):
-    """That of a model trained on the embeddings of the items."""
+    """The checkpoint of a model that is trained on the embeddings of the items."""
     folder = tmp_path_factory.mktemp(request.param)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -35,7 +35,7 @@ def recommender(checkpoint):
 
 
 def write_new(data_path, like, name="new", noise=0.0, items=None):
-    """An item file and embeddings of new items, each as that of an old one; returns their paths."""
+    """Write an item file and embeddings of new items, each like an old item; returns their paths."""
     with np.load(data_path / "tiny/embeddings.npz") as arrays:
         row = {item: i for i, item in enumerate(arrays["items"].tolist())}
         embeddings = arrays["embeddings"][[row[item] for item in like]]
@@ -66,13 +66,13 @@ def test_new_items_are_numbered_behind_those_that_share_their_codes(recommender,
 
 
 def test_old_scores_stay_with_the_softmax_over_all_codes(recommender, data_path):
-    """Whatever new items there are; over the trie new items share the probability of their prefixes with old ones."""
+    """With a softmax over the trie, new items share the probability of their prefixes with old ones."""
     after = recommender.add_items(*write_new(data_path, ["i3"] * 12 + ["i8"] * 3, noise=0.3))
     largest = recommender.semantic_ids.codes[:, -1].max()
-    assert after.semantic_ids.codes[:, -1].max() > largest  # so that there are new numbers
+    assert after.semantic_ids.codes[:, -1].max() > largest  # new codes of the collision level
     for history in HISTORIES:
         before, now = scores_of(recommender, history), scores_of(after, history)
-        if recommender.model.network.softmax.knows_only_children:
+        if recommender.model.network.softmax.over_children:
             assert sum(math.exp(score) for score in now.values()) == pytest.approx(1, abs=1e-4)
         else:
             assert {item: now[item] for item in before} == pytest.approx(before, abs=1e-4)
@@ -85,7 +85,7 @@ def test_a_beam_finds_new_items_and_reads_them(recommender, data_path):
         beam = {row["item"]: row["score"] for row in after.recommend(history, k=n_items, beam_size=n_items)}
         assert {"n0", "n1", "n2"} <= set(beam)
         assert beam == pytest.approx(scores_of(after, history), abs=1e-4)
-    # An item that is read as another one leads to the same list, but for what knows items of the history themselves.
+    # An item with the codes of another one leads to the same list, unless a part of the model tells items apart.
     if after.model.network.softmax.history_bias is None and after.model.network.softmax.prefixes is None:
         weights = after.model.network.code_embedding.weight
         with torch.no_grad():
@@ -93,7 +93,7 @@ def test_a_beam_finds_new_items_and_reads_them(recommender, data_path):
         assert scores_of(after, ["i3", "i9"]) == pytest.approx(scores_of(after, ["n0", "n1"]), abs=1e-4)
 
 
-def test_prefixes_are_carried_over(recommender, data_path):
+def test_old_prefixes_keep_their_embeddings(recommender, data_path):
     prefixes = recommender.model.network.softmax.prefixes
     if prefixes is None:
         pytest.skip("this model has no embeddings of prefixes")
@@ -118,7 +118,7 @@ def test_prefixes_are_carried_over(recommender, data_path):
         torch.testing.assert_close(new[prefix], 0.5 * torch.stack(siblings).mean(dim=0))
 
 
-def test_what_is_saved_recommends_the_same(recommender, data_path, tmp_path):
+def test_a_saved_recommender_recommends_the_same(recommender, data_path, tmp_path):
     after = recommender.add_items(*write_new(data_path, ["i3", "i9"]))
     after.save("more.pth")
     loaded = Recommender.load("more.pth", "cpu")
@@ -160,14 +160,14 @@ def test_embeddings_that_do_not_fit(recommender, data_path):
         recommender.add_items(items, "wide.npz")
     with pytest.raises(TigerError, match="give those of the new items by --item_embeddings"):
         recommender.add_items(items)
-    with pytest.raises(TigerError, match=r"none\.item is no item file of RecBole's"):
+    with pytest.raises(TigerError, match=r"none\.item is no item file of RecBole"):
         recommender.add_items("none.item", embeddings)
 
 
-def test_codes_that_say_nothing_of_items_give_new_ones_none(settings, data_path):
+def test_quantizers_without_embeddings_take_no_new_items(settings, data_path):
     config = experiment.prepare("TIGER", "tiny", {**settings, "quantizer": "atomic", "epochs": 1})
     recommender = Recommender.load(experiment.run(config, Path("results"))["checkpoint"], "cpu")
-    with pytest.raises(TigerError, match="new items get none from it"):
+    with pytest.raises(TigerError, match="cannot encode new items"):
         recommender.add_items(*write_new(data_path, ["i3"]))
 
 
@@ -207,6 +207,6 @@ def test_vqrec_takes_new_items_and_ranks_the_old_ones_alike(settings, data_path)
     for history in HISTORIES:
         before, now = scores_of(recommender, history), scores_of(after, history)
         assert sum(math.exp(score) for score in now.values()) == pytest.approx(1, abs=1e-4)
-        assert np.ptp([now[item] - before[item] for item in before]) < 1e-4  # the sum alone has changed
+        assert np.ptp([now[item] - before[item] for item in before]) < 1e-4  # only the normalising sum has changed
         assert now["n0"] == pytest.approx(now["i3"], abs=1e-4)  # its codes are the same
     assert scores_of(after, ["n0", "n1"]) == pytest.approx(scores_of(after, ["i3", "i8"]), abs=1e-4)

@@ -1,4 +1,4 @@
-"""A contract that every quantizer keeps, and what is particular to each."""
+"""The protocol of all quantizers, and tests of each quantizer."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from recbole_tiger.settings.properties import defaults_of
 
 
 class Settings(dict):
-    """Settings as a Config gives them: None where absent."""
+    """Settings like a Config: None for missing keys."""
 
     def __missing__(self, key):
         return None
@@ -33,14 +33,14 @@ def config_of(name, **changes):
 
 
 def fitted(name, x, **changes):
-    """The quantizer, and the codes of ``x``."""
+    """The fitted quantizer, and the codes of ``x``."""
     quantizer = make_quantizer(config_of(name, **changes))
     return quantizer, quantizer.fit(x, seed=1)
 
 
 @pytest.fixture(scope="module")
 def clustered():
-    """400 points around 8 centres far apart, each centre with 4 sub-centres near it."""
+    """400 points around 8 distant centres, each with 4 nearby sub-centres."""
     generator = torch.Generator().manual_seed(3)
     centres = torch.randn(8, 24, generator=generator) * 10
     sub_centres = torch.randn(4, 24, generator=generator) * 2
@@ -53,8 +53,8 @@ def name(request):
     return request.param
 
 
-class TestContract:
-    """What :mod:`recbole_tiger.catalogue.quantizers` promises of every quantizer."""
+class TestProtocol:
+    """The protocol of :mod:`recbole_tiger.catalogue.quantizers`, for every quantizer."""
 
     def test_shape_and_range(self, name, clustered):
         for depth in (1, 3):
@@ -89,7 +89,7 @@ class TestContract:
         x = clustered[0]
         quantizer, codes = fitted(name, x)
         if isinstance(quantizer, Arbitrary):
-            with pytest.raises(TigerError, match=r"say nothing of the embeddings.*train anew"):
+            with pytest.raises(TigerError, match=r"do not depend on the embeddings.*train anew"):
                 quantizer.encode(x)
             return
         state = torch.get_rng_state()
@@ -118,7 +118,7 @@ class TestContract:
 
     def test_reconstructs_better_with_more_codes(self, name, clustered):
         x = clustered[0].clone()
-        x[:, 5] = 7.7  # a dimension that is the same for all is given back, of others that spread by ten
+        x[:, 5] = 7.7  # a constant dimension is reconstructed; the others have a standard deviation of about ten
         coarse, codes = fitted(name, x, codebook_size=4, hierarchical_leaf_size=200)
         if not coarse.reconstruct:
             return
@@ -155,14 +155,14 @@ def test_the_cached_quantizer_encodes(clustered, tmp_path):
     file.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(TigerError, match=rf"{file.name} is cut short .* delete it and .*{file.stem}.tsv"):
         quantize(config, items, x)
-    file.unlink()  # as of a version that kept the IDs alone
+    file.unlink()  # like the cache of a version that stored only the IDs
     cached, quantizer = quantize(config, items, x)
     assert np.array_equal(cached.codes, made.codes)
     assert np.array_equal(quantizer.encode(clustered[0]).numpy(), made.codes[:, :-1])
 
 
 class TestLearned:
-    """What the codes of a quantizer that learns mean."""
+    """Codes of the quantizers that learn from the embeddings reflect their similarity."""
 
     @pytest.fixture(params=["rq_kmeans", "rq_vae"])
     def name(self, request):
@@ -187,7 +187,7 @@ class TestLearned:
 
 
 def test_lsh_bits_are_sides_of_hyperplanes(clustered):
-    """By the property that makes it a hash of the direction: the share of bits in which two items differ is their angle."""
+    """The share of bits in which two items differ is proportional to their angle."""
     x = clustered[0] - clustered[0].mean(dim=0)
     codes = make_quantizer(config_of("lsh", codebook_depth=400)).fit(clustered[0] * 3 + 7, seed=1)
     assert codes.max() == 15
@@ -233,13 +233,13 @@ def statistics_of(codes):
 )
 def test_collapse_is_an_error_with_advice(name, other):
     quantizer = make_quantizer(config_of(name, codebook_depth=2))
-    told = rf"codebook 1 has collapsed: 1 of 16 .* try --quantizer={other}, a smaller codebook_size, or"
-    with pytest.raises(TigerError, match=told):
+    message = rf"codebook 1 has collapsed: 1 of 16 .* try --quantizer={other}, a smaller codebook_size, or"
+    with pytest.raises(TigerError, match=message):
         check_codebooks(statistics_of(np.zeros((50, len(quantizer.widths)), dtype=np.int64)), quantizer)
 
 
 def test_a_product_quantizer_has_no_level_that_may_collapse():
-    """Residual levels may once the items are told apart; those of a product each have their slice of the embedding."""
+    """Residual levels may collapse once items are distinct; each level of a product has its own slice of the embedding."""
     codes = [(i % 16, i // 16, 0) for i in range(50)]
     check_codebooks(statistics_of(codes), make_quantizer(config_of("rq_kmeans")))
     with pytest.raises(TigerError, match="codebook 3 has collapsed: 1 of 16"):
@@ -274,7 +274,7 @@ def test_atomic_and_string_codes_by_hand():
 
 
 def check_by_recursion(x, codes, leaf_size, branches):
-    """DSI's rule, and that every member is nearest to the mean of its own cluster, cluster by cluster in plain loops."""
+    """Check DSI's rule in plain loops, and that every member is nearest to the mean of its own cluster."""
     if len(codes[0]) == 0:
         return
     clusters = {}
@@ -300,7 +300,7 @@ def test_hierarchical_kmeans_equals_plain_recursion():
     assert codes.shape[1] >= 3
     assert (codes[:, -1] == 0).float().mean() > 0.4
     check_by_recursion(x.numpy(), codes.tolist(), 20, 4)
-    # A cluster gives back the mean of its members.
+    # The reconstruction is the mean of the members of a cluster.
     given = quantizer.reconstruct(codes)
     for code in codes.unique(dim=0):
         members = (codes == code).all(dim=1)
@@ -346,7 +346,7 @@ def test_opq_assigns_as_brute_force_does(clustered):
 
 
 def test_nearest_rotation():
-    """A rotation that is planted is found; of noise no other orthogonal matrix near it comes nearer."""
+    """A planted rotation is found; for noise, no orthogonal matrix close to the solution is better."""
     generator = torch.Generator().manual_seed(0)
     x, turn = torch.randn(100, 5, generator=generator), torch.linalg.qr(torch.randn(5, 5, generator=generator))[0]
     torch.testing.assert_close(nearest_rotation(x, x @ turn), turn, atol=1e-5, rtol=0)
@@ -359,7 +359,7 @@ def test_nearest_rotation():
 
 
 def test_opq_finds_a_planted_product():
-    """Two independent choices among four points each, in two planes that a rotation mixes."""
+    """The data are two independent choices among four points each, mixed by a rotation."""
     generator = torch.Generator().manual_seed(0)
     first, second = (torch.randn(4, 4, generator=generator) * 3 for _ in range(2))
     which = torch.randint(4, (600, 2), generator=generator)
@@ -369,7 +369,7 @@ def test_opq_finds_a_planted_product():
     quantizer, codes = fitted("opq", x, codebook_depth=2, codebook_size=4)
     assert reconstruction_error(quantizer, codes, x) < 0.001
     found = {(int((codes[which[:, level] == code]).unique(dim=0).shape[0])) for level in range(2) for code in range(4)}
-    assert found == {4}  # a choice fixes one code and leaves the other free
+    assert found == {4}  # each code determines one choice and not the other
 
 
 def test_opq_refuses_slices_of_unequal_width(clustered):
@@ -414,14 +414,14 @@ def test_kmeans_seeds_are_distinct_rows_and_spread():
 
 @pytest.mark.parametrize("warmup", [40, 57, 79])
 def test_rq_vae_restarts_the_codes_that_a_whole_epoch_did_not_use(warmup, clustered, monkeypatch):
-    """Wherever in an epoch the warm-up ends: few batches use few codes."""
+    """Used codes are counted over a whole epoch, even if the warm-up ends within one: a few batches use few codes."""
     x = clustered[0]
     steps = {"rq_vae_warmup_steps": warmup, "rq_vae_steps": warmup + 45, "rq_vae_batch_size": 10}
     quantizer = make_quantizer(config_of("rq_vae", **steps))
     found = []
     monkeypatch.setattr(quantizer, "_restart_dead", lambda _, x, used, generator: found.append(used.sum(dim=1).tolist()))
     quantizer.fit(x, seed=1)
-    (used,) = found  # after 40 batches, an epoch
+    (used,) = found  # counted after an epoch of 40 batches
     assert min(used) > 10
 
 
@@ -450,7 +450,7 @@ def test_rq_vae_loss_by_hand():
 
 
 def test_rq_vae_gradients_go_where_the_paper_sends_them():
-    """The straight-through gradient reaches the encoder; the codebooks learn from the quantization loss alone."""
+    """The straight-through gradient reaches the encoder; the codebooks learn from the quantization loss only."""
     torch.manual_seed(0)
     network = Network(dim=6, hidden_sizes=[5], latent_size=3, depth=2, size=4, beta=0.0)
     network.codebooks.data.normal_()
@@ -467,7 +467,7 @@ def test_rq_vae_gradients_go_where_the_paper_sends_them():
 
 @pytest.mark.parametrize("constant", [0.1, 33.3, 2014.7])
 def test_standardised(constant):
-    """Against NumPy in double precision; a column that is the same for all tells nothing, however large it is."""
+    """The result equals NumPy's in double precision; a constant column becomes 0, even if it is large."""
     x = np.random.default_rng(0).normal(3, 2, (5000, 3)).astype(np.float32)
     x[:, 1] = constant
     found = standardised(torch.from_numpy(x)).numpy()

@@ -59,7 +59,7 @@ def test_save_and_load_in_a_form_people_can_read(ids, tmp_path):
 
 
 def test_a_table_with_a_byte_order_mark(ids, tmp_path):
-    """As spreadsheets write it."""
+    """Spreadsheets write such files."""
     ids.save(tmp_path / "ids.tsv")
     (tmp_path / "marked.tsv").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "ids.tsv").read_bytes())
     assert SemanticIDs.load(tmp_path / "marked.tsv").items == ids.items

@@ -1,4 +1,4 @@
-"""The network against a plain reading of it, and its dropout."""
+"""The network equals a reference implementation; dropout and initialisation."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from recbole_tiger.model.decoding import Prefixes
 from recbole_tiger.model.layers import Dropout
 from recbole_tiger.model.seq2seq import TEXT_SCALE
 from recbole_tiger.model.softmax import PREFIX_GAIN
-from tests.plain import level_states, small_network
+from tests.reference import level_states, small_network
 
 VARIANTS = {
     "paper": {"bidirectional_encoder": True},
@@ -31,8 +31,8 @@ def users_of(network, n):
     return torch.arange(n) % 5 if network.users is not None else None
 
 
-def test_last_target_equals_plain_reading(network):
-    """Histories of different lengths in one batch, so the padding has to be without effect."""
+def test_last_target_equals_the_reference(network):
+    """The batch has histories of different lengths, so padding must have no effect."""
     histories = [[3, 1, 4], [5, 9, 2, 6, 5, 3], [7]]
     targets = [8, 1, 2]
     items = torch.tensor([[0] * (6 - len(history)) + history for history in histories])
@@ -46,7 +46,7 @@ def test_last_target_equals_plain_reading(network):
 
 def test_all_prefixes_at_once_equal_each_prefix_alone(network):
     if network.bidirectional:
-        pytest.skip("a bidirectional encoder reads one prefix a row")
+        pytest.skip("a bidirectional encoder reads one prefix per row")
     sequences = torch.tensor([[3, 1, 4, 11, 5, 9, 2], [0, 0, 0, 8, 7, 6, 5]])
     users = users_of(network, 2)
     states = network.decode(network.encode(sequences[:, :-1], users), network.codes[sequences[:, 1:]])
@@ -70,11 +70,11 @@ def test_steps_equal_teacher_forcing(network):
         states = states.view(2, -1, states.shape[-1])
         torch.testing.assert_close(states.expand(-1, 3, -1), expected[:, :, level], atol=1e-4, rtol=1e-4)
         parents = torch.arange(3) if level else torch.zeros(3, dtype=torch.long)
-        prefixes.go_on(parents.expand(2, -1), targets[..., level])
+        prefixes.extend(parents.expand(2, -1), targets[..., level])
 
 
 def test_levels_that_are_decoded_late_equal_teacher_forcing(network):
-    """A level is left out for some prefixes, and made when one below it is asked for."""
+    """A level is skipped for some prefixes, and decoded later when a level below it needs it."""
     items = torch.tensor([[0, 3, 1, 4], [5, 9, 2, 6]])
     memory = network.encode(items, users_of(network, 2))
     targets = network.codes[torch.tensor([[10, 11, 12], [13, 14, 15]])]
@@ -93,7 +93,7 @@ def test_levels_that_are_decoded_late_equal_teacher_forcing(network):
         torch.testing.assert_close(states, chosen, atol=1e-4, rtol=1e-4)
         assert rows.users.tolist() == wanted[level].nonzero()[:, 0].tolist()
         parents = torch.arange(3) if level else torch.zeros(3, dtype=torch.long)
-        prefixes.go_on(parents.expand(2, -1), targets[..., level])
+        prefixes.extend(parents.expand(2, -1), targets[..., level])
 
 
 def test_result_does_not_depend_on_where_a_history_stands(network):
@@ -144,8 +144,8 @@ def test_codes_are_hidden_from_the_encoder_in_training_only():
     assert not torch.equal(states(), states())
 
 
-def plain_directions(text, prefixes, labels):
-    """Per label the mean of what the items' text adds to the mean text of those that share their prefix, by loops."""
+def reference_directions(text, prefixes, labels):
+    """Per label the mean of the items' text minus the mean text of the items with the same prefix, in plain loops."""
 
     def mean(rows):
         return sum(text[row] for row in rows) / len(rows)
@@ -158,7 +158,7 @@ def plain_directions(text, prefixes, labels):
 
 
 def test_codes_and_prefixes_start_from_the_text_of_their_items():
-    """One random projection for all, so what a start adds is the plain directions times one matrix, at unit deviation."""
+    """The added weights are the directions times one random matrix, scaled to a fixed standard deviation."""
     network = small_network(n_items=30, trie_softmax=True, prefix_embedding=True)
     before = {name: parameter.clone() for name, parameter in network.named_parameters()}
     text = torch.randn(31, 5, generator=torch.Generator().manual_seed(3))
@@ -172,7 +172,7 @@ def test_codes_and_prefixes_start_from_the_text_of_their_items():
     codes = network.codes[1:].tolist()
     for level in range(network.levels):
         prefixes = [tuple(row[:level]) for row in codes]
-        rests = plain_directions(text[1:], prefixes, [row[level] for row in codes])
+        rests = reference_directions(text[1:], prefixes, [row[level] for row in codes])
         rows = torch.zeros(network.widths[level], 5)
         for code, rest in rests.items():
             rows[code] = rest
@@ -185,7 +185,7 @@ def test_codes_and_prefixes_start_from_the_text_of_their_items():
 
         if level:
             paths = [tuple(row[: level + 1]) for row in codes]
-            rests = plain_directions(text[1:], prefixes, paths)
+            rests = reference_directions(text[1:], prefixes, paths)
             expected = torch.stack([rests[path] for path in sorted(rests)]) @ projection
             of_prefixes = PREFIX_GAIN * added["softmax.prefixes.table.weight"][network.softmax.prefixes.rows(level)]
             torch.testing.assert_close(of_prefixes, 0.3 * expected / expected.std(), atol=1e-5, rtol=1e-4)

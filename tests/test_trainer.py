@@ -1,4 +1,4 @@
-"""TIGERTrainer: a killed run ends as an uninterrupted one, early stopping, schedule, weight decay, mixed precision."""
+"""TIGERTrainer: resuming, early stopping, learning rate schedule, averaged weights, weight decay, mixed precision."""
 
 import math
 import multiprocessing
@@ -13,7 +13,7 @@ import torch
 
 from recbole_tiger.catalogue.semantic_ids import SemanticIDs, add_collision_level
 from recbole_tiger.errors import TigerError
-from recbole_tiger.files import copy_of
+from recbole_tiger.files import link_or_copy
 from recbole_tiger.runs import experiment
 from recbole_tiger.settings.identity import run_key
 from recbole_tiger.training import checkpoint
@@ -25,9 +25,9 @@ from tests.test_recbole import built
 
 
 def run_until_killed(settings, epoch, during=False):
-    """Train in a process that kills itself after the state of ``epoch`` is written, or halfway through writing it.
+    """Train in a process that kills itself after writing the state of ``epoch``, or (``during``) halfway through writing.
 
-    Returns the path of that state.
+    Returns the path of the state.
     """
 
     whole_save = torch.save
@@ -47,12 +47,12 @@ def run_until_killed(settings, epoch, during=False):
         save_checkpoint(state, file)
         die_when_last(file, state["epoch"])
 
-    def copy(source, file):  # the best epoch so far is the last, too
-        copy_of(source, file)
+    def copy(source, file):  # called if the last epoch is the best so far
+        link_or_copy(source, file)
         die_when_last(file, load_checkpoint(file, "cpu")["epoch"])
 
     def train():
-        checkpoint.save_checkpoint, trainer_module.copy_of = save, copy
+        checkpoint.save_checkpoint, trainer_module.link_or_copy = save, copy
         run(settings)
 
     process = multiprocessing.get_context("fork").Process(target=train)
@@ -72,7 +72,7 @@ def log_text():
 
 
 def outcome(result):
-    """All that a run computes: metrics, the course of training, the best weights."""
+    """The metrics of a run, and the losses and scores of its epochs."""
     course = [{key: epoch[key] for key in ("train_loss", "valid_score", "valid_result")} for epoch in result["epoch_log"]]
     names = ("best_valid_score", "best_valid_result", "test_result", "best_epoch", "epochs")
     return [result[name] for name in names], course
@@ -90,7 +90,7 @@ def same_weights(one, other):
 
 @pytest.fixture
 def resumable(settings):
-    """Four epochs with all the dropouts on."""
+    """Settings for four epochs with all dropouts."""
     more = {"epochs": 4, "stopping_step": 10, "hidden_dropout_prob": 0.2, "metric_decimal_place": 10}
     return {**settings, **more, "topk": [10], "beam_size": 10}
 
@@ -121,11 +121,11 @@ def test_killed_run_resumes_and_ends_as_the_uninterrupted_one(resumable, tmp_pat
     same_weights(resumed, whole)
 
 
-def test_a_resumed_run_tells_the_codes_that_it_goes_on_with(settings):
+def test_a_resumed_run_reports_the_codes_of_its_checkpoint(settings):
     run_until_killed(settings, 0)
     (cache,) = Path(settings["cache_dir"]).glob("semantic-ids-*.tsv")
     made = SemanticIDs.load(cache)
-    # Codes as another machine may make them of the same settings.
+    # Another machine may make other codes from the same settings.
     SemanticIDs(made.items, add_collision_level(made.codes[:, :-1] // 2)).save(cache)
     result = run(settings, resume=True)
     assert "epochs 0 to 0 are done" in log_text()
@@ -133,7 +133,7 @@ def test_a_resumed_run_tells_the_codes_that_it_goes_on_with(settings):
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_only_resume_takes_up_the_state_that_lies_there(settings, resume):
+def test_only_resume_reads_the_stored_state(settings, resume):
     _, (train_data, valid_data, _), _, trainer = built(settings)
     trainer.fit(train_data, valid_data)
     assert load_checkpoint(trainer.state_file, "cpu")["epoch"] == 1
@@ -154,8 +154,8 @@ def test_a_run_of_other_settings_does_not_resume(settings, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["item_embeddings", "semantic_ids"])
-def test_a_run_of_other_files_is_another(settings, data_path, name):
-    """What a file of the user's holds counts, not its name alone."""
+def test_the_key_of_a_run_depends_on_the_content_of_files(settings, data_path, name):
+    """The content of the user's files counts, not just their names."""
     shutil.copy(data_path / "tiny" / "embeddings.npz", "mine")
     key = run_key(experiment.prepare("TIGER", "tiny", {**settings, name: "mine"}))
     with open("mine", "ab") as file:
@@ -246,7 +246,7 @@ def test_training_follows_the_schedule(settings):
 
 
 def test_averaged_weights_by_hand(settings):
-    """What is validated, saved and left in the model is the average; the learning rate stays at its peak."""
+    """Validation, checkpoints and the model after training use the average; the learning rate stays at its peak."""
     _, (train_data, valid_data, test_data), model, trainer = built(
         {**settings, "epochs": 3, "ema_decay": 0.8, "learning_rate": 0.01, "metric_decimal_place": 10}
     )
@@ -258,7 +258,7 @@ def test_averaged_weights_by_hand(settings):
         steps += 1
         rates.append(trainer.optimizer.param_groups[0]["lr"])
         weights = [p.detach().double().clone() for p in parameters]
-        # The mean of the first five, then four fifths of what it was.
+        # The mean of the first five steps, then a decay of four fifths.
         share = max(1 - 0.8, 1 / steps)
         average = weights if steps == 1 else [(1 - share) * a + share * w for a, w in zip(average, weights, strict=True)]
 
@@ -336,8 +336,8 @@ def test_mixed_precision(settings):
 
 
 def test_mixed_precision_learns_the_same(settings, tmp_path):
-    """Without dropout both runs see the same numbers but for rounding, so what they learn stays close."""
-    # So many users that NDCG has a standard error of about a fortieth of its value.
+    """Without dropout both runs differ by rounding only, so their losses and metrics stay close."""
+    # With this many users NDCG has a standard error of about a fortieth of its value.
     write_dataset(tmp_path / "many", n_users=1000)
     settings["data_path"] = str(tmp_path / "many")
     still = dict.fromkeys(("hidden_dropout_prob", "attn_dropout_prob", "code_dropout_prob"), 0.0)

@@ -1,4 +1,4 @@
-"""VQRec: losses and scores by plain loops, permutations that are planted and found, pre-training that is transferred."""
+"""VQRec: losses and scores equal plain loops; permutations, mixtures of datasets, pre-training and fine-tuning."""
 
 import json
 import math
@@ -51,7 +51,7 @@ SETTINGS = {
 
 
 def small_model(codes=None, seed=0, **changes):
-    """A VQRec of random weights over a catalogue of the given codes, by default 30 items of 4 random digits."""
+    """A VQRec with random weights and a catalogue of the given codes, by default 30 items of 4 random digits."""
     if codes is None:
         codes = np.random.default_rng(seed).integers(0, 8, size=(30, 4))
     items = [f"i{i}" for i in range(len(codes))]
@@ -73,7 +73,7 @@ def small_model(codes=None, seed=0, **changes):
 
 
 def rows(histories, targets=None):
-    """RecBole's rows of lists of items."""
+    """RecBole's rows from lists of items."""
     width = SETTINGS["MAX_ITEM_LIST_LENGTH"]
     return {
         "item_id_list": torch.tensor([history + [0] * (width - len(history)) for history in histories]),
@@ -85,11 +85,11 @@ def rows(histories, targets=None):
 HISTORIES, TARGETS = [[3, 1, 4, 11], [5], [9, 2, 6, 5, 3, 30], [7, 7]], [9, 2, 9, 30]
 
 
-# --- a plain reading ---
+# --- a reference implementation ---
 
 
 def item_vector(model, codes):
-    """The mean of the embeddings of some digits, each a row of its own table."""
+    """The mean of the embeddings of an item's digits, each from its own table."""
     size = model.code_embedding.shape[1]
     table = {}
     for digit, code in enumerate(codes):
@@ -99,7 +99,7 @@ def item_vector(model, codes):
 
 
 def attend(layer, x):
-    """RecBole's attention layer for a list of vectors, each of which sees itself and those before it."""
+    """RecBole's attention layer with a causal mask, for a list of vectors."""
     attention = layer.multi_head_attention
     heads, size = attention.num_attention_heads, attention.attention_head_size
     outputs = []
@@ -116,7 +116,7 @@ def attend(layer, x):
 
 
 def history_vector(model, history):
-    """The encoder's output at the last item of a history, of length one."""
+    """The encoder's output at the last item of a history, as a unit vector."""
     x = [
         model.LayerNorm(item_vector(model, model.digits[item].tolist()) + model.position_embedding.weight[place])
         for place, item in enumerate(history)
@@ -127,7 +127,7 @@ def history_vector(model, history):
 
 
 def score(model, history, codes):
-    """Cosine over temperature of a history and an item of some codes."""
+    """Cosine of a history and an item with the given codes, divided by the temperature."""
     vector = item_vector(model, codes)
     return (history_vector(model, history) @ (vector / vector.norm()) / model.temperature).item()
 
@@ -148,7 +148,7 @@ def test_fine_tuning_loss_by_hand():
 @torch.no_grad()
 @pytest.mark.parametrize("n_targets", [[1, 1, 1, 1], [3, 1, 4, 1]], ids=["rows", "windows"])
 def test_pretraining_loss_by_hand(n_targets, monkeypatch):
-    """Two windows have the same target, and the last target has a synthetic item that is it."""
+    """Two windows have the same target, and the synthetic item of the last target equals it."""
     model = small_model(train_stage="pretrain").train()
     windows = [[*history, target] for history, target in zip(HISTORIES, TARGETS, strict=True)]
     cases = [
@@ -230,7 +230,7 @@ def test_items_that_share_all_codes_share_scores():
 
 
 def test_candidates_follow_the_weights():
-    """What an evaluation keeps is not what the next one reads."""
+    """Cached vectors are not reused after the weights change."""
     model = small_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     before = model.full_sort_predict(rows(HISTORIES))
@@ -320,9 +320,9 @@ def test_the_assignment_is_the_best_permutation():
 
 
 def test_a_planted_permutation_is_found():
-    """Items follow each other in a ring; the digits of a trained model's items are relabelled, and learned back.
+    """Items follow each other in a ring; the digits of a trained model's items are relabelled, and the labels are learned.
 
-    The draws decide whether it is found or something else, from which no step leads on: one of a few attempts finds it.
+    Depending on the draws, training finds the permutation or stops in a local optimum; one of a few attempts succeeds.
     """
     rng = np.random.default_rng(0)
     codes = rng.integers(0, 6, size=(100, 4))
@@ -368,7 +368,7 @@ def test_a_planted_permutation_is_found():
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """The parent folder of the datasets "left" and "right", with embeddings of the items of both, and of "tiny"."""
+    """The folder of the datasets "left", "right" and "tiny", with one file of embeddings of the items of left and right."""
     folder = tmp_path_factory.mktemp("two")
     for name in ("left", "right", "tiny"):
         write_dataset(folder, name)
@@ -383,7 +383,7 @@ def two(tmp_path_factory):
 
 @pytest.fixture
 def settings(tmp_path, two):
-    """Settings of a small VQRec, without those of its data."""
+    """Settings of a small VQRec."""
     return {
         "data_path": str(two),
         "checkpoint_dir": str(tmp_path / "saved"),
@@ -402,12 +402,12 @@ def settings(tmp_path, two):
 
 @pytest.fixture
 def pretraining(settings, two):
-    """Settings of its pre-training on two datasets."""
+    """Settings for pre-training on two datasets."""
     return {**settings, "train_stage": "pretrain", "item_embeddings": str(two / "both.npz")}
 
 
 def mixed(settings, dataset="left,right"):
-    """The folder of a mixture, by way of the settings of a run."""
+    """The folder of the mixture that a run makes."""
     return Path(experiment.prepare("VQRec", dataset, settings)["data_path"])
 
 
@@ -417,7 +417,7 @@ def lines_of(path):
 
 def test_a_mixture_has_the_rows_of_all(pretraining, two):
     folder = mixed(pretraining)
-    for kind, of_ids in (("inter", 2), ("item", 1)):
+    for kind, n_ids in (("inter", 2), ("item", 1)):
         head, *found = lines_of(folder / f"left,right.{kind}")
         expected = []
         for name in ("left", "right"):
@@ -425,7 +425,7 @@ def test_a_mixture_has_the_rows_of_all(pretraining, two):
             assert head == first
             for line in own:
                 values = line.split("\t")
-                expected.append("\t".join([*(f"{name}:{value}" for value in values[:of_ids]), *values[of_ids:]]))
+                expected.append("\t".join([*(f"{name}:{value}" for value in values[:n_ids]), *values[n_ids:]]))
         assert found == expected
 
 
@@ -442,7 +442,7 @@ def test_a_mixture_is_made_once_and_anew_where_a_file_changes(pretraining, two, 
 
 
 def test_columns_and_quotes_of_a_mixture(pretraining, tmp_path):
-    """Columns of items that one dataset lacks are empty, those of interactions are left out; values stay what they are."""
+    """Item columns that a dataset lacks are empty; interaction columns that one lacks are left out; values do not change."""
     folder = tmp_path / "raw"
     for name in ("left", "right"):
         write_dataset(folder, name)
@@ -560,7 +560,7 @@ def test_early_stopping_counts_from_the_second_stage_on(stopping_step, pretraini
 
 
 def test_a_checkpoint_reloads_to_the_same_scores(pretraining, settings):
-    """By RecBole's function and by the package's own, without the pre-trained model at hand."""
+    """RecBole's function and the package's own load it, without the pre-trained model."""
     source = run("left,right", {**pretraining, "epochs": 1})
     result = run("tiny", {**settings, "pre_model_path": source["checkpoint"], "permutation_epochs": 1})
     Path(source["checkpoint"]).unlink()
@@ -599,18 +599,18 @@ def test_run_recbole_mixes_datasets(pretraining):
 
 @pytest.fixture
 def source(pretraining):
-    """A pre-trained model's checkpoint."""
+    """The checkpoint of a pre-trained model."""
     return run("left,right", {**pretraining, "epochs": 1})["checkpoint"]
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hidden_size": 32}, "was trained with hidden_size 16, and here it is 32: give --hidden_size=16, or another"),
-        ({"codebook_size": 7}, "was trained with codebook_size 8, and here it is 7"),
-        ({"codebook_depth": 2}, "was trained with codebook_depth 4, and here it is 2"),
-        ({"n_layers": 1}, "was trained with n_layers 2, and here it is 1"),
-        ({"MAX_ITEM_LIST_LENGTH": 10}, "was trained with MAX_ITEM_LIST_LENGTH 20, and here it is 10"),
+        ({"hidden_size": 32}, "was trained with hidden_size 16, but here it is 32: give --hidden_size=16, or another"),
+        ({"codebook_size": 7}, "was trained with codebook_size 8, but here it is 7"),
+        ({"codebook_depth": 2}, "was trained with codebook_depth 4, but here it is 2"),
+        ({"n_layers": 1}, "was trained with n_layers 2, but here it is 1"),
+        ({"MAX_ITEM_LIST_LENGTH": 10}, "was trained with MAX_ITEM_LIST_LENGTH 20, but here it is 10"),
         ({"train_stage": "pretrain"}, "pre_model_path is for train_stage finetune: leave it out to pre-train"),
         ({"permutation_epochs": 2}, "epochs 2 leaves none to train code embeddings after permutation_epochs, 2"),
         ({"pre_model_path": "no.pth"}, "pre_model_path no.pth does not exist: give the checkpoint of a run with"),
@@ -638,12 +638,12 @@ def test_other_checkpoints_are_no_pretrained_model(settings, data_path, tmp_path
             experiment.prepare("VQRec", "tiny", {**settings, "pre_model_path": file, "permutation_epochs": 1})
 
 
-def test_codes_of_another_shape_are_told_before_training(source, settings, tmp_path):
-    """With IDs of the user's own, settings say nothing of how many digits they have."""
+def test_codes_of_another_shape_are_refused_before_training(source, settings, tmp_path):
+    """With IDs from a file, the settings do not give the number of digits."""
     codes = np.random.default_rng(0).integers(0, 8, size=(60, 3))
     SemanticIDs([f"i{i}" for i in range(60)], add_collision_level(codes)).save(tmp_path / "own.tsv")
     more = {"pre_model_path": source, "permutation_epochs": 1, "semantic_ids": str(tmp_path / "own.tsv")}
-    with pytest.raises(TigerError, match="holds tables of 4 digits of 8 codes, and items here have 3 of 8"):
+    with pytest.raises(TigerError, match="holds tables of 4 digits of 8 codes, but items here have 3 of 8"):
         run("tiny", {**settings, **more})
 
 

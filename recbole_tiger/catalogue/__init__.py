@@ -1,1 +1,1 @@
-"""Item text -> embeddings -> codes: the catalogue that models recommend from, and the datasets that come along."""
+"""Item text -> embeddings -> codes: the catalogue that models recommend from, and the datasets to download."""

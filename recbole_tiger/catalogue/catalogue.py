@@ -1,4 +1,4 @@
-"""The way from item text to semantic IDs."""
+"""The catalogue: from item text to semantic IDs."""
 
 import hashlib
 import json
@@ -16,10 +16,10 @@ from recbole_tiger.catalogue.tokenizer import Tokenizer
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import read_arrays, whole_file, write_arrays
 
-# A level whose codes are used as unevenly as if fewer than this share of them existed counts as collapsed.
+# A level has collapsed if its perplexity is below this share of its number of codes.
 COLLAPSED = 0.1
-# So many codes a level are fine for any catalogue.
-MOST_CODES = 2**16
+# Numbers of codes per level that are accepted for any catalogue.
+MAX_CODES = 2**16
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class Catalogue:
 
     Attributes:
         titles: list of n_items strings.
-        semantic_ids: SemanticIDs; item i + 1 of RecBole is its row i.
-        embeddings: float32 array [n_items, dim], or None where neither the codes nor the model need them.
-        tokenizer: what made the codes, or None where they come from a file.
-        columns: dict of text field -> list of n_items strings, "" where an item has no value.
+        semantic_ids: SemanticIDs; row i belongs to RecBole's item i + 1.
+        embeddings: float32 array [n_items, dim], or None if neither the codes nor the model need them.
+        tokenizer: the Tokenizer that made the codes, or None if they come from a file.
+        columns: dict of text field -> list of n_items strings, "" for a missing value.
     """
 
     titles: list
@@ -47,20 +47,20 @@ class Catalogue:
 
 
 class CollapseError(TigerError):
-    """Codes that hardly tell items apart."""
+    """The codes hardly tell items apart."""
 
 
 def check_codebooks(statistics, quantizer):
-    """Refuse codes that hardly tell items apart, at the levels that have to.
+    """Check that no codebook has collapsed.
 
     Args:
         statistics: of the SemanticIDs.
         quantizer: the fitted Quantizer.
 
     Raises:
-        CollapseError: with the level and what to try.
+        CollapseError: names the level and what to try.
     """
-    for level in quantizer.judged(statistics):
+    for level in quantizer.levels_to_check(statistics):
         width, perplexity = quantizer.widths[level], statistics["perplexity"][level]
         if perplexity < max(1.5, COLLAPSED * width):
             other = "rq_vae" if type(quantizer) is QUANTIZERS["rq_kmeans"] else "rq_kmeans"
@@ -72,7 +72,7 @@ def check_codebooks(statistics, quantizer):
 
 
 def item_embeddings(config, items, texts):
-    """Embeddings of the items, the user's own (``item_embeddings``) or encoded from their text: float32 [n_items, dim]."""
+    """Embeddings of the items, from the file ``item_embeddings`` or encoded from text: float32 array [n_items, dim]."""
     if config["item_embeddings"]:
         return load_embeddings(config["item_embeddings"], items)
     return encode(texts, config["text_encoder"], config["device"], config["cache_dir"], config["show_progress"])
@@ -81,17 +81,17 @@ def item_embeddings(config, items, texts):
 def quantize(config, items, embeddings):
     """Semantic IDs of the items, and the fitted quantizer.
 
-    Both are cached by the hash of the embeddings, the quantizer's settings and its REVISION: the IDs as a table, what the
-    quantizer learnt as an npz file beside it.
+    Both are cached under a hash of the embeddings, the quantizer's settings and its REVISION: the IDs as a table, the state
+    of the quantizer as an npz file beside it.
 
     Args:
-        items: their tokens. embeddings: float32 array [n_items, dim].
+        items: item tokens. embeddings: float32 array [n_items, dim].
 
     Returns:
         SemanticIDs, Quantizer.
 
     Raises:
-        TigerError: a codebook has collapsed, or a cache is damaged.
+        TigerError: a codebook has collapsed, or a cached file is damaged.
     """
     quantizer = make_quantizer(config)
     made_by = [quantizer.REVISION, config["quantizer"], quantizer_settings(config), config["seed"]]
@@ -119,7 +119,7 @@ def quantize(config, items, embeddings):
 
 
 def check_sizes(config, n_items):
-    """Refuse what does not fit the catalogue, before any long work.
+    """Check that settings fit the size of the catalogue, before any long work.
 
     Raises:
         TigerError: codebook_size is larger than the catalogue.
@@ -132,48 +132,48 @@ def check_sizes(config, n_items):
 
 
 def check_codes(semantic_ids, source):
-    """Refuse codes of the user's own that are no numbering: a level has weights for every number up to its largest code.
+    """Check that codes from a file are not too large: a level has weights for every number up to its largest code.
 
     Raises:
-        TigerError: with the largest code.
+        TigerError: names the largest code.
     """
     largest = semantic_ids.codes.max()
-    if largest >= max(MOST_CODES, 10 * len(semantic_ids.items)):
+    if largest >= max(MAX_CODES, 10 * len(semantic_ids.items)):
         raise TigerError(
             f"{source} has the code {largest}, and a level has weights for every number up to its largest: number the codes "
             f"of each level from 0"
         )
 
 
-def make_catalogue(config, items, embedded):
+def make_catalogue(config, items, needs_embeddings):
     """The catalogue of a dataset.
 
     Args:
         items: item tokens in RecBole's order.
-        embedded: whether the codes or the model are made of embeddings; they are made of text, where the user has none.
+        needs_embeddings: whether the codes or the model need embeddings; without ``item_embeddings`` these need text.
 
     Raises:
-        TigerError: a setting does not fit the catalogue, or what :func:`quantize` and the readers of texts, embeddings and
-            IDs say.
+        TigerError: a setting does not fit the catalogue, or an error of :func:`quantize` or of the readers of texts,
+            embeddings and IDs.
     """
     check_sizes(config, len(items))
-    of_text = embedded and not config["item_embeddings"]
-    texts, titles, columns = text_of_items(config, items, of_text)
-    own_ids, tokenizer = config["semantic_ids"], None
-    if own_ids:
-        semantic_ids = SemanticIDs.load(own_ids).reordered(items, own_ids)
-        check_codes(semantic_ids, own_ids)
-    embeddings = item_embeddings(config, items, texts) if embedded else None
-    if not own_ids:
+    needs_text = needs_embeddings and not config["item_embeddings"]
+    texts, titles, columns = text_of_items(config, items, needs_text)
+    ids_file, tokenizer = config["semantic_ids"], None
+    if ids_file:
+        semantic_ids = SemanticIDs.load(ids_file).reordered(items, ids_file)
+        check_codes(semantic_ids, ids_file)
+    embeddings = item_embeddings(config, items, texts) if needs_embeddings else None
+    if not ids_file:
         try:
             semantic_ids, quantizer = quantize(config, items, embeddings)
             tokenizer = Tokenizer.of(config, quantizer)
         except CollapseError as error:
-            if not of_text or len(set(map(bytes, embeddings))) == len(set(texts)):
+            if not needs_text or len(set(map(bytes, embeddings))) == len(set(texts)):
                 raise
             longest = load_encoder(config["text_encoder"], "cpu").max_seq_length
             raise CollapseError(
-                f"{error}; they do, but {config['text_encoder']} reads the first {longest} tokens of a text: name what "
-                f"differs first in text_fields, or another text_encoder"
+                f"{error}; they do, but {config['text_encoder']} reads only the first {longest} tokens of a text: put the "
+                f"fields that differ first in text_fields, or choose another text_encoder"
             ) from error
     return Catalogue(titles, semantic_ids, embeddings, tokenizer, columns)

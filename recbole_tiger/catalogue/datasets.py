@@ -1,4 +1,4 @@
-"""The Amazon product data of 2014: which categories, how large, and where their home is."""
+"""The Amazon product data of 2014: categories, sizes and the official address."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -22,9 +22,9 @@ class Amazon:
     """One category of the Amazon product data.
 
     Attributes:
-        file: its name in the official files.
-        department: where its category paths begin.
-        published: its 5-core's size (TIGER paper, table 8).
+        file: name of the category in the official file names.
+        department: first element of its category paths.
+        published: size of its 5-core (TIGER paper, table 8).
     """
 
     file: str
@@ -33,7 +33,7 @@ class Amazon:
 
     @property
     def originals(self):
-        """Names of the reviews file and of the metadata file."""
+        """File names of the reviews and of the metadata."""
         return f"reviews_{self.file}_5.json.gz", f"meta_{self.file}.json.gz"
 
 

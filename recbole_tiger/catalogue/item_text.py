@@ -1,4 +1,4 @@
-"""Item features of a RecBole dataset -> one string per item."""
+"""Item texts from the item file of a RecBole dataset, and checks of atomic files."""
 
 import csv
 import io
@@ -11,26 +11,26 @@ import pandas as pd
 
 from recbole_tiger.errors import TigerError, named
 
-# A value in double quotes, those within it doubled.
+# A value in double quotes, with doubled quotes inside.
 QUOTED = re.compile(r'"(?:[^"]|"")*"')
-# The types of columns.
+# Column types.
 KINDS = ("token", "token_seq", "float", "float_seq")
-# What compressed files begin with.
+# First bytes of compressed files.
 COMPRESSED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip"}
-# What Python and pandas write for an absent value; a title may be one of them, but not that of several items.
-WRITTEN_ABSENT = ("nan", "NaN", "None", "NaT", "<NA>")
-# Files that check_interactions has found in order, as they were then.
+# What Python and pandas write for a missing value. It may be the title of one item, but not of several.
+MISSING_WORDS = ("nan", "NaN", "None", "NaT", "<NA>")
+# States of files that check_interactions has already accepted.
 _checked = set()
-# What stands before the name of a field in a table that has other columns, too.
+# Prefix of field names in a table that also has other columns.
 COLUMN = "column "
 
 
 def _lines(path, config):
-    """Lines of an atomic file without their ends, with their numbers.
+    """Numbered lines of an atomic file, without line ends.
 
     Raises:
-        TigerError: the file is compressed or of another encoding, or a line has a character that some readers take for more
-            than itself: pandas ends a row at a lone carriage return, and a value at a NUL.
+        TigerError: the file is compressed or has another encoding, or a line contains a lone carriage return or a NUL, at
+            which pandas ends a row or a value.
     """
     with open(path, "rb") as file:
         begin = file.read(4)
@@ -43,13 +43,13 @@ def _lines(path, config):
                 for character, name in (("\r", "carriage return"), ("\0", "NUL character")):
                     if character in line:
                         raise TigerError(
-                            f"{path}, line {number}: there is a {name} within it, where readers end a row or a value; "
+                            f"{path}, line {number} contains a {name}, at which readers end a row or a value; "
                             f"replace it by a space"
                         )
                 yield number, line
     except UnicodeError as error:
         raise TigerError(
-            f"{path} is not of the encoding utf-8 or that of the settings ({error}); name it by --encoding=..."
+            f"{path} has another encoding than utf-8 or that of the settings ({error}); name it by --encoding=..."
         ) from error
 
 
@@ -60,11 +60,11 @@ def header(path, config):
         dict of field name to its type (``token``, ``token_seq``, ``float``, ``float_seq``), in the file's order.
 
     Raises:
-        TigerError: the first line is no header.
+        TigerError: the first line is not a header.
     """
     _, line = next(_lines(path, config), (1, ""))
     if not line.strip():
-        raise TigerError(f"{path} has no header: its first line has to name the columns, as user_id:token")
+        raise TigerError(f"{path} has no header: its first line has to name the columns, such as user_id:token")
     if line.startswith("\ufeff"):
         raise TigerError(f"{path} begins with a byte-order mark, which would be part of a name: give --encoding=utf-8-sig")
     fields = {}
@@ -82,26 +82,26 @@ def header(path, config):
     return fields
 
 
-def _within_quotes(value, path, number):
-    """A value without the quotes that enclose it, if they do."""
+def _unquoted(value, path, number):
+    """A value without enclosing quotes."""
     if not value.startswith('"'):
         return value
     if not QUOTED.fullmatch(value):
-        # RecBole reads on to the next quote, which may be rows away.
+        # RecBole reads on until the next quote, which may be rows away.
         raise TigerError(
             f"{path}, line {number}: a value begins with a double quote that does not enclose it; leave that quote out, or "
-            f"enclose the value in quotes and double those within; if there is a separator or a line break within the "
-            f"quotes, replace it by a space"
+            f"enclose the value in quotes and double those within; replace separators and line breaks within quotes by a "
+            f"space"
         )
     return value[1:-1].replace('""', '"')
 
 
 def read_columns(path, names, config):
-    """Columns of an atomic file as strings, before RecBole fills, rescales or remaps anything; what a row lacks is "".
+    """Columns of an atomic file as strings, before RecBole fills, rescales or remaps anything; missing values are "".
 
     Raises:
-        TigerError: the file is compressed or of another encoding, a row is longer than the header, a quote is not closed, or
-            there are carriage returns or NUL characters within a row.
+        TigerError: the file is compressed or has another encoding, a row is longer than the header, a quote is not closed,
+            or a row contains carriage returns or NUL characters.
     """
     fields = header(path, config)
     separator = config["field_separator"]
@@ -119,7 +119,7 @@ def read_columns(path, names, config):
         if len(values) == 1 and not line.strip(" \t"):
             continue
         if '"' in line:
-            values = [_within_quotes(value, path, number) for value in values]
+            values = [_unquoted(value, path, number) for value in values]
         values += [""] * (len(fields) - len(values))
         for column, place in zip(columns, places, strict=True):
             column.append(values[place])
@@ -127,15 +127,15 @@ def read_columns(path, names, config):
 
 
 def read_csv(path, engine, **settings):
-    """What pandas reads for RecBole, which asks for the parser in Python: that in C does the same in a tenth of the time."""
+    """``pandas.read_csv`` with the C parser, which is ten times as fast as the Python parser that RecBole asks for."""
     try:
         return pd.read_csv(path, engine="c", float_precision="round_trip", **settings)
-    except ValueError:  # a separator that is a regular expression, or a bad value, whose column Python's parser names
+    except ValueError:  # the separator is a regular expression, or a value is bad: the Python parser names its column
         return pd.read_csv(path, engine=engine, **settings)
 
 
-def _prove_read_alike(path, table, config):
-    """Refuse a file of which pandas, by which RecBole reads, sees other rows than ``table``, of :func:`read_columns`."""
+def _check_same_in_pandas(path, table, config):
+    """Check that pandas, which RecBole uses, reads the same rows from a file as ``table``, from :func:`read_columns`."""
     fields = header(path, config)
     columns = [f"{name}:{fields[name]}" for name in table]
     separator, encoding = config["field_separator"], config["encoding"]
@@ -143,45 +143,45 @@ def _prove_read_alike(path, table, config):
         theirs = read_csv(path, engine="python", delimiter=separator, usecols=columns, dtype=str, encoding=encoding)
     except (ValueError, re.error) as error:
         raise TigerError(
-            f"{path}: pandas, by which RecBole reads, cannot read it with the separator {separator!r} ({error}); write the "
+            f"{path}: pandas, which RecBole uses, cannot read it with the separator {separator!r} ({error}); write the "
             f"file with another and give it as --field_separator=..."
         ) from error
     for name, column in zip(table, columns, strict=True):
-        own, other = table[name].to_numpy(), theirs[column].fillna("").to_numpy()
-        shared = min(len(own), len(other))
-        differ = np.flatnonzero(own[:shared] != other[:shared])
-        if len(differ) or len(own) != len(other):
+        ours, other = table[name].to_numpy(), theirs[column].fillna("").to_numpy()
+        shared = min(len(ours), len(other))
+        differ = np.flatnonzero(ours[:shared] != other[:shared])
+        if len(differ) or len(ours) != len(other):
             row = differ[0] if len(differ) else shared
             raise TigerError(
-                f"{path}: RecBole reads {len(other)} rows where {len(own)} are written, and another {name} in row "
+                f"{path}: RecBole reads {len(other)} rows where {len(ours)} are written, and another {name} in row "
                 f"{row + 1}; take quotes and control characters out of that row, or give another --field_separator"
             )
 
 
 def interaction_files(config):
-    """Paths of the dataset's interaction files, whether they are there or not."""
+    """Paths of the dataset's interaction files, existing or not."""
     folder, dataset, split = Path(config["data_path"]), config["dataset"], config["benchmark_filename"]
     return [folder / f"{dataset}.{part}.inter" for part in split] if split else [folder / f"{dataset}.inter"]
 
 
 def history_field(config):
-    """The column of histories, in RecBole's rows and in pre-split files."""
+    """Name of the column of histories, in RecBole's rows and in pre-split files."""
     return config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"]
 
 
 def item_file(config):
-    """Path of the dataset's item file, whether it is there or not."""
+    """Path of the dataset's item file, existing or not."""
     return Path(config["data_path"]) / f"{config['dataset']}.item"
 
 
 def text_columns(config, needed=True):
-    """Those of ``text_fields`` that the item file has, in that order.
+    """The columns of the item file that are in ``text_fields``, in the order of the latter.
 
     Args:
-        needed: whether there has to be text.
+        needed: whether text is needed.
 
     Raises:
-        TigerError: the file has no items, or none of the columns though text is needed.
+        TigerError: the file has no column of items, or text is needed and the file has none of the columns.
     """
     path = item_file(config)
     if not path.is_file():
@@ -206,18 +206,18 @@ def text_columns(config, needed=True):
     return columns
 
 
-def _without_absent(values, kind, where):
-    """Values of a column with "" for what is written for an absent one.
+def _blank_missing(values, kind, where):
+    """Values of a column, with "" for missing ones.
 
     Raises:
-        TigerError: several items have one and the same word in place of text.
+        TigerError: several items have the same one of MISSING_WORDS in place of text.
     """
     values = values.str.strip().replace("[]", "")
     if kind == "float":
         return values.where(np.isfinite(pd.to_numeric(values, errors="coerce")), "")
-    for word in WRITTEN_ABSENT:
+    for word in MISSING_WORDS:
         items = values.index[values == word]
-        advice = f"{where} of {named(items)} is {word!r}, as Python writes what is absent: leave it empty"
+        advice = f"{where} of {named(items)} is {word!r}, which Python writes for a missing value: leave it empty"
         if len(items) > 1:
             raise TigerError(f"{advice} ({len(items)} items)")
         if len(items):
@@ -228,15 +228,15 @@ def _without_absent(values, kind, where):
 def read_item_text(config):
     """Read the text of every item of the item file.
 
-    The raw columns are read, before RecBole fills, rescales or remaps anything: a title "None" stays a title, an absent
-    price stays absent. Values are joined by ", ", absent ones are left out. Of several rows of an item the first counts.
+    It reads the raw columns, before RecBole fills, rescales or remaps anything: a title "None" stays a title, a missing
+    price stays missing. Values are joined by ", "; missing ones are left out. If an item has several rows, the first counts.
 
     Returns:
-        DataFrame indexed by item token with the columns ``text`` (all fields), ``title`` (the first field present), and for
-        every field of the file a column COLUMN + its name.
+        DataFrame indexed by item token, with the columns ``text`` (all fields), ``title`` (the first field present), and for
+        every text field of the file a column COLUMN + its name.
 
     Raises:
-        TigerError: the file cannot be read, or several items have the word of an absent value in place of text.
+        TigerError: the file cannot be read, or several items have the same word for a missing value in place of text.
     """
     path = item_file(config)
     columns = text_columns(config, needed=False)
@@ -249,21 +249,21 @@ def read_item_text(config):
     twice = twice[twice.duplicated()].unique()
     if len(twice):
         getLogger().warning(
-            f"{path}: {len(twice)} items have several rows of different text: {named(twice)}; the first counts"
+            f"{path}: {len(twice)} items have several rows of different text: {named(twice)}; the first one counts"
         )
     frame = frame.drop_duplicates(item_id, keep="first").set_index(item_id)[columns]
     for column in columns:
         if fields[column].endswith("_seq"):
             frame[column] = frame[column].str.replace(config["seq_separator"], " ", regex=False)
-        frame[column] = _without_absent(frame[column], fields[column], f"{path}: the {column}")
+        frame[column] = _blank_missing(frame[column], fields[column], f"{path}: the {column}")
     rows = [[value for value in row if value] for row in frame.itertuples(index=False, name=None)]
     table = frame.add_prefix(COLUMN)
     table["text"], table["title"] = [", ".join(row) for row in rows], [row[0] if row else "" for row in rows]
     return table
 
 
-def lists_of(table):
-    """Texts and titles of a table of :func:`read_item_text`, two lists; dict of field -> list of its values."""
+def table_to_lists(table):
+    """Lists of the texts and of the titles in a table of :func:`read_item_text`; dict of field -> list of values."""
     columns = {name.removeprefix(COLUMN): table[name].tolist() for name in table.columns if name.startswith(COLUMN)}
     return table["text"].tolist(), table["title"].tolist(), columns
 
@@ -273,13 +273,13 @@ def text_of_items(config, items, needed=True):
 
     Args:
         items: item tokens.
-        needed: whether every item has to have text; what it lacks is "" if not.
+        needed: whether every item needs text; otherwise missing text is "".
 
     Returns:
-        texts, titles: lists in the order of ``items``; dict of field -> such a list of its values.
+        texts, titles: lists in the order of ``items``; dict of field -> list of values in the same order.
 
     Raises:
-        TigerError: text is needed, and an item is not in the item file or has none.
+        TigerError: text is needed, and an item is not in the item file or has no text.
     """
     columns = text_columns(config, needed)
     path = item_file(config)
@@ -294,11 +294,11 @@ def text_of_items(config, items, needed=True):
             f"{len(empty)} items have no text in {path} (fields {', '.join(columns)}): {named(empty)}; "
             f"give them text or name more columns by --text_fields=[...]"
         )
-    return lists_of(table)
+    return table_to_lists(table)
 
 
-def _refuse_absent(path, tokens, name):
-    """Refuse rows without a token, and with those as NA and null, which pandas reads as absent: RecBole drops such rows."""
+def _refuse_missing(path, tokens, name):
+    """Refuse empty tokens, and those like NA and null that pandas reads as missing: RecBole drops their rows."""
     empty = np.flatnonzero(tokens == "")
     if len(empty):
         raise TigerError(
@@ -310,24 +310,24 @@ def _refuse_absent(path, tokens, name):
     absent = tokens[pd.read_csv(io.StringIO(written), dtype=str)["token"].isna()]
     if len(absent):
         raise TigerError(
-            f"{path}: {', '.join(absent)} cannot be the token of an item or a user, for RecBole reads it as absent; "
+            f"{path}: {', '.join(absent)} cannot be the token of an item or a user, because RecBole reads it as missing; "
             f"write it differently"
         )
 
 
-def _refuse_other_ids(path, fields, names):
-    """Refuse users and items of another type than token."""
+def _refuse_other_types(path, fields, names):
+    """Refuse columns of users and items of another type than token."""
     for name in names:
         if fields.get(name, "token") != "token":
-            raise TigerError(f"{path}: {name} is of type {fields[name]}, and has to be a token: write {name}:token")
+            raise TigerError(f"{path}: {name} is of type {fields[name]}, but has to be a token: write {name}:token")
 
 
 def _read_times(path, fields, table, time):
-    """The times as numbers; refuses others: RecBole numbers tokens as they come, and gives an absent time the mean."""
+    """The times as numbers. Refuses other values: RecBole numbers tokens as they come, and fills in the mean time."""
     if fields[time] != "float":
         raise TigerError(
-            f"{path}: {time} is of type {fields[time]}, and the order of interactions hangs on it: make it {time}:float, "
-            f"as seconds since 1970"
+            f"{path}: {time} is of type {fields[time]}, but the order of interactions depends on it: make it {time}:float, "
+            f"in seconds since 1970"
         )
     times = pd.to_numeric(table[time], errors="coerce")
     wrong = table.index[~np.isfinite(times)]
@@ -339,8 +339,8 @@ def _read_times(path, fields, table, time):
     return times
 
 
-def _tell_lost_times(path, users, times):
-    """Say where RecBole loses the order of a user's interactions: it keeps times in float32, and ties as in the file."""
+def _warn_of_lost_order(path, users, times):
+    """Warn if RecBole loses the order of interactions: it stores times as float32, and leaves ties as in the file."""
     seen = times.astype("float32")
     if (seen == times).all():
         return
@@ -356,12 +356,12 @@ def _tell_lost_times(path, users, times):
         )
 
 
-def _refuse_lost(path, table, known, items, histories, seq_separator):
+def _refuse_unknown_items(path, table, known, items, histories, seq_separator):
     """Refuse interactions and histories with items that the item file lacks.
 
     Args:
-        known: the tokens of the item file ``items``.
-        histories: the column of histories, where ``table`` has one.
+        known: tokens of the item file ``items``.
+        histories: name of the column of histories; ``table`` may lack it.
     """
     used = table.iloc[:, 0]
     lost = used[~used.isin(known)]
@@ -375,24 +375,24 @@ def _refuse_lost(path, table, known, items, histories, seq_separator):
         if unknown := sorted(values - set(known) - {""}):
             raise TigerError(
                 f"{path}: {len(unknown)} values of {histories} are no items of {items}, first {named(unknown)}; a history "
-                f"is of item tokens with {seq_separator!r} between them (--seq_separator=...), without padding"
+                f"consists of item tokens with {seq_separator!r} between them (--seq_separator=...), without padding"
             )
 
 
 def check_interactions(config):
-    """Refuse files that RecBole would read otherwise than they are written, or whose rows it would drop or misplace.
+    """Refuse files that RecBole would misread, or whose rows it would drop or misplace.
 
-    It drops rows with items that the item file lacks or without an item or a user, takes some tokens for absent ones, and
-    misplaces rows with times that are no numbers. Warns where it would lose their order. Files that this process has checked
-    are not read again until they change.
+    RecBole drops rows without an item or a user and rows with items that the item file lacks, reads some tokens as missing,
+    and misplaces rows whose times are not numbers. Where it would lose the order of interactions, this warns. A process does
+    not check a file again until it changes.
 
     Raises:
-        TigerError: with the first of them.
+        TigerError: describes the first problem.
     """
     loaded = config["load_col"]
     item_id, user, time = (config[f"{name}_FIELD"] for name in ("ITEM_ID", "USER_ID", "TIME"))
     items = item_file(config) if "item" in loaded else None
-    paths = [path for path in interaction_files(config) if path.is_file()]  # RecBole names those that are absent
+    paths = [path for path in interaction_files(config) if path.is_file()]  # RecBole reports missing files
     others = [item_file(config).with_suffix(f".{kind}") for kind in loaded if kind not in ("inter", "item")]
     others = [path for path in others if path.is_file()]
     files = [path for path in (items, *paths, *others) if path is not None]
@@ -404,27 +404,27 @@ def check_interactions(config):
     if state in _checked:
         return
     if items is not None:
-        text_columns(config, needed=False)  # there has to be a column of items
-        _refuse_other_ids(items, header(items, config), [item_id])
+        text_columns(config, needed=False)  # checks that there is a column of items
+        _refuse_other_types(items, header(items, config), [item_id])
         table = read_columns(items, [item_id], config)
-        _refuse_absent(items, table[item_id], item_id)
-        _prove_read_alike(items, table, config)
+        _refuse_missing(items, table[item_id], item_id)
+        _check_same_in_pandas(items, table, config)
         known = table[item_id]
     for path in paths:
         fields = header(path, config)
         if item_id not in fields:
             raise TigerError(f"{path} has no column {item_id}: it has {', '.join(fields)}; name it by --ITEM_ID_FIELD=...")
-        _refuse_other_ids(path, fields, (user, item_id))
+        _refuse_other_types(path, fields, (user, item_id))
         table = read_columns(path, [name for name in (item_id, user, time, histories) if name in fields], config)
         if table.empty:
             raise TigerError(f"{path} has a header and no interaction: add a row for each")
         for name in table.columns.intersection([user, item_id]):
-            _refuse_absent(path, table[name], name)
+            _refuse_missing(path, table[name], name)
         if ordered and {user, time} <= set(table):
-            _tell_lost_times(path, table[user], _read_times(path, fields, table, time))
+            _warn_of_lost_order(path, table[user], _read_times(path, fields, table, time))
         if items is not None:
-            _refuse_lost(path, table, known, items, histories, config["seq_separator"])
-        _prove_read_alike(path, table.drop(columns=time, errors="ignore"), config)
+            _refuse_unknown_items(path, table, known, items, histories, config["seq_separator"])
+        _check_same_in_pandas(path, table.drop(columns=time, errors="ignore"), config)
     for path in others:
-        _prove_read_alike(path, read_columns(path, list(header(path, config))[:1], config), config)
+        _check_same_in_pandas(path, read_columns(path, list(header(path, config))[:1], config), config)
     _checked.add(state)

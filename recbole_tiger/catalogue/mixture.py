@@ -1,4 +1,4 @@
-"""Several datasets as one: what ``--dataset=a,b`` names."""
+"""Mixtures of several datasets (``--dataset=a,b``)."""
 
 import copy
 import hashlib
@@ -10,15 +10,15 @@ from recbole_tiger.catalogue.item_text import header, item_file, read_columns, t
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import content_hash, whole_folder
 
-# To be raised with every change by which the same datasets make other files.
+# Raise it with every change that makes other files from the same datasets.
 REVISION = 1
 
 
 def sources(config):
-    """The Config of each dataset of a mixture, as far as files are read by it.
+    """The Config of each dataset of a mixture, for reading its files.
 
     Raises:
-        TigerError: a name is missing or is there twice, or the files are pre-split.
+        TigerError: a name is missing or repeated, or the files are pre-split.
     """
     names = config["dataset"].split(",")
     twice = [name for name, count in Counter(names).items() if count > 1]
@@ -38,21 +38,21 @@ def sources(config):
 
 
 def mix(parts, folder):
-    """Write the atomic files of several datasets as those of one, once.
+    """Join the atomic files of several datasets into one dataset, unless that has been done.
 
-    Tokens of users and items get the name of their dataset before them, ``a:i1``. Of interactions the columns are kept that
-    all have, of items those that any has.
+    Tokens of users and items are prefixed with the name of their dataset, ``a:i1``. The interactions have the columns that
+    all datasets share, the items have the columns of any dataset.
 
     Args:
-        parts: of :func:`sources`; their files exist.
-        folder: the folder to write to is made in it, and named by a hash of the files.
+        parts: from :func:`sources`; their files exist.
+        folder: parent of the folder to write, which is named by a hash of the files.
 
     Returns:
         Path of the folder.
 
     Raises:
-        TigerError: one has no text, unless embeddings or IDs of the user's own stand for it, or a column is of different
-            types.
+        TigerError: a dataset has no text though neither ``item_embeddings`` nor ``semantic_ids`` is given, or a column has
+            different types.
     """
     first, name = parts[0], ",".join(part["dataset"] for part in parts)
     text_needed = first["item_embeddings"] is None and first["semantic_ids"] is None
@@ -77,7 +77,7 @@ def mix(parts, folder):
 
 
 def _write(target, parts, files, shared):
-    """One atomic file of those of several datasets, of the columns that all have or that any has."""
+    """Join files of several datasets, with the columns that all of them have (``shared``) or that any has."""
     pairs = [(part, file) for part, file in zip(parts, files, strict=True) if file is not None]
     headers = [header(file, part) for part, file in pairs]
     kinds = {name: kind for fields in reversed(headers) for name, kind in fields.items()}
@@ -96,7 +96,7 @@ def _write(target, parts, files, shared):
         for fields, (part, file) in zip(headers, pairs, strict=True):
             table = read_columns(file, [name for name in columns if name in fields], part)
             for name in table.columns.intersection(ids):
-                present = table[name] != ""  # what is absent stays so, to be refused
+                present = table[name] != ""  # missing tokens stay missing, and are refused later
                 table.loc[present, name] = part["dataset"] + ":" + table.loc[present, name]
             table = table.reindex(columns=columns, fill_value="")
             for row in table.itertuples(index=False, name=None):
@@ -104,5 +104,5 @@ def _write(target, parts, files, shared):
 
 
 def _quoted(value):
-    """A value as it is written: in quotes where it begins with one."""
+    """A value as written to a file: in quotes if it begins with a quote."""
     return '"' + value.replace('"', '""') + '"' if value.startswith('"') else value

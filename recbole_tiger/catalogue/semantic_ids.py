@@ -10,8 +10,8 @@ import numpy as np
 from recbole_tiger.errors import TigerError, named
 from recbole_tiger.files import read_lines, whole_file
 
-# A level's embeddings and classifier have a row for every code up to the largest.
-MOST_DIGITS = 7
+# Maximal number of digits of a code in a file: a level has weights for every code up to the largest.
+MAX_DIGITS = 7
 
 
 def add_collision_level(codes):
@@ -21,7 +21,7 @@ def add_collision_level(codes):
         codes: int array [n_items, depth].
 
     Returns:
-        int array [n_items, depth + 1]; the last column counts 0, 1, ... within each group, in the order of the items.
+        int array [n_items, depth + 1]; the last column counts 0, 1, ... within each group of equal codes, in item order.
     """
     order = np.lexsort(codes.T[::-1])
     ranked = codes[order]
@@ -40,7 +40,7 @@ class SemanticIDs:
 
     Attributes:
         items: item tokens, a tuple of n_items strings.
-        codes: int64 array [n_items, depth + 1], rows distinct; the last column is the collision level.
+        codes: int64 array [n_items, depth + 1] with distinct rows; the last column is the collision level.
     """
 
     items: tuple
@@ -52,7 +52,7 @@ class SemanticIDs:
         codes.setflags(write=False)
         object.__setattr__(self, "codes", codes)
         if codes.ndim != 2 or len(codes) != len(self.items):
-            raise TigerError(f"codes of the shape {codes.shape} do not fit {len(self.items)} items: one row an item")
+            raise TigerError(f"codes of the shape {codes.shape} do not fit {len(self.items)} items: one row per item")
         if not len(codes) or codes.shape[1] < 2:
             raise TigerError("semantic IDs need at least one item, one code and the collision level")
         if (codes < 0).any():
@@ -68,7 +68,7 @@ class SemanticIDs:
 
     @property
     def depth(self):
-        """Levels without the collision level."""
+        """Number of levels without the collision level."""
         return self.codes.shape[1] - 1
 
     @cached_property
@@ -76,10 +76,10 @@ class SemanticIDs:
         return dict(zip(map(tuple, self.codes.tolist()), self.items, strict=True))
 
     def item_of(self, code_tuple):
-        """The item token with that semantic ID.
+        """The token of the item with the given semantic ID.
 
         Raises:
-            KeyError: no item has it.
+            KeyError: no item has this ID.
         """
         return self._item_of[tuple(int(code) for code in code_tuple)]
 
@@ -87,9 +87,9 @@ class SemanticIDs:
         """How well the codes tell items apart.
 
         Returns:
-            dict: per level (without the collision level) ``used_codes``, ``perplexity`` (2 to the entropy of its codes) and
-            ``distinct_prefixes``; ``items``, ``distinct_ids`` (without the collision level), ``collision_rate`` (share of
-            the items that share their codes with another), ``largest_group``.
+            dict with lists of one value per level (without the collision level): ``used_codes``, ``perplexity`` (2 to the
+            entropy of the codes in bits) and ``distinct_prefixes``; and with numbers: ``items``, ``distinct_ids`` (without
+            the collision level), ``collision_rate`` (share of items that share all codes with another), ``largest_group``.
         """
         depth = self.depth
         used, perplexity, prefixes = [], [], []
@@ -114,10 +114,10 @@ class SemanticIDs:
         """The same IDs in the order of ``items``.
 
         Args:
-            source: where they come from, for the message.
+            source: origin of the IDs, for the message.
 
         Raises:
-            TigerError: ``items`` and the table are not the same set.
+            TigerError: ``items`` and the items of the table are different sets.
         """
         row = {item: i for i, item in enumerate(self.items)}
         missing = [item for item in items if item not in row]
@@ -126,7 +126,7 @@ class SemanticIDs:
         unknown = set(self.items) - set(items)
         if unknown:
             raise TigerError(
-                f"{source} has {len(unknown)} items that the dataset has not: {named(sorted(unknown))}; remove them"
+                f"{source} has {len(unknown)} items that the dataset lacks: {named(sorted(unknown))}; remove them"
             )
         return SemanticIDs(items, self.codes[[row[item] for item in items]])
 
@@ -143,7 +143,8 @@ class SemanticIDs:
         """Read a table written by :meth:`save` or by hand.
 
         Raises:
-            TigerError: a row is ragged, a code is negative or not an integer (with the line), an ID or an item repeats.
+            TigerError: a row has a wrong length or a code is not a non-negative integer (with the line number), or an ID or
+                an item repeats.
         """
         path = Path(file)
         if not path.is_file():
@@ -153,7 +154,7 @@ class SemanticIDs:
         except UnicodeDecodeError as error:
             raise TigerError(f"{path} is not a text file: expected a tab-separated table of semantic IDs") from error
         columns = lines[0].split("\t") if lines else []
-        # Without the last one the last code would be taken for it.
+        # Without the column "collision" the last code would be taken for the collision level.
         if not columns or columns[0] != "item" or columns[-1] != "collision":
             raise TigerError(f"{path}: line 1 has to be the header: item, code_1, ..., collision, separated by tabs")
         width = len(columns)
@@ -162,9 +163,9 @@ class SemanticIDs:
             item, *codes = line.split("\t")
             if len(codes) != width - 1:
                 raise TigerError(f"{path}, line {number}: {len(codes)} codes where the header has {width - 1}")
-            if not all(code.isdecimal() and code.isascii() and len(code) <= MOST_DIGITS for code in codes):
+            if not all(code.isdecimal() and code.isascii() and len(code) <= MAX_DIGITS for code in codes):
                 raise TigerError(
-                    f"{path}, line {number}: codes have to be non-negative integers of at most {MOST_DIGITS} digits, "
+                    f"{path}, line {number}: codes have to be non-negative integers of at most {MAX_DIGITS} digits, "
                     f"not {' '.join(codes)}"
                 )
             items.append(item)

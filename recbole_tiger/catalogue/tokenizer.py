@@ -1,4 +1,4 @@
-"""A tokenizer that is kept: item text -> embedding -> codes, for items that come after training."""
+"""The tokenizer of new items, stored in checkpoints: item text -> embedding -> codes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from recbole_tiger.catalogue.encoder import encode, load_embeddings
-from recbole_tiger.catalogue.item_text import header, lists_of, read_columns, read_item_text
+from recbole_tiger.catalogue.item_text import header, read_columns, read_item_text, table_to_lists
 from recbole_tiger.catalogue.quantizers import QUANTIZERS, make_quantizer, quantizer_settings
 from recbole_tiger.catalogue.quantizers.base import Quantizer
 from recbole_tiger.errors import TigerError, named
@@ -14,11 +14,12 @@ from recbole_tiger.errors import TigerError, named
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A fitted quantizer, and what its embeddings are made of.
+    """A fitted quantizer, and the settings that made its embeddings.
 
     Attributes:
-        quantizer: fitted.
-        made_by: the settings ``quantizer`` and those that it reads, ``text_encoder``, ``text_fields``, ``item_embeddings``.
+        quantizer: a fitted Quantizer.
+        made_by: dict of the settings ``quantizer``, ``text_encoder``, ``text_fields``, ``item_embeddings`` and those of the
+            quantizer.
     """
 
     quantizer: Quantizer
@@ -26,62 +27,68 @@ class Tokenizer:
 
     @classmethod
     def of(cls, config, quantizer):
-        """That of a run's settings and its fitted quantizer."""
+        """The tokenizer of a run, from its settings and its fitted quantizer."""
         names = ("quantizer", "text_encoder", "text_fields", "item_embeddings")
         return cls(quantizer, {**{name: config[name] for name in names}, **quantizer_settings(config)})
 
     def state(self):
-        """What a checkpoint holds of it: plain values and tensors on the CPU."""
+        """The content for a checkpoint: plain values and tensors on the CPU."""
         learnt = {name: tensor.cpu() for name, tensor in self.quantizer.learnt.items()}
         return {"made_by": self.made_by, "learnt": learnt, "revision": self.quantizer.REVISION}
 
     @classmethod
     def from_state(cls, state):
-        """That of :meth:`state`.
+        """The tokenizer of a :meth:`state`.
 
         Raises:
-            TigerError: it is of a quantizer that is not there, or of another revision of it.
+            TigerError: its quantizer is not registered, or has another revision.
         """
         name = state["made_by"]["quantizer"]
         if name not in QUANTIZERS or state["revision"] != QUANTIZERS[name].REVISION:
             raise TigerError(
-                f"the checkpoint's tokenizer is of revision {state['revision']} of the quantizer {name}, which is not here: "
-                f"install the version that trained it, or train anew"
+                f"the checkpoint's tokenizer has revision {state['revision']} of the quantizer {name}, which is not "
+                f"installed: install the version that trained it, or train anew"
             )
         quantizer = make_quantizer(state["made_by"])
         quantizer.learnt = dict(state["learnt"])
         return cls(quantizer, state["made_by"])
 
     def embed(self, texts, items, embeddings, device, cache_dir):
-        """Embeddings of new items, made as those of the old ones.
+        """Embeddings of new items, from the same source as those of the old items.
 
         Args:
-            texts, items: lists of n strings. embeddings: file of the user's, where the old ones come from such a file.
+            texts, items: lists of n strings. embeddings: file of embeddings, if those of the old items come from a file.
 
         Returns:
             float32 array [n, dim].
 
         Raises:
-            TigerError: they come from elsewhere than the old ones, or what the readers say.
+            TigerError: the source is another than that of the old items, or an error of the readers.
         """
-        own = self.made_by["item_embeddings"] is not None
-        if own and embeddings is None:
+        from_file = self.made_by["item_embeddings"] is not None
+        if from_file and embeddings is None:
             raise TigerError(
-                "this model reads embeddings of its user's own: give those of the new items by --item_embeddings=..."
+                "this model was trained with embeddings from a file: give those of the new items by --item_embeddings=..."
             )
-        if not own and embeddings is not None:
+        if not from_file and embeddings is not None:
             raise TigerError(
-                f"this model embeds texts by {self.made_by['text_encoder']}: leave out item_embeddings, which are others"
+                f"this model embeds texts by {self.made_by['text_encoder']}: leave out item_embeddings, which do not fit"
             )
-        if own:
+        if from_file:
             return load_embeddings(embeddings, items)
         return encode(texts, self.made_by["text_encoder"], device, cache_dir, show_progress=False)
 
     def encode(self, embeddings):
-        """Codes of embeddings, float32 array [n, dim], without the collision level: int64 array [n, levels].
+        """Codes of embeddings.
+
+        Args:
+            embeddings: float32 array [n, dim].
+
+        Returns:
+            int64 array [n, levels], without the collision level.
 
         Raises:
-            TigerError: the quantizer gives new items no codes, or their embeddings have another width.
+            TigerError: the quantizer cannot encode new items, or the embeddings have another width.
         """
         return self.quantizer.encode(torch.from_numpy(embeddings)).numpy()
 
@@ -90,18 +97,18 @@ def read_new_items(file, config, text_needed):
     """Tokens, texts and titles of a file of new items.
 
     Args:
-        file: RecBole's item file. config: the settings by which the old items were read.
-        text_needed: whether every item has to have text.
+        file: an item file of RecBole's format. config: the settings that the old items were read with.
+        text_needed: whether every item needs text.
 
     Returns:
         three lists of strings; dict of text field -> list of strings.
 
     Raises:
-        TigerError: the file is absent or has no items, one is there twice, or one has no text.
+        TigerError: the file is absent or has no items, an item repeats, or an item has no text.
     """
     path = Path(file)
     if path.suffix != ".item" or not path.is_file():
-        raise TigerError(f"file of new items {path} is no item file of RecBole's: give a file *.item, with a header")
+        raise TigerError(f"file of new items {path} is no item file of RecBole: give a file *.item, with a header")
     place = {"data_path": str(path.parent), "dataset": path.stem, "benchmark_filename": None}
     names = ("ITEM_ID_FIELD", "text_fields", "field_separator", "seq_separator", "encoding")
     config = {**{name: config[name] for name in names}, **place}
@@ -113,7 +120,7 @@ def read_new_items(file, config, text_needed):
     if len(twice):
         raise TigerError(f"{path}: {len(twice)} items have several rows: {named(twice)}; keep one of each")
     if tokens.empty or (tokens == "").any():
-        raise TigerError(f"{path} has {'a row without an item' if len(tokens) else 'no items'}: give one a row")
+        raise TigerError(f"{path} has {'a row without an item' if len(tokens) else 'no items'}: give one per row")
     table = read_item_text(config).reindex(tokens, fill_value="")
     empty = table.index[table["text"] == ""]
     if text_needed and len(empty):
@@ -121,4 +128,4 @@ def read_new_items(file, config, text_needed):
             f"{len(empty)} items have no text in {path} (fields {', '.join(config['text_fields'])}): {named(empty)}; "
             f"give them text, or leave them out"
         )
-    return tokens.tolist(), *lists_of(table)
+    return tokens.tolist(), *table_to_lists(table)

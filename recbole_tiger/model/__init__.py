@@ -1,4 +1,4 @@
-"""The models: tensors of codes -> probabilities of items."""
+"""The models, which predict items from semantic IDs."""
 
 from recbole_tiger.errors import TigerError
 from recbole_tiger.registry import Registry
@@ -10,17 +10,18 @@ def register_model(cls, settings=None):
     """Add a model from outside of this package to MODELS, under the name of its class.
 
     Args:
-        cls: subclass of :class:`~recbole_tiger.model.base.SemanticIDModel`, or of a model of MODELS, whose settings it has.
-        settings: its own settings and their defaults, a dict or the path of a YAML file as those in ``properties/model``.
+        cls: subclass of :class:`~recbole_tiger.model.base.SemanticIDModel`; a subclass of a model of MODELS inherits its
+            settings.
+        settings: its own settings and their defaults, a dict or the path of a YAML file like those in ``properties/model``.
 
     Raises:
-        TigerError: it is no such class, or its name is taken.
+        TigerError: ``cls`` is not such a class, or its name is taken.
     """
     from recbole_tiger.model.base import SemanticIDModel
     from recbole_tiger.settings.properties import recbole_models
 
     if not isinstance(cls, type) or not issubclass(cls, SemanticIDModel):
-        raise TigerError(f"{cls!r} is no subclass of SemanticIDModel, as a model has to be: see recbole_tiger/model/base.py")
+        raise TigerError(f"{cls!r} is no subclass of SemanticIDModel: derive it from that, see recbole_tiger/model/base.py")
     if cls.__name__ in recbole_models():
         raise TigerError(f"RecBole has a model called {cls.__name__}: choose another name")
     MODELS.register(cls.__name__, cls, settings or {})

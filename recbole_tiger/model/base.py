@@ -1,4 +1,4 @@
-"""What the rest of the package asks of a model that reads semantic IDs."""
+"""Base class of the models that read semantic IDs."""
 
 import zlib
 from types import SimpleNamespace
@@ -14,12 +14,12 @@ from recbole_tiger.catalogue.semantic_ids import SemanticIDs, add_collision_leve
 from recbole_tiger.errors import TigerError
 from recbole_tiger.model.draw import Draw
 
-# The field of a batch with the items that lists leave out: int tensor [batch, n], different ones, padded with zeros.
+# Field of a batch with the items to leave out of the lists: int tensor [batch, n] of distinct items, padded with zeros.
 LEFT_OUT = "left_out"
 
 
 def left_padded(item_seq, lengths, max_items):
-    """RecBole's histories, padded on the right -> the last ``max_items`` of each, padded on the left.
+    """The last ``max_items`` items of each history: from RecBole's padding on the right to padding on the left.
 
     Args:
         item_seq: int tensor [batch, width]; lengths: int tensor [batch].
@@ -38,32 +38,37 @@ def user_slot(token, n_user_tokens):
     return zlib.crc32(str(token).encode()) % n_user_tokens
 
 
-def table_of(items, codes, collision_level):
-    """SemanticIDs of a model's codes, int tensor [n_items + 1, levels], whose last level is the collision level or not."""
+def to_semantic_ids(items, codes, collision_level):
+    """SemanticIDs from a model's codes.
+
+    Args:
+        items: item tokens. codes: int tensor [n_items + 1, levels].
+        collision_level: whether the last level is the collision level.
+    """
     codes = codes[1:].cpu().numpy()
     return SemanticIDs(items, codes if collision_level else np.pad(codes, ((0, 0), (0, 1))))
 
 
 class SemanticIDModel(SequentialRecommender):
-    """A sequential recommender of RecBole's that reads the semantic IDs of a catalogue.
+    """A sequential recommender of RecBole that reads the semantic IDs of a catalogue.
 
-    A subclass has ``calculate_loss``, ``predict`` and ``full_sort_predict`` as RecBole wants them, and :meth:`exact`.
+    A subclass defines ``calculate_loss``, ``predict`` and ``full_sort_predict`` for RecBole, and :meth:`exact`.
 
     Args:
         config: RecBole's Config. dataset: has ``catalogue``, a :class:`~recbole_tiger.catalogue.catalogue.Catalogue`.
 
     Attributes:
-        items, titles: lists of the catalogue's tokens and titles; item i + 1 of RecBole is the one at i.
+        items, titles: lists of the catalogue's tokens and titles; index i belongs to RecBole's item i + 1.
         columns: dict of text field -> list of the items' values.
-        revision: of the class, to be raised with every change by which the same weights make another model: then older
-            checkpoints are refused.
-        dataset_class, trainer_class: of the class, dotted names; without a trainer RecBole's own trains the model, and a
-            killed run begins again.
-        scorings: of the class, the ways in which it finds the best items, the usual one first.
-        codes_name: of the class, the name of its codes in the checkpoint, int tensor [n_items + 1, levels].
+        revision: class attribute; raise it with every change that makes another model from the same weights. Checkpoints of
+            other revisions are refused.
+        dataset_class, trainer_class: class attributes, dotted names. Without a trainer class RecBole's trainer is used, and
+            a killed run starts again from the beginning.
+        scorings: class attribute, the available ways of finding the best items, the default first.
+        codes_name: class attribute, the name of the codes in the checkpoint, an int tensor [n_items + 1, levels].
         collision_level: whether the last of these levels is the collision level.
-        tokenizer: what gives new items their codes, of :meth:`~recbole_tiger.catalogue.tokenizer.Tokenizer.state`; or None.
-        n_user_tokens: rows of the table of hashed users; 0 for none.
+        tokenizer: the :meth:`~recbole_tiger.catalogue.tokenizer.Tokenizer.state` of the tokenizer of new items, or None.
+        n_user_tokens: number of rows of the table of hashed users; 0 for none.
     """
 
     input_type = InputType.POINTWISE
@@ -84,14 +89,14 @@ class SemanticIDModel(SequentialRecommender):
         tokenizer = dataset.catalogue.tokenizer
         self.tokenizer = None if tokenizer is None else tokenizer.state()
 
-    # --- what is asked of the class, before there is a model ---
+    # --- class methods that are called before a model is built ---
 
     @classmethod
     def check_settings(cls, config):
-        """Refuse settings that cannot work together; their types are checked already.
+        """Refuse settings that cannot work together; their types have been checked.
 
         Raises:
-            TigerError: with the setting and what it may be.
+            TigerError: names the setting and its valid values.
         """
 
     @classmethod
@@ -99,47 +104,47 @@ class SemanticIDModel(SequentialRecommender):
         """Refuse settings that do not fit a catalogue of ``n_items``.
 
         Raises:
-            TigerError: with the setting.
+            TigerError: names the setting.
         """
 
     @classmethod
     def needs_embeddings(cls, settings):
-        """Whether the codes or the model are made of the items' embeddings."""
+        """Whether the codes or the model need the items' embeddings."""
         return not settings["semantic_ids"]
 
     @classmethod
     def needs_text(cls, settings):
-        """Whether the embeddings are made of the items' text; without, text serves as titles alone."""
+        """Whether the embeddings are made from the items' text; otherwise text is used for titles only."""
         return cls.needs_embeddings(settings) and not settings["item_embeddings"]
 
     @classmethod
     def needs_scores(cls, settings):
-        """Whether an evaluation batch is a matrix of scores [users, items]."""
+        """Whether an evaluation batch needs a score matrix [users, items]."""
         return True
 
     # --- checkpoints ---
 
     @classmethod
     def check_revision(cls, parameters, source):
-        """Refuse a checkpoint whose weights mean something else in today's model.
+        """Refuse a checkpoint of another revision, whose weights have another meaning.
 
         Args:
-            parameters: its ``other_parameter``. source: what the message calls it.
+            parameters: its ``other_parameter``. source: its name for the message.
 
         Raises:
-            TigerError: it is of another revision, or of the time before there were any.
+            TigerError: the revision is another one, or missing.
         """
         if parameters.get("revision") != cls.revision:
             raise TigerError(
-                f"{source} was made by revision {parameters.get('revision', 1)} of the model, in which weights mean "
-                f"something else than in this, revision {cls.revision}: remove it, and train it anew"
+                f"{source} was made by revision {parameters.get('revision', 1)} of the model, whose weights have another "
+                f"meaning than in this revision, {cls.revision}: remove it, and train it anew"
             )
 
     def load_state_dict(self, state_dict, strict=True):
-        """Load weights together with the codes that they were trained on.
+        """Load weights together with the codes that they were trained with.
 
         Raises:
-            TigerError: they belong to another catalogue, other settings or another model.
+            TigerError: the weights belong to another catalogue, other settings or another model.
         """
         codes = state_dict.get(self.codes_name)
         if codes is None:
@@ -155,13 +160,13 @@ class SemanticIDModel(SequentialRecommender):
             ) from error
 
     def fit_to(self, state_dict):
-        """Take the shape of weights that are loaded next; their catalogue has as many items."""
+        """Adapt shapes to the weights that will be loaded; they have the same number of items."""
 
     def load_other_parameter(self, para):
-        """Take over items and titles of a checkpoint, which have to be those of the dataset.
+        """Load items and titles of a checkpoint, after checking that the items are those of the dataset.
 
         Raises:
-            TigerError: they are not, or the weights are of another revision.
+            TigerError: the items differ, or the checkpoint has another revision.
         """
         if para:
             self.check_revision(para, "the checkpoint")
@@ -171,31 +176,31 @@ class SemanticIDModel(SequentialRecommender):
 
     @classmethod
     def catalogue_of(cls, state):
-        """The catalogue that a checkpoint holds.
+        """The catalogue in a checkpoint.
 
         Args:
-            state: of :func:`~recbole_tiger.training.checkpoint.load_checkpoint`.
+            state: from :func:`~recbole_tiger.training.checkpoint.load_checkpoint`.
         """
         other = state["other_parameter"]
         codes = state["state_dict"][cls.codes_name]
-        return Catalogue(other["titles"], table_of(other["items"], codes, other["collision_level"]), None)
+        return Catalogue(other["titles"], to_semantic_ids(other["items"], codes, other["collision_level"]), None)
 
     @classmethod
     def with_items(cls, state, items, titles, columns, codes, embeddings):
-        """The checkpoint of the same model with new items behind the old ones; the codes of these stay.
+        """Append new items to a checkpoint; the codes of the old items do not change.
 
         Args:
-            state: of :func:`~recbole_tiger.training.checkpoint.load_checkpoint`.
+            state: from :func:`~recbole_tiger.training.checkpoint.load_checkpoint`.
             items, titles: lists of n strings. columns: dict of field -> list of n strings.
             codes: int64 array [n, levels] without the collision level. embeddings: float32 array [n, dim].
 
         Returns:
-            a state of the same form, with what :meth:`from_checkpoint` needs.
+            a new state, with everything that :meth:`from_checkpoint` needs.
         """
         old, other = cls.catalogue_of(state), state["other_parameter"]
         joined = add_collision_level(np.concatenate([old.semantic_ids.codes[:, :-1], codes]))
         if (joined[: len(old.items)] != old.semantic_ids.codes).any():
-            raise TigerError("the items of a group are not numbered in their order: these IDs take no new items")
+            raise TigerError("the collision level does not number items in their order: these IDs take no new items")
         return {
             "config": state["config"],
             "state_dict": {**state["state_dict"], cls.codes_name: F.pad(torch.from_numpy(joined), (0, 0, 1, 0))},
@@ -211,10 +216,10 @@ class SemanticIDModel(SequentialRecommender):
 
     @classmethod
     def from_checkpoint(cls, state, device):
-        """The model of a checkpoint, without the dataset's files; users are those of the table of hashed users alone.
+        """The model of a checkpoint, without the files of the dataset; it knows users by the table of hashed users only.
 
         Args:
-            state: of :func:`~recbole_tiger.training.checkpoint.load_checkpoint`.
+            state: from :func:`~recbole_tiger.training.checkpoint.load_checkpoint`.
         """
         config, catalogue = state["config"], cls.catalogue_of(state)
         config["device"] = device
@@ -229,25 +234,25 @@ class SemanticIDModel(SequentialRecommender):
         return model.eval()
 
     def semantic_ids(self):
-        """Those that the model reads, as a table."""
-        return table_of(self.items, self.state_dict()[self.codes_name], self.collision_level)
+        """The SemanticIDs that the model reads."""
+        return to_semantic_ids(self.items, self.state_dict()[self.codes_name], self.collision_level)
 
     # --- inference ---
 
     def log_probs_of_levels(self, histories, slots, items):
-        """The parts of the log-probability of items, one a level of their IDs.
+        """Log-probabilities of the codes of items, level by level.
 
         Args:
-            histories, slots: as :meth:`exact` takes them.
+            histories, slots: as in :meth:`exact`.
             items: int tensor [batch, n] of RecBole's ids.
 
         Returns:
-            float tensor [batch, n, levels]; None for a model that scores items whole.
+            float tensor [batch, n, levels], which sums to the items' log-probabilities; None for a model without levels.
         """
         return None
 
     def histories_of(self, interaction):
-        """Histories of RecBole's rows, int tensor [batch, longest], padded with zeros on the left."""
+        """Histories of RecBole's rows: int tensor [batch, longest history], padded with zeros on the left."""
         return left_padded(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN], self.max_seq_length)
 
     def exact(self, histories, slots):
@@ -263,17 +268,17 @@ class SemanticIDModel(SequentialRecommender):
         raise NotImplementedError
 
     def recommend(self, histories, slots, k, beam_size, scoring, among=None, left_out=None, temperature=None, seed=0):
-        """The k best items after each history, or k that are drawn without replacement (the Gumbel-top-k trick).
+        """The k best items after each history, or k items drawn without replacement (the Gumbel-top-k trick).
 
         Args:
-            histories, slots: as :meth:`exact` takes them.
-            scoring: one of ``scorings``; "exact" is a score of every item. beam_size: of the others.
-            among: bool tensor [n_items + 1] of the items that a list may have, or None.
-            left_out: int tensor [batch, n] of items that it may not have, padded with zeros, or None.
-            temperature, seed: of :class:`~recbole_tiger.model.draw.Draw`; None for the best.
+            histories, slots: as in :meth:`exact`.
+            scoring: one of ``scorings``; "exact" scores every item. beam_size: for the others.
+            among: bool tensor [n_items + 1] of the items that lists may contain, or None for all.
+            left_out: int tensor [batch, n] of the items that each list must not contain, padded with zeros, or None.
+            temperature, seed: as in :class:`~recbole_tiger.model.draw.Draw`; temperature None for the best items.
 
         Returns:
-            items (RecBole's ids) and scores (log-probabilities), each [batch, k], best first or in the order of the draw.
+            items (RecBole's ids) and scores (log-probabilities), each [batch, k], best first or in the order drawn.
         """
         scores = self.exact(histories, slots)
         if among is not None:

@@ -1,4 +1,4 @@
-"""Layers of the Transformer, with learned biases in place of positions, and steps of single prefixes for decoding."""
+"""Layers of the Transformer, with learned biases in place of positions, and with steps for incremental decoding."""
 
 from typing import NamedTuple
 
@@ -6,14 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-# A finite stand-in for minus infinity: a row in which every key is masked (padding) stays free of NaN.
+# Finite replacement of minus infinity, so that a row with all keys masked (padding) has no NaN.
 MASKED = -1e9
-# Adam moves a parameter by about the learning rate a step; biases of attention have to become as large as its logits.
+# Scale of attention biases: Adam moves a parameter by about the learning rate per step, and biases must grow as large as
+# logits.
 BIAS_SCALE = 8.0
 
 
 class Sizes(NamedTuple):
-    """Widths of a layer, and its dropout."""
+    """Widths and dropout probabilities of a layer."""
 
     hidden_size: int
     n_heads: int
@@ -24,13 +25,13 @@ class Sizes(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Prefixes of a batch of histories that are decoded together: one a row, not all histories have the same number of them.
+    """Prefixes of a batch of histories to decode together, one per row; histories may have different numbers of prefixes.
 
     Attributes:
-        users: int tensor [rows], the history that each belongs to, ascending.
-        index: int tensor [rows], where they stand in a table [batch, prefixes]; None where they are the whole table.
-        place: int tensor [rows], where they stand in a table [batch, width]; None where they fill it.
-        width: the most prefixes of a history.
+        users: int tensor [rows], the history of each prefix, ascending.
+        index: int tensor [rows], flat positions in a table [batch, prefixes]; None for the whole table.
+        place: int tensor [rows], flat positions in a padded table [batch, width]; None if there is no padding.
+        width: maximal number of prefixes of a history.
     """
 
     users: torch.Tensor
@@ -40,14 +41,14 @@ class Rows(NamedTuple):
 
     @classmethod
     def all_of(cls, table):
-        """The rows of a whole table [batch, prefixes]; nothing waits for the device."""
+        """The rows of a whole table [batch, prefixes]; does not wait for the device."""
         batch, prefixes = table.shape
         users = torch.arange(batch, device=table.device).unsqueeze(1).expand(batch, prefixes).reshape(-1)
         return cls(users, None, None, prefixes)
 
     @classmethod
     def where(cls, wanted):
-        """The rows of a bool table [batch, prefixes] that are true."""
+        """The rows of the true entries of a bool table [batch, prefixes]."""
         counts = wanted.sum(dim=1)
         index = wanted.flatten().nonzero().squeeze(1)
         users = index // wanted.shape[1]
@@ -55,28 +56,28 @@ class Rows(NamedTuple):
         within = torch.arange(len(index), device=index.device) - (counts.cumsum(0) - counts)[users]
         return cls(users, index, users * width + within, width)
 
-    def of(self, table):
-        """Their values of a table [batch, prefixes, ...], [rows, ...]."""
+    def select(self, table):
+        """Entries of a table [batch, prefixes, ...] as [rows, ...]."""
         flat = table.flatten(0, 1)
         return flat if self.index is None else flat[self.index]
 
-    def side_by_side(self, x, batch):
-        """``x`` [rows, width of x] -> [batch, width, width of x], zeros where a history has fewer rows."""
+    def pad(self, x, batch):
+        """``x`` [rows, dim] as a table [batch, width, dim], zeros where a history has fewer rows."""
         if self.place is None:
             return x.view(batch, self.width, -1)
         table = x.new_zeros(batch * self.width, x.shape[-1])
         return table.index_copy_(0, self.place, x).view(batch, self.width, -1)
 
-    def one_by_one(self, table):
-        """The other way round."""
+    def unpad(self, table):
+        """A table [batch, width, dim] as [rows, dim], the inverse of :meth:`pad`."""
         flat = table.flatten(0, 1)
         return flat if self.place is None else flat[self.place]
 
 
 class Dropout(nn.Module):
-    """Dropout whose mask the tokens of a sequence share, as in T5X, by which the paper's model was made.
+    """Dropout with one mask for all tokens of a sequence, as in T5X, the paper's framework.
 
-    So a mask costs next to nothing, where one for every element costs as much as the matrix products around it on a CPU.
+    Such a mask costs almost nothing; on a CPU, a mask of every element costs as much as the matrix products around it.
     """
 
     def __init__(self, p):
@@ -92,7 +93,7 @@ class Dropout(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention with an additive bias in place of positions; no bias in its projections, as in T5."""
+    """Multi-head attention with an additive bias in place of positions; projections have no bias, as in T5."""
 
     def __init__(self, hidden_size, n_heads, head_size, dropout):
         super().__init__()
@@ -110,7 +111,7 @@ class Attention(nn.Module):
     def keys_values(self, x):
         """Keys and values of ``x`` [batch, tokens, hidden_size], each [batch, n_heads, tokens, head_size]."""
         key, value = self.key_value(x).chunk(2, dim=-1)
-        # Once here rather than in every product of a beam's levels.
+        # Made contiguous once here, not in the products of every level of a beam.
         return self.split(key).contiguous(), self.split(value).contiguous()
 
     def forward(self, x, keys, values, bias):
@@ -118,31 +119,31 @@ class Attention(nn.Module):
 
         ``bias`` broadcasts to [batch, n_heads, tokens, keys].
         """
-        return self.output(self._mixed(self.query(x), keys, values, bias))
+        return self.output(self._attend(self.query(x), keys, values, bias))
 
-    def _mixed(self, query, keys, values, bias):
+    def _attend(self, query, keys, values, bias):
         scores = torch.matmul(self.split(query), keys.transpose(-1, -2))
         weights = torch.add(bias, scores, alpha=self.head_size**-0.5).softmax(dim=-1)
         mixed = torch.matmul(self.dropout(weights).to(values.dtype), values)
         return mixed.transpose(1, 2).flatten(2)
 
     def from_rows(self, x, rows, keys, values, bias):
-        """As :meth:`forward`, from ``x`` [rows, hidden_size]."""
-        query = rows.side_by_side(self.query(x), len(keys))
-        return self.output(rows.one_by_one(self._mixed(query, keys, values, bias)))
+        """Like :meth:`forward`, from ``x`` [rows, hidden_size]."""
+        query = rows.pad(self.query(x), len(keys))
+        return self.output(rows.unpad(self._attend(query, keys, values, bias)))
 
     def step(self, x, past, bias):
         """Attend from one level of prefixes to itself and to the levels before it.
 
-        Element by element: products of matrices with a handful of rows are slower, and need the levels joined.
+        It uses elementwise products: matrix products with so few rows are slower, and need the levels concatenated.
 
         Args:
             x: [rows, hidden_size].
-            past: list of keys and values of each level before, [rows, n_heads, head_size].
+            past: list of the keys and values of each level before, [rows, n_heads, head_size].
             bias: [n_heads, levels].
 
         Returns:
-            [rows, hidden_size], and keys and values of this level.
+            [rows, hidden_size], and the keys and values of this level.
         """
         heads = (self.n_heads, self.head_size)
         query = self.query(x).unflatten(-1, heads)
@@ -170,7 +171,7 @@ class FeedForward(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention and feed-forward, each behind its LayerNorm (pre-LN) and added to the stream."""
+    """Self-attention and feed-forward, each with a LayerNorm before it (pre-LN) and a residual connection."""
 
     def __init__(self, hidden_size, n_heads, head_size, inner_size, hidden_dropout, attn_dropout):
         super().__init__()
@@ -202,7 +203,7 @@ class DecoderLayer(nn.Module):
     def forward(self, x, targets, self_bias, cross_keys, cross_values, cross_bias):
         """``x`` [batch, targets * levels, hidden_size]; the targets do not see each other.
 
-        Keys and values of the history stay at [batch, n_heads, tokens, head_size] however many targets attend to them.
+        All targets share the keys and values of the history, [batch, n_heads, tokens, head_size].
         """
         y = self.self_norm(x).view(x.shape[0] * targets, -1, x.shape[2])
         mixed = self.self_attention(y, *self.self_attention.keys_values(y), self_bias)
@@ -211,10 +212,10 @@ class DecoderLayer(nn.Module):
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
     def step(self, x, rows, past, self_bias, cross_keys, cross_values, cross_bias):
-        """One level of prefixes ``x`` [rows, hidden_size]; ``past`` as in :meth:`Attention.step`; for inference.
+        """One level of prefixes ``x`` [rows, hidden_size], for inference; ``past`` as in :meth:`Attention.step`.
 
         Returns:
-            x, and keys and values of this level.
+            x, and the keys and values of this level.
         """
         mixed, own = self.self_attention.step(self.self_norm(x), past, self_bias)
         x = x + mixed
@@ -225,8 +226,7 @@ class DecoderLayer(nn.Module):
 class RelativeBias(nn.Module):
     """A learned bias per head for the distance in items and for the pair of levels.
 
-    Nothing in the model depends on where in a sequence a history starts, so a window, a whole sequence and a history at
-    inference mean the same.
+    The model has no absolute positions, so its output for a history does not depend on where it starts in a sequence.
     """
 
     def __init__(self, n_heads, first, last, query_levels, key_levels):
@@ -240,7 +240,7 @@ class RelativeBias(nn.Module):
     def forward(self, distances, causal):
         """``distances`` [queries, keys] in items -> bias [n_heads, queries * query_levels, keys * key_levels].
 
-        With ``causal``, keys nearer than the first allowed distance are masked.
+        With ``causal``, keys at distances below the first allowed one are masked.
         """
         item = self.distance[:, (distances.clamp(self.first, self.last) - self.first)] * BIAS_SCALE
         if causal:

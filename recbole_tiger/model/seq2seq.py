@@ -12,17 +12,17 @@ from recbole_tiger.catalogue.quantizers.rq_vae import mean_and_scale, scaled
 from recbole_tiger.model.layers import MASKED, Attention, DecoderLayer, Dropout, EncoderLayer, FeedForward, RelativeBias
 from recbole_tiger.model.softmax import PREFIX_GAIN, PREFIX_SCALE
 
-# Standard deviation of what the text gives to the first embeddings of codes: enough to be heard beside the layers' outputs.
+# Standard deviation of the text's part of the initial code embeddings: large enough to matter beside the layers' outputs.
 TEXT_SCALE = 0.5
 
 
 class Memory(NamedTuple):
-    """What the decoder reads of a batch of histories.
+    """The encoded histories of a batch, for the decoder.
 
     Attributes:
         layers: per decoder layer keys and values, float tensors [batch, n_heads, tokens, head_size].
         items: int tensor [batch, n], padded with zeros on the left.
-        padding: [batch, 1, 1, tokens] of 0 and MASKED, or None where no history is padded.
+        padding: tensor [batch, 1, 1, tokens] of 0 and MASKED, or None if no history is padded.
     """
 
     layers: list
@@ -31,7 +31,7 @@ class Memory(NamedTuple):
 
 
 class TextInput(nn.Module):
-    """What an item's text adds to its tokens in the encoder.
+    """Projection of an item's text embedding, which is added to the item's tokens in the encoder.
 
     Args:
         embeddings: float tensor [n_items, dim].
@@ -51,7 +51,7 @@ class TextInput(nn.Module):
 
 
 class UserToken(nn.Module):
-    """A token of the hashed user before the history (paper section 3.2), with biases of its own in place of a distance."""
+    """A token of the hashed user before the history (paper section 3.2), with its own attention biases."""
 
     def __init__(self, n_user_tokens, hidden_size, n_heads):
         super().__init__()
@@ -61,18 +61,18 @@ class UserToken(nn.Module):
 
 
 class Seq2Seq(nn.Module):
-    """Reads the semantic IDs of a history, predicts that of the next item level by level.
+    """Encodes the semantic IDs of a history and predicts the ID of the next item, level by level.
 
     Args:
         codes: int tensor [n_items + 1, levels]; row 0 is padding, row i the semantic ID of RecBole's item i.
-        trie: of the same codes. widths: codes of each level.
+        trie: of the same codes. widths: number of codes of each level.
         sizes: :class:`~recbole_tiger.model.layers.Sizes` of a layer.
-        softmax: :class:`~recbole_tiger.model.softmax.FullSoftmax` or ``TrieSoftmax``; where it has embeddings of prefixes,
-            these are added to those of the codes in the encoder, too.
-        n_layers, n_decoder_layers: layers of the encoder and of the decoder.
-        max_items: longest history (``MAX_ITEM_LIST_LENGTH``).
-        token_per_item: one encoder token an item, the sum of its codes, instead of one a code (the paper's).
-        bidirectional: items see those after them too (the paper's; one target a history), or only those before.
+        softmax: :class:`~recbole_tiger.model.softmax.FullSoftmax` or ``TrieSoftmax``. If it has prefix embeddings, the
+            encoder adds them to the code embeddings.
+        n_layers, n_decoder_layers: number of layers of the encoder and of the decoder.
+        max_items: length of the longest history (``MAX_ITEM_LIST_LENGTH``).
+        token_per_item: one encoder token per item, the sum of its codes, instead of one per code (as in the paper).
+        bidirectional: items also see later items (as in the paper; one target per history), instead of only earlier ones.
         code_dropout_prob: probability that a code of the input is hidden from the encoder in training.
         initializer_range: standard deviation of the initial weights.
         text: :class:`TextInput`, or None. users: :class:`UserToken`, or None.
@@ -140,15 +140,16 @@ class Seq2Seq(nn.Module):
 
     @torch.no_grad()
     def start_from_text(self, text):
-        """Start codes and prefixes from the text of their items, so that similar ones start as neighbours.
+        """Initialise codes and prefixes from the text of their items, so that similar codes start close to each other.
 
-        What a level's code means is the mean of the text embeddings of its items, less that of their prefixes before it. One
-        random projection takes it to ``hidden_size``; it is added to the random weights of embeddings and classifiers.
+        The direction of a code is the mean, over its items, of the text embedding minus the mean text embedding of the items
+        with the same prefix before the level. One random projection maps directions to ``hidden_size``; they are added to
+        the random weights of embeddings and classifiers.
 
         Args:
             text: float tensor [n_items + 1, dim] of standardised item embeddings; row 0 is padding.
         """
-        # Averages of the projected are the projected averages, and narrower.
+        # Project before averaging: the result is the same, and the averages are narrower.
         text = text[1:] @ torch.randn(text.shape[1], self.start.shape[0])
         paths = self.trie.paths()[1:]
 
@@ -159,13 +160,13 @@ class Seq2Seq(nn.Module):
         rest = text
         for level, width in enumerate(self.widths):
             nodes, n_nodes = paths[:, level], self.trie.n_nodes(level)
-            of_codes = directions(rest, self.codes[1:, level], width)
+            code_directions = directions(rest, self.codes[1:, level], width)
             begin = int(self.offsets[level])
-            self.code_embedding.weight[begin : begin + width] += TEXT_SCALE * of_codes
-            self.softmax.classifiers[level].weight += self.initializer_range * of_codes
+            self.code_embedding.weight[begin : begin + width] += TEXT_SCALE * code_directions
+            self.softmax.classifiers[level].weight += self.initializer_range * code_directions
             if (prefixes := self.softmax.prefixes) is not None and level:
-                of_prefixes = directions(rest, nodes, n_nodes)
-                prefixes.table.weight[prefixes.rows(level)] += self.initializer_range / PREFIX_GAIN * of_prefixes
+                added = self.initializer_range / PREFIX_GAIN * directions(rest, nodes, n_nodes)
+                prefixes.table.weight[prefixes.rows(level)] += added
             rest = text - means(text, nodes, n_nodes)[0][nodes]
 
     # --- the history ---
@@ -179,8 +180,8 @@ class Seq2Seq(nn.Module):
 
         Args:
             items: int tensor [batch, n], padded with zeros on the left.
-            users: int tensor [batch], hashed users, where the model has a user token.
-            padded: whether any history is padded; False saves the masks.
+            users: int tensor [batch] of hashed users, if the model has a user token.
+            padded: whether any history is padded; False skips the masks.
 
         Returns:
             Memory for :meth:`decode` and :meth:`step`.
@@ -223,7 +224,7 @@ class Seq2Seq(nn.Module):
         return Memory(layers, items, padding)
 
     def _cross_bias(self, memory, targets, level=None):
-        """Bias of the last ``targets`` targets (of every level, or of one) against the tokens of the memory."""
+        """Attention bias from the last ``targets`` targets, at one level or at all levels, to the tokens of the memory."""
         place = torch.arange(memory.items.shape[1], device=self.start.device)
         distances = place[-targets:, None] + 1 - place
         bias = self.cross_bias(distances, causal=True)
@@ -237,15 +238,16 @@ class Seq2Seq(nn.Module):
     # --- the next item ---
 
     def decode(self, memory, codes, shared=False):
-        """Predict given target IDs, each level from those before it (teacher forcing), all targets in parallel.
+        """Decode given target IDs with teacher forcing, all targets in parallel.
 
         Args:
-            memory: of :meth:`encode`.
-            codes: int tensor [batch, targets, levels]. Target t of T follows item n - T + t of the history (that is, sees
-                all items up to that one), unless ``shared``: then every target follows the whole history.
+            memory: from :meth:`encode`.
+            codes: int tensor [batch, targets, levels].
+            shared: whether every target follows the whole history. Otherwise target t of T follows item n - T + t of the
+                history, that is, it sees all items up to that one.
 
         Returns:
-            What each level is predicted from, [batch, targets, levels, hidden_size], for the softmax's ``choices``.
+            hidden states that predict each level, [batch, targets, levels, hidden_size], for the softmax's ``choices``.
         """
         batch, targets, levels = codes.shape
         start = self.start.expand(batch, targets, 1, -1)
@@ -264,15 +266,15 @@ class Seq2Seq(nn.Module):
         """Decode one level of some prefixes, from the keys and values of the levels before.
 
         Args:
-            memory: of :meth:`encode`.
-            level: the level to predict, 0 first.
-            codes: int tensor [rows], the code before (ignored at level 0).
+            memory: from :meth:`encode`.
+            level: the level to predict, from 0.
+            codes: int tensor [rows], the code before the level (ignored at level 0).
             past: per decoder layer the list of keys and values of the levels before, each [rows, n_heads, head_size].
-            rows: :class:`Rows`, which prefixes they are.
+            rows: :class:`~recbole_tiger.model.layers.Rows` of the prefixes.
 
         Returns:
-            what the level is predicted from, [rows, hidden_size], for the softmax's ``log_probs``; per decoder layer keys
-            and values of this level.
+            hidden states that predict the level, [rows, hidden_size], for the softmax's ``log_probs``; per decoder layer the
+            keys and values of this level.
         """
         x = self.code_embedding(codes + self.offsets[level - 1]) if level else self.start.expand(len(rows.users), -1)
         place = torch.zeros(1, 1, dtype=torch.long, device=x.device)

@@ -1,4 +1,4 @@
-"""What the softmax of a level is over: all codes, or those that lead to an item."""
+"""The softmax of a level, over all codes or over the codes that lead to an item."""
 
 import warnings
 
@@ -8,19 +8,19 @@ from torch import nn
 
 from recbole_tiger.model.layers import BIAS_SCALE
 
-# Most prefixes are rare: their embeddings start small beside those of the codes, and grow where the data say so.
+# Initial scale of prefix embeddings relative to code embeddings: most prefixes are rare, so their embeddings start small.
 PREFIX_SCALE = 1 / 3
-# For the same reason as BIAS_SCALE: a rare prefix is a target in few steps, and is to be remembered nevertheless.
+# Like BIAS_SCALE: a rare prefix is a target in few steps, and must learn from them nevertheless.
 PREFIX_GAIN = 4.0
 
 
-def products(x, y, columns, counts):
-    """Some products of rows of two matrices, without copies of the rows; no gradient flows back.
+def sampled_products(x, y, columns, counts):
+    """Selected dot products of rows of two matrices, without copying rows and without gradient.
 
     Args:
-        x: float tensor [n, width]; y: float tensor [m, width].
-        columns: int tensor of rows of ``y``: for each row of ``x`` those to multiply it by, ascending.
-        counts: int tensor [n], how many of them belong to each.
+        x: float tensor [n, width]. y: float tensor [m, width].
+        columns: int tensor of the rows of ``y`` to multiply each row of ``x`` by, concatenated, ascending within a row.
+        counts: int tensor [n], the number of ``columns`` of each row of ``x``.
 
     Returns:
         float32 tensor of the shape of ``columns``.
@@ -35,9 +35,9 @@ def products(x, y, columns, counts):
 class HistoryBias(nn.Module):
     """A learned logit for the nodes of the trie that lead to items of the history.
 
-    An item of the history adds to every node on its path a weight, divided by the number of the node's items. The weight has
-    a part for each level, and one for how many items ago it was. So the model learns whether users take an item again, and
-    whether they stay with what is like it.
+    An item of the history adds a weight, divided by the number of items below the node, to every node on its path. The
+    weight is the sum of a term for the level and a term for the level and how many items ago the item was. So the model
+    learns whether users repeat items or choose similar ones.
 
     Args:
         trie: :class:`~recbole_tiger.model.trie.Trie`. max_items: longest history.
@@ -52,12 +52,12 @@ class HistoryBias(nn.Module):
         self.of_distance = nn.Parameter(torch.zeros(levels, max_items))
 
     def forward(self, level, child, exists, history):
-        """What is added to the logits of nodes.
+        """What the history adds to the logits of nodes.
 
         Args:
-            level: that of the nodes.
-            child, exists: of :meth:`Trie.expand`, [..., n].
-            history: int tensor [..., items], the latest last, padded with zeros.
+            level: the level of the nodes.
+            child, exists: from :meth:`Trie.expand`, [..., n].
+            history: int tensor [..., items], the latest item last, padded with zeros.
 
         Returns:
             float tensor [..., n].
@@ -72,7 +72,7 @@ class HistoryBias(nn.Module):
 
 
 class PrefixEmbedding(nn.Module):
-    """An embedding of every prefix of two codes or more, added to that of the prefix's last code.
+    """An embedding of every prefix of two codes or more, added to the embedding of its last code.
 
     Args:
         trie: :class:`~recbole_tiger.model.trie.Trie`.
@@ -91,70 +91,70 @@ class PrefixEmbedding(nn.Module):
         return PREFIX_GAIN * F.pad(self.table(rows), (0, 0, 1, 0))
 
     def rows(self, level):
-        """Where the prefixes that end at ``level``, from 1, are in the table, in the order of the trie's nodes."""
+        """Slice of the table with the prefixes that end at ``level``, from 1, in the order of the trie's nodes."""
         begin = int(self.first[level - 1])
         return slice(begin, int(self.first[level]) if level < len(self.first) else len(self.table.weight))
 
-    def added_to(self, logits, hidden, level, child, exists):
-        """Logits of the children of prefixes, with what the embeddings of the children say.
+    def add_to(self, logits, hidden, level, child, exists):
+        """Logits of the children of prefixes, plus the products of their embeddings and ``hidden``.
 
         Args:
-            logits: [..., n] of ``child``, ``exists`` of :meth:`Trie.expand`. hidden: [..., hidden_size].
+            logits: [..., n] of the ``child`` with ``exists``, from :meth:`Trie.expand`. hidden: [..., hidden_size].
         """
         prefixes, hidden = child + self.first[level - 1], PREFIX_GAIN * hidden
-        if logits.is_cuda:  # to leave out the children that do not exist, the host would wait for their number
-            of_prefixes = torch.matmul(self.table(prefixes), hidden.unsqueeze(-1)).squeeze(-1)
-            return logits + of_prefixes.to(logits.dtype)
-        # One prefix may have thousands of children, as items of one text are, and most others few.
+        if logits.is_cuda:  # include children that do not exist: the host would wait for the number of the others
+            added = torch.matmul(self.table(prefixes), hidden.unsqueeze(-1)).squeeze(-1)
+            return logits + added.to(logits.dtype)
+        # One prefix may have thousands of children, such as items with the same text, but most have few.
         counts, hidden = exists.sum(dim=-1).flatten(), hidden.flatten(0, -2)
         if torch.is_grad_enabled():
             parent = hidden.repeat_interleave(counts, dim=0)
-            of_prefixes = (self.table(prefixes[exists]) * parent).sum(dim=-1)
+            added = (self.table(prefixes[exists]) * parent).sum(dim=-1)
         else:
-            of_prefixes = products(hidden, self.table.weight, prefixes[exists], counts)
-        return logits.masked_scatter(exists, logits[exists] + of_prefixes.to(logits.dtype))
+            added = sampled_products(hidden, self.table.weight, prefixes[exists], counts)
+        return logits.masked_scatter(exists, logits[exists] + added.to(logits.dtype))
 
 
 class FullSoftmax(nn.Module):
-    """A level's softmax over all of its codes, as in the paper; the trie masks what leads to no item, in decoding alone.
+    """A level's softmax over all of its codes, as in the paper. Only decoding masks the codes that lead to no item.
 
     Args:
-        codes: int tensor [n_items + 1, levels]. widths: codes of each level.
+        codes: int tensor [n_items + 1, levels]. widths: number of codes of each level.
     """
 
-    knows_only_children = False
+    over_children = False
     prefixes = history_bias = None
 
     def __init__(self, codes, widths, hidden_size):
         super().__init__()
         self.register_buffer("codes", codes, persistent=False)
-        self.register_buffer("trained", torch.ones(widths[-1], dtype=torch.bool))  # which codes of the last level are
+        self.register_buffer("trained", torch.ones(widths[-1], dtype=torch.bool))  # codes of the last level
         self.classifiers = nn.ModuleList(nn.Linear(hidden_size, width) for width in widths)
 
     def choices(self, hidden, level, items, history):
-        """What a level's softmax is over, and which of it belongs to given items.
+        """Logits of a level's choices, and which choice belongs to given items.
 
         Args:
-            hidden: [..., hidden_size] of this level, of :meth:`Seq2Seq.decode`.
+            hidden: [..., hidden_size] of this level, from :meth:`Seq2Seq.decode`.
             items: int tensor [...] of the items whose codes before the level were decoded.
             history: int tensor [..., n] of the items before each of them, padded with zeros on the left.
 
         Returns:
-            float32 logits [..., n], -inf for what is left out; what items of the history add to them, of the same shape or
-            None; and indices [...] into them.
+            float32 logits [..., n], -inf for absent choices; what items of the history add to them, of the same shape or
+            None; and the indices [...] of the items' choices.
         """
         return self.classifiers[level](hidden).float(), None, self.codes[items, level]
 
     def log_probs(self, hidden, level, child, codes, exists, history):
-        """Log-probabilities of the nodes of the trie that follow a prefix.
+        """Log-probabilities of the children of prefixes in the trie.
 
         Args:
-            hidden: [rows, hidden_size], of :meth:`Seq2Seq.step`.
-            child, codes, exists: of :meth:`Trie.expand`, for the prefix of each row, [rows, n].
+            hidden: [rows, hidden_size], from :meth:`Seq2Seq.step`.
+            child, codes, exists: from :meth:`Trie.expand` for the prefix of each row, [rows, n].
             history: int tensor [rows, items] of the items before, padded with zeros on the left.
 
         Returns:
-            float32 tensor [rows, n], -inf where there is no such node.
+            float32 tensor [rows, n], -inf for children that do not exist.
         """
         log_probs = self.log_softmax(self.classifiers[level](hidden).float(), level).gather(-1, codes)
         return log_probs.masked_fill(~exists, -torch.inf)
@@ -162,8 +162,8 @@ class FullSoftmax(nn.Module):
     def log_softmax(self, logits, level):
         """Log-probabilities of the logits of :meth:`choices`.
 
-        Numbers of the collision level that came after training have a logit and no share of the sum, so that the
-        probabilities of the others stay what they were.
+        Codes of the collision level that were added after training are left out of the normalising sum, so that the
+        probabilities of the others do not change.
         """
         if level < len(self.classifiers) - 1:
             return logits.log_softmax(dim=-1)
@@ -171,14 +171,14 @@ class FullSoftmax(nn.Module):
 
 
 class TrieSoftmax(nn.Module):
-    """A level's softmax over those codes alone that continue a prefix to an item.
+    """A level's softmax over only those codes that lead from the prefix to an item.
 
     Args:
-        trie: :class:`~recbole_tiger.model.trie.Trie`. widths: codes of each level.
+        trie: :class:`~recbole_tiger.model.trie.Trie`. widths: number of codes of each level.
         prefixes: :class:`PrefixEmbedding`, or None. history_bias: :class:`HistoryBias`, or None.
     """
 
-    knows_only_children = True  # the only child of a node has probability 1
+    over_children = True  # so an only child has probability 1
 
     def __init__(self, trie, widths, hidden_size, prefixes, history_bias):
         super().__init__()
@@ -208,5 +208,5 @@ class TrieSoftmax(nn.Module):
     def _logits(self, hidden, level, child, codes, exists):
         logits = self.classifiers[level](hidden).gather(-1, codes)
         if self.prefixes is not None and level:
-            logits = self.prefixes.added_to(logits, hidden, level, child, exists)
+            logits = self.prefixes.add_to(logits, hidden, level, child, exists)
         return logits.float().masked_fill(~exists, -torch.inf)

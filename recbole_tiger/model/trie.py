@@ -1,4 +1,4 @@
-"""Prefix tree of all semantic IDs, as tensors."""
+"""The prefix tree of all semantic IDs, as tensors."""
 
 import numpy as np
 import torch
@@ -6,13 +6,13 @@ from torch import nn
 
 
 class Trie(nn.Module):
-    """Sorted children, one table a level (like a CSR matrix), and the item of each leaf.
+    """Prefix tree: one table of sorted children per level (like a CSR matrix), and the item of each leaf.
 
-    A node of a level is a distinct prefix; nodes are numbered in lexicographic order, so the children of a node are
-    neighbours in the next level. A catalogue costs two 32-bit numbers a node instead of a table of all possible children.
+    The nodes of a level are the distinct prefixes in lexicographic order, so the children of a node have consecutive
+    numbers. A node needs two 32-bit integers, instead of a table of all possible children.
 
     Args:
-        codes: int tensor [n_items + 1, levels], row 0 is padding, the others distinct.
+        codes: int tensor [n_items + 1, levels]; row 0 is padding, the other rows are distinct.
     """
 
     def __init__(self, codes):
@@ -21,7 +21,7 @@ class Trie(nn.Module):
         order = np.lexsort(table.T[::-1])
         table = table[order]
         self.levels = table.shape[1]
-        self.most_children = []  # of a node of the level above
+        self.most_children = []  # per level, the maximal number of children of a node of the level above
         starts = np.zeros(1, dtype=np.int64)
         changed = np.zeros(len(table), dtype=bool)
         changed[0] = True
@@ -35,7 +35,7 @@ class Trie(nn.Module):
             node_codes = torch.from_numpy(table[rows, level].astype(np.int32))
             self.register_buffer(f"code_{level}", node_codes, persistent=False)
             starts = rows
-        self.register_buffer("_paths", None, persistent=False)  # made when they are asked for
+        self.register_buffer("_paths", None, persistent=False)  # computed at first use
         self.register_buffer("item_of", torch.from_numpy((order + 1).astype(np.int32)), persistent=False)
 
     def n_nodes(self, level):
@@ -43,14 +43,14 @@ class Trie(nn.Module):
         return len(self.get_buffer(f"code_{level}"))
 
     def expand(self, nodes, level):
-        """Children at ``level`` of ``nodes`` (nodes of the level before; 0, the root, for level 0).
+        """Children at ``level`` of nodes of the level before.
 
         Args:
-            nodes: int tensor [...].
+            nodes: int tensor [...]; 0, the root, for level 0.
 
         Returns:
-            nodes of the level [..., n], their codes of the same shape, and a mask of those that exist; n is the largest
-            number of children of one of the ``nodes``, on a GPU of any node, for which the host need not wait.
+            nodes of the level [..., n], their codes of the same shape, and a mask of those that exist; n is the maximal
+            number of children of the ``nodes``, or on a GPU of any node, which the host knows without waiting.
         """
         first = self.get_buffer(f"first_child_{level}")
         codes = self.get_buffer(f"code_{level}")
@@ -62,7 +62,7 @@ class Trie(nn.Module):
         return child, codes[child].long(), exists
 
     def all_nodes(self, level):
-        """The parent (a node of the level before) and the code of every node of ``level``."""
+        """Parents (nodes of the level before) and codes of all nodes of ``level``, two int64 tensors."""
         counts, codes = self.get_buffer(f"first_child_{level}").long().diff(), self.get_buffer(f"code_{level}").long()
         parents = torch.arange(len(counts), device=counts.device).repeat_interleave(counts, output_size=len(codes))
         return parents, codes
@@ -70,10 +70,10 @@ class Trie(nn.Module):
     def paths(self):
         """The nodes of every item's prefixes, int64 tensor [n_items + 1, levels]; zeros for the padding item 0."""
         if self._paths is None:
-            self._paths = self._walked_up()
+            self._paths = self._compute_paths()
         return self._paths
 
-    def _walked_up(self):
+    def _compute_paths(self):
         nodes = torch.arange(len(self.item_of), device=self.item_of.device)
         paths = nodes.new_zeros(len(nodes) + 1, self.levels)
         for level in reversed(range(self.levels)):
@@ -82,5 +82,5 @@ class Trie(nn.Module):
         return paths
 
     def bytes(self):
-        """Size of all tables in bytes."""
+        """Size of all tables, in bytes."""
         return sum(buffer.nbytes for buffer in self.buffers())

@@ -12,13 +12,13 @@ from recbole_tiger.model.base import SemanticIDModel
 
 
 def log_sinkhorn(x, iterations):
-    """Scale matrices so that rows and columns sum to one, in the logarithm (Sinkhorn and Knopp).
+    """Scale matrices in log space so that rows and columns sum to one (Sinkhorn and Knopp).
 
     Args:
         x: float tensor [..., n, n] of logarithms of positive matrices.
 
     Returns:
-        float tensor [..., n, n] of logarithms: exact for the columns, for the rows the nearer the more iterations.
+        float tensor [..., n, n] of logarithms; column sums are exact, row sums converge with the iterations.
     """
     for _ in range(iterations):
         x = x.log_softmax(dim=-1)
@@ -27,18 +27,18 @@ def log_sinkhorn(x, iterations):
 
 
 def gumbel_like(x):
-    """A Gumbel variate for every element of ``x``."""
+    """Standard Gumbel noise of the shape of ``x``."""
     return -torch.empty_like(x).exponential_().log()
 
 
 def right_padded(items):
-    """Rows that are padded with zeros on the left, padded on the right instead.
+    """Move the padding of rows from the left to the right.
 
     Args:
-        items: int tensor [batch, n].
+        items: int tensor [batch, n], padded with zeros on the left.
 
     Returns:
-        int tensor [batch, n]; int tensor [batch] of their lengths.
+        int tensor [batch, n], padded on the right; int tensor [batch] of lengths.
     """
     lengths = (items != 0).sum(dim=1)
     place = torch.arange(items.shape[1], device=items.device) - lengths.unsqueeze(1)
@@ -48,12 +48,12 @@ def right_padded(items):
 class VQRec(SemanticIDModel):
     """Vector-quantized item representations (Hou et al. 2023, arXiv 2210.12316).
 
-    Codes are those of a product quantizer: every digit has a table of its own, two items may share all digits, and the
-    collision level of the semantic IDs is left out.
+    It reads the codes of a product quantizer: every digit has its own embedding table, and two items may share all digits.
+    The collision level of the semantic IDs is not read.
 
-    With ``train_stage: pretrain`` the loss is the contrastive one, and else cross-entropy over the whole catalogue. A
-    pre-trained model is fine-tuned in two stages, through which its trainer leads: :meth:`learn_permutation`, then
-    :meth:`learn_embeddings`. Without ``pre_model_path`` all of it trains at once.
+    With ``train_stage: pretrain`` the loss is contrastive, otherwise it is cross-entropy over the whole catalogue. The
+    trainer fine-tunes a pre-trained model in two stages: :meth:`learn_permutation`, then :meth:`learn_embeddings`. Without
+    ``pre_model_path`` all weights train at once.
 
     Args:
         config: RecBole's Config with the settings of ``properties/model/VQRec.yaml``.
@@ -67,7 +67,7 @@ class VQRec(SemanticIDModel):
         """Refuse settings that cannot work together.
 
         Raises:
-            TigerError: with the setting and what it may be.
+            TigerError: names the setting and its valid values.
         """
         if config["hidden_size"] % config["n_heads"]:
             raise TigerError(f"hidden_size {config['hidden_size']} has to be a multiple of n_heads, {config['n_heads']}")
@@ -89,13 +89,13 @@ class VQRec(SemanticIDModel):
         self.sinkhorn_iterations = config["sinkhorn_iterations"]
         hidden_size, eps = config["hidden_size"], config["layer_norm_eps"]
 
-        # [n_items + 1, depth + 1], with the collision level, which tells items apart and is not read. Nothing reads what
-        # padding looks up: no item attends to it, and it is no candidate.
+        # [n_items + 1, depth + 1], with the collision level, which is not read. The codes of padding have no effect: no item
+        # attends to it, and it is no candidate.
         self.register_buffer("codes", F.pad(torch.tensor(dataset.catalogue.semantic_ids.codes), (0, 0, 1, 0)))
         depth, size = self.digits.shape[1], max(config["codebook_size"], int(self.digits.max()) + 1)
         self.code_embedding = nn.Parameter(torch.empty(depth, size, hidden_size))
         self.register_buffer("first_row", size * torch.arange(depth), persistent=False)
-        # The row of the flat table that each code of a digit looks up: its own, unless a permutation is learned.
+        # The row of the flat table for each code of a digit: the identity, unless a permutation is learned.
         self.register_buffer("row_of_code", torch.arange(depth * size))
         learned = config["pre_model_path"] and self.train_stage == "finetune"
         self.permutation_logits = nn.Parameter(torch.zeros(depth, size, size)) if learned else None
@@ -130,7 +130,7 @@ class VQRec(SemanticIDModel):
         return self.codes[:, :-1]
 
     def represent(self, codes):
-        """Mean of the code embeddings of items.
+        """Item vectors: the mean of the embeddings of their codes.
 
         Args:
             codes: int tensor [n, depth].
@@ -146,14 +146,14 @@ class VQRec(SemanticIDModel):
         return F.embedding_bag(rows, tables.flatten(0, 1), mode="mean")
 
     def encode(self, vectors, item_seq):
-        """What is known of a user after each item of a history.
+        """User vectors after each item of a history.
 
         Args:
             vectors: float tensor [batch, n, hidden_size] of the histories' items.
             item_seq: int tensor [batch, n] of the items, padded with zeros on the right.
 
         Returns:
-            float tensor [batch, n, hidden_size], of length one.
+            float tensor [batch, n, hidden_size] of unit vectors.
         """
         x = self.dropout(self.LayerNorm(vectors + self.position_embedding.weight[: item_seq.shape[1]]))
         mask = self.get_attention_mask(item_seq)
@@ -164,57 +164,60 @@ class VQRec(SemanticIDModel):
     def window_loss(self, items, n_targets):
         """Mean loss of the targets of a batch of windows.
 
-        An item is predicted from those before it in its window, as RecBole's row of that target is from its history; what
-        the rows of a user share is computed once.
+        A target is predicted from the items before it in its window. This equals the loss of RecBole's rows, one per target,
+        but shared prefixes are computed once.
 
         Args:
             items: int tensor [batch, n + 1], padded with zeros on the left.
-            n_targets: int tensor [batch]; the last so many items of a window are targets.
+            n_targets: int tensor [batch], the number of items at the end of each window that are targets.
         """
         items, lengths = right_padded(items)
         place = torch.arange(1, items.shape[1], device=items.device)
         counted = (place < lengths.unsqueeze(1)) & (place >= (lengths - n_targets).unsqueeze(1))
         pretraining = self.train_stage == "pretrain"
-        some, rows = items.unique(return_inverse=True) if pretraining else (slice(None), items)
-        digits = self.digits[some]
+        chosen, rows = items.unique(return_inverse=True) if pretraining else (slice(None), items)
+        digits = self.digits[chosen]
         vectors = self.represent(digits)
         histories = self.encode(F.embedding(rows[:, :-1], vectors), items[:, :-1])[counted]
         wanted = rows[:, 1:][counted]
         if pretraining:
             return self.contrastive_loss(histories, vectors[wanted], digits[wanted], wanted, counted.nonzero()[:, 0])
-        # Divided before it is a matrix of the whole catalogue.
+        # Divide before the product, which is as wide as the catalogue.
         return F.cross_entropy(histories / self.temperature @ F.normalize(vectors[1:], dim=-1).T, wanted - 1)
 
     def contrastive_loss(self, histories, vectors, digits, targets, windows):
         """Contrastive loss of pre-training (paper section 3.2.2).
 
-        Negatives of a target are those of the other windows, of whatever dataset, and a semi-synthetic item of its own. What
-        is the target itself is no negative.
+        Negatives of a target are the targets of the other windows, from any dataset, and one semi-synthetic item. Negatives
+        that equal the target are masked.
 
         Args:
-            histories: float tensor [n, hidden_size] of what targets are predicted from, of length one.
-            vectors: float tensor [n, hidden_size] of the targets; digits: int tensor [n, depth] of their codes.
-            targets, windows: int tensors [n] of numbers that tell targets and windows apart.
+            histories: float tensor [n, hidden_size] of the unit vectors that predict the targets.
+            vectors: float tensor [n, hidden_size] of the targets. digits: int tensor [n, depth] of their codes.
+            targets, windows: int tensors [n] that identify the target and the window.
         """
         synthetic = self.redraw(digits)
         others = histories @ F.normalize(vectors, dim=-1).T
         own = (histories * F.normalize(self.represent(synthetic), dim=-1)).sum(dim=1, keepdim=True)
-        none = (targets.unsqueeze(1) == targets) | (windows.unsqueeze(1) == windows)
-        none.fill_diagonal_(False)
-        none = torch.cat([none, (synthetic == digits).all(dim=1, keepdim=True)], dim=1)
+        masked = (targets.unsqueeze(1) == targets) | (windows.unsqueeze(1) == windows)
+        masked.fill_diagonal_(False)
+        masked = torch.cat([masked, (synthetic == digits).all(dim=1, keepdim=True)], dim=1)
         scores = torch.cat([others, own], dim=1) / self.temperature
-        return F.cross_entropy(scores.masked_fill(none, -torch.inf), torch.arange(len(targets), device=targets.device))
+        return F.cross_entropy(scores.masked_fill(masked, -torch.inf), torch.arange(len(targets), device=targets.device))
 
     def calculate_loss(self, interaction):
-        """Loss of RecBole's rows, one target a row."""
+        """Loss of RecBole's rows, one target per row."""
         items = torch.cat([self.histories_of(interaction), interaction[self.ITEM_ID].unsqueeze(1)], dim=1)
         return self.window_loss(items, torch.ones_like(items[:, 0]))
 
     def redraw(self, codes):
-        """Semi-synthetic items: each code is drawn anew with probability ``redraw_prob``, uniformly.
+        """Codes of semi-synthetic items: each code is redrawn uniformly with probability ``redraw_prob``.
 
         Args:
-            codes: int tensor [n, depth]; the result is another.
+            codes: int tensor [n, depth], which is not changed.
+
+        Returns:
+            int tensor [n, depth].
         """
         drawn = torch.randint_like(codes, self.code_embedding.shape[1])
         return torch.where(torch.rand(codes.shape, device=codes.device) < self.redraw_prob, drawn, codes)
@@ -222,31 +225,31 @@ class VQRec(SemanticIDModel):
     # --- fine-tuning of a pre-trained model (paper section 3.3.1) ---
 
     def start_from(self, pretrained):
-        """Take over the code embeddings and the encoder of a model that was pre-trained on other items.
+        """Load the code embeddings and the encoder of a model that was pre-trained on other items.
 
         Args:
             pretrained: its ``state_dict``.
 
         Raises:
-            TigerError: its codes are not of as many digits, or a digit not of as many codes.
+            TigerError: the number of digits or of codes per digit differs.
         """
-        theirs, own = pretrained["code_embedding"].shape[:2], self.code_embedding.shape[:2]
-        if theirs != own:
+        theirs, ours = pretrained["code_embedding"].shape[:2], self.code_embedding.shape[:2]
+        if theirs != ours:
             raise TigerError(
-                f"pre_model_path holds tables of {theirs[0]} digits of {theirs[1]} codes, and items here have {own[0]} of "
-                f"{own[1]}: make both by one quantizer, codebook_depth and codebook_size"
+                f"pre_model_path holds tables of {theirs[0]} digits of {theirs[1]} codes, but items here have {ours[0]} of "
+                f"{ours[1]}: use the same quantizer, codebook_depth and codebook_size for both"
             )
-        others = {"codes", "row_of_code"}
-        own = {name: pretrained[name] for name in self.state_dict().keys() & pretrained.keys() - others}
-        nn.Module.load_state_dict(self, own, strict=False)  # the items are others
+        item_buffers = {"codes", "row_of_code"}
+        shared = {name: pretrained[name] for name in self.state_dict().keys() & pretrained.keys() - item_buffers}
+        nn.Module.load_state_dict(self, shared, strict=False)
 
     def learn_permutation(self):
-        """Train nothing but which pre-trained embedding each code of a digit looks up."""
+        """Train only the permutation: which pre-trained embedding each code of a digit uses."""
         self._train_only(self.permutation_logits)
         self.permuting = True
 
     def learn_embeddings(self):
-        """Train nothing but the code embeddings, in the order of :meth:`assign_permutation`."""
+        """Train only the code embeddings, permuted by :meth:`assign_permutation`."""
         self._train_only(self.code_embedding)
         self.permuting = False
 
@@ -255,7 +258,7 @@ class VQRec(SemanticIDModel):
             parameter.requires_grad = parameter is wanted
 
     def _drawn_permutation(self):
-        """One matrix a digit, drawn by Gumbel-Sinkhorn: a 1 a row, with the gradient of the smooth matrix.
+        """One matrix per digit, drawn by Gumbel-Sinkhorn: one-hot rows, with the gradient of the smooth matrix.
 
         Returns:
             float tensor [depth, codebook_size, codebook_size].
@@ -267,9 +270,9 @@ class VQRec(SemanticIDModel):
 
     @torch.no_grad()
     def assign_permutation(self):
-        """Let codes look up the permutation that has most weight in each digit, by linear assignment.
+        """Fix the permutation with the largest weight in each digit, by linear assignment.
 
-        It is the one that Gumbel-Sinkhorn without noise tends to as its temperature goes to zero (Mena et al. 2018).
+        It is the limit of Gumbel-Sinkhorn without noise as the temperature goes to zero (Mena et al. 2018).
         """
         found = [linear_sum_assignment(logits, maximize=True)[1] for logits in self.permutation_logits.cpu().numpy()]
         chosen = torch.from_numpy(np.stack(found)).to(self.row_of_code.device)
@@ -278,19 +281,19 @@ class VQRec(SemanticIDModel):
     # --- inference ---
 
     def train(self, mode=True):
-        """As PyTorch's; what :meth:`candidates` keeps is made anew."""
+        """As in PyTorch; also clears the cache of :meth:`candidates`."""
         self._candidates = None
         return super().train(mode)
 
     def fit_to(self, state_dict):
-        """Forget what :meth:`candidates` keeps."""
+        """Clear the cache of :meth:`candidates`."""
         self._candidates = None
 
     @torch.no_grad()
     def candidates(self):
-        """Vectors of all items, padding included, and the same of length one: two float tensors [n_items + 1, hidden_size].
+        """Vectors of all items and of padding, and the same as unit vectors: two float tensors [n_items + 1, hidden_size].
 
-        An evaluation computes them once.
+        They are cached for an evaluation.
         """
         if self.training or self._candidates is None:
             vectors = self.represent(self.digits)
@@ -298,7 +301,7 @@ class VQRec(SemanticIDModel):
         return self._candidates
 
     def _encoded(self, histories):
-        """What is known after histories [batch, n], padded on the left; the directions of all items."""
+        """User vectors after histories [batch, n], padded on the left; unit vectors of all items."""
         vectors, directions = self.candidates()
         item_seq, lengths = right_padded(histories[:, -self.max_seq_length :].to(vectors.device))
         return self.gather_indexes(self.encode(F.embedding(item_seq, vectors), item_seq), lengths - 1), directions
@@ -316,7 +319,7 @@ class VQRec(SemanticIDModel):
 
         Args:
             histories: int tensor [batch, n], padded with zeros on the left; the last MAX_ITEM_LIST_LENGTH items are read.
-            slots: None, for there is no user token.
+            slots: ignored, because there is no user token.
 
         Returns:
             float tensor [batch, n_items + 1], -inf for padding.
@@ -325,7 +328,7 @@ class VQRec(SemanticIDModel):
 
     @torch.no_grad()
     def full_sort_predict(self, interaction):
-        """Scores of all items [batch, n_items]: cosine over temperature, -inf for padding."""
+        """Scores of all items [batch, n_items]: cosine divided by temperature, -inf for padding."""
         return self._scores(self.histories_of(interaction))
 
     @torch.no_grad()

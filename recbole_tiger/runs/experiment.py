@@ -33,7 +33,7 @@ from recbole_tiger.settings.config import make_config
 from recbole_tiger.settings.identity import check_unchanged, run_inputs, run_key
 from recbole_tiger.settings.properties import dataset_properties
 from recbole_tiger.training.dataset import check_aliases, text_load_col
-from recbole_tiger.training.history import leaving_out, with_fewer_rows
+from recbole_tiger.training.history import copy_leave_out, leaving_out
 from recbole_tiger.training.memory import keep_freed_memory
 
 PACKAGES = ("recbole-tiger", "recbole", "torch", "numpy", "pandas", "sentence-transformers", "ray")
@@ -319,7 +319,7 @@ def of_some_users(config, valid_data):
     ordered = sorted(np.unique(users), key=lambda user: tokens[user])
     chosen = np.random.default_rng(config["seed"]).permutation(ordered)[: config["valid_users"]]
     rows = dataset.copy(dataset.inter_feat[np.flatnonzero(np.isin(users, chosen))])
-    return with_fewer_rows(get_dataloader(config, "valid")(config, rows, valid_data._sampler, shuffle=False), valid_data)
+    return copy_leave_out(get_dataloader(config, "valid")(config, rows, valid_data._sampler, shuffle=False), valid_data)
 
 
 def make_model(config, train_data):

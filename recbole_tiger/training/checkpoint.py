@@ -1,4 +1,4 @@
-"""Checkpoints: written whole, read without running code."""
+"""Checkpoints: written atomically, read without running code."""
 
 import contextlib
 import functools
@@ -23,9 +23,9 @@ from recbole_tiger.settings.properties import recbole_folder
 
 @functools.cache
 def stand_in(name):
-    """A class that stands for the one of that dotted name in a checkpoint, where a pickle could call it.
+    """A placeholder for the class of the given dotted name, which a pickle in a checkpoint could call.
 
-    It can be named, as RecBole's Config names its model's class, and not built.
+    It can be referred to, as RecBole's Config refers to the class of its model, but not instantiated.
     """
     module, _, attribute = name.rpartition(".")
 
@@ -35,8 +35,8 @@ def stand_in(name):
     return type(attribute, (), {"__module__": module, "__new__": refuse})
 
 
-def _original(value):
-    """The class that a stand-in stands for; any other value as it is."""
+def _real_class(value):
+    """The class that a placeholder stands for; any other value unchanged."""
     if not isinstance(value, type) or value is not stand_in(dotted(value)):
         return value
     if value.__name__ in MODELS:
@@ -44,8 +44,8 @@ def _original(value):
     return getattr(importlib.import_module(value.__module__), value.__name__, None)
 
 
-def _take_over(self, state):
-    self.__dict__.update({key: _original(value) for key, value in state.items()})
+def _set_state(self, state):
+    self.__dict__.update({key: _real_class(value) for key, value in state.items()})
     self.__class__ = Config
 
 
@@ -53,9 +53,9 @@ def _refuse_arguments(self, *args, **kwargs):
     raise TigerError("it builds settings anew, which could run code: refused; give a checkpoint that you trained")
 
 
-# Stands for Config while a checkpoint is read: it takes over the pickled settings, and making new ones is refused.
+# Replaces Config while a checkpoint is read: it accepts the pickled settings, but refuses to make new ones.
 _Settings = type(
-    "Config", (Config,), {"__module__": Config.__module__, "__init__": _refuse_arguments, "__setstate__": _take_over}
+    "Config", (Config,), {"__module__": Config.__module__, "__init__": _refuse_arguments, "__setstate__": _set_state}
 )
 
 try:
@@ -63,10 +63,9 @@ try:
 except ImportError:  # NumPy 1
     from numpy.core import multiarray as _multiarray
 
-_OF_NUMPY = [_multiarray.scalar, _multiarray._reconstruct]
+_NUMPY_FUNCTIONS = [_multiarray.scalar, _multiarray._reconstruct]
 
-# What RecBole's pickled Config refers to, some by the name that a checkpoint may give it. Nothing among it runs code when
-# it is built.
+# What RecBole's pickled Config refers to; in pairs, the second is its name in a checkpoint. None of it runs code when built.
 SAFE_GLOBALS = [
     _Settings,
     ModelType,
@@ -79,15 +78,19 @@ SAFE_GLOBALS = [
     np.ndarray,
     np.matrix,
     *(scipy.sparse.csr_matrix, scipy.sparse.csc_matrix, scipy.sparse.lil_matrix),
-    # NumPy 2 has moved them, and a checkpoint of either NumPy is read by the other.
-    *((function, f"numpy.{core}.multiarray.{function.__name__}") for core in ("core", "_core") for function in _OF_NUMPY),
+    # NumPy 2 has moved them; both names work, so that NumPy 1 and 2 read each other's checkpoints.
+    *(
+        (function, f"numpy.{core}.multiarray.{function.__name__}")
+        for core in ("core", "_core")
+        for function in _NUMPY_FUNCTIONS
+    ),
 ]
 
 
 def save_checkpoint(state, file):
-    """Write ``state`` to ``file``, whole or not at all.
+    """Write ``state`` to ``file`` atomically.
 
-    Protocol 2, because the weights-only loader reads no newer one.
+    It uses pickle protocol 2, the newest that the weights-only loader reads.
     """
     with whole_file(file) as temporary:
         try:
@@ -97,9 +100,9 @@ def save_checkpoint(state, file):
 
 
 def _is_model(name):
-    """Whether a dotted name is that of a recommender class, one of MODELS or of RecBole's; no other module is imported."""
+    """Whether a dotted name is that of a recommender class of MODELS or of RecBole; imports no other module."""
     module, _, attribute = name.rpartition(".")
-    if attribute in MODELS:  # a class of that name stands for it, wherever it is now
+    if attribute in MODELS:  # the class may have moved to another module since
         return True
     file = recbole_folder().parent / f"{module.replace('.', '/')}.py"
     if not re.fullmatch(r"recbole\.model\.\w+_recommender\.\w+", module) or not file.is_file():
@@ -109,11 +112,10 @@ def _is_model(name):
 
 
 @contextlib.contextmanager
-def allowing(classes):
-    """Let PyTorch's weights-only loader read ``classes``.
+def allow_globals(classes):
+    """Let PyTorch's weights-only loader read ``classes`` within a context.
 
-    Unlike ``torch.serialization.safe_globals``, leaving it takes back only what was not allowed before: RecBole's own loads,
-    which come later, need the others.
+    Unlike ``torch.serialization.safe_globals``, it keeps what was allowed before: RecBole's later loads need it.
     """
     before = torch.serialization.get_safe_globals()
     with torch.serialization.safe_globals([item for item in classes if item not in before]):
@@ -121,10 +123,10 @@ def allowing(classes):
 
 
 def safe_globals_of(file):
-    """The globals that have to be allowed to read the checkpoint ``file``.
+    """The globals that must be allowed for reading the checkpoint ``file``.
 
     Raises:
-        TigerError: the file is absent, cut short, or refers to anything that a checkpoint of RecBole has no need of.
+        TigerError: the file is absent, truncated, or refers to anything that a checkpoint of RecBole does not need.
     """
     allowed = {item[1] if isinstance(item, tuple) else dotted(item) for item in SAFE_GLOBALS}
     try:
@@ -133,7 +135,7 @@ def safe_globals_of(file):
         raise TigerError(f"checkpoint {file} does not exist") from error
     except IsADirectoryError as error:
         raise TigerError(f"{file} is a folder, not a checkpoint; give a file in it") from error
-    except Exception as error:  # many kinds, for files cut short or of another format
+    except Exception as error:  # truncated files and other formats raise many kinds
         reason = str(error).splitlines()[0].split(". ")[0]
         raise TigerError(
             f"{file} is cut short or not a checkpoint ({reason}); give another, or delete what was cut short"
@@ -151,35 +153,35 @@ def safe_globals_of(file):
 
 
 def _check_content(file):
-    """Refuse an archive whose content is not what was written: PyTorch reads on where a byte of the settings has changed."""
+    """Verify the checksums of an archive: PyTorch does not notice changed bytes in the settings."""
     if not zipfile.is_zipfile(file):
         return
     try:
         with zipfile.ZipFile(file) as archive:
             damaged = archive.testzip()
-    except Exception as error:  # many kinds, for what is damaged
+    except Exception as error:  # damaged files raise many kinds
         raise TigerError(f"{file} is a damaged checkpoint ({error}); give another") from error
     if damaged:
-        raise TigerError(f"{file} is a damaged checkpoint ({damaged} has other content than was written); give another")
+        raise TigerError(f"{file} is a damaged checkpoint (the content of {damaged} has changed); give another")
 
 
 def load_checkpoint(file, device):
     """Read a checkpoint.
 
     Returns:
-        the dict that was saved, tensors on ``device``.
+        the saved dict, with tensors on ``device``.
 
     Raises:
-        TigerError: the file is absent, cut short or damaged, or carries executable pickles.
+        TigerError: the file is absent, truncated or damaged, or contains executable pickles.
     """
     _check_content(file)
     allowed = safe_globals_of(file)
     try:
-        with allowing(allowed):
+        with allow_globals(allowed):
             state = torch.load(file, map_location=device, weights_only=True)
     except TigerError as error:
         raise TigerError(f"{file}: {error}") from error
-    except Exception as error:  # many kinds, for what is damaged
+    except Exception as error:  # damaged files raise many kinds
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise TigerError(
             f"{file} cannot be read as a checkpoint ({reason}); give another, or delete what was cut short"

@@ -21,19 +21,19 @@ from recbole_tiger.catalogue.item_text import (
 from recbole_tiger.errors import TigerError
 from recbole_tiger.model import MODELS
 
-# Elements of the [users, items] score matrix of an evaluation batch, where one is needed: 64 MB.
+# Maximal number of elements of the [users, items] score matrix of an evaluation batch, if one is needed: 64 MB.
 SCORE_MATRIX = 2**24
-# Users beyond which a larger evaluation batch gains no speed.
-MOST_USERS, GPU_MOST_USERS = 512, 4096
+# Maximal number of users in an evaluation batch; larger batches are not faster.
+MAX_USERS, GPU_MAX_USERS = 512, 4096
 
 
 def text_load_col(config, text_needed=True):
-    """The columns that every model loads where ``load_col`` is not set: ids, time and, where it is there, item text.
+    """The columns that every model loads if ``load_col`` is not set: ids, time and, if available, item text.
 
-    Items without interactions join the catalogue by it, so models that are compared have to load the same.
+    Loading item text adds items without interactions to the catalogue, so models to compare must load the same columns.
 
     Args:
-        text_needed: whether there has to be item text.
+        text_needed: whether item text is needed.
 
     Raises:
         TigerError: a file or a column is missing.
@@ -47,7 +47,7 @@ def text_load_col(config, text_needed=True):
         absent = [name for name in needed if name not in fields]
         if absent:
             times = (
-                f"; where there are no times, add running numbers as {last}:float, in the order of the interactions"
+                f"; if there are no times, add running numbers as {last}:float, in the order of the interactions"
                 if absent[-1] == config["TIME_FIELD"]
                 else ""
             )
@@ -61,10 +61,10 @@ def text_load_col(config, text_needed=True):
 
 
 def check_aliases(config):
-    """Refuse pre-split files whose histories would have other ids than the items, for any model of sequences.
+    """Check, for sequential models, that histories in pre-split files share the ids of the items.
 
     Raises:
-        TigerError: ``alias_of_item_id`` lacks their column.
+        TigerError: ``alias_of_item_id`` lacks the column of histories.
     """
     histories, sequential = history_field(config), config["MODEL_TYPE"] == ModelType.SEQUENTIAL
     if sequential and config["benchmark_filename"] and histories not in (config["alias_of_item_id"] or []):
@@ -75,7 +75,7 @@ def check_aliases(config):
 
 
 class Rows(Interaction):
-    """RecBole's Interaction, but an index becomes a tensor once instead of once a column, which is where its time goes."""
+    """RecBole's Interaction with faster indexing: an index is converted to a tensor once instead of once per column."""
 
     def __getitem__(self, index):
         if isinstance(index, list | np.ndarray) and len(index):
@@ -86,7 +86,7 @@ class Rows(Interaction):
 
 
 class CatalogueDataset(SequentialDataset):
-    """Rows as RecBole's SequentialDataset makes them, and the items' semantic IDs.
+    """RecBole's SequentialDataset with a catalogue of semantic IDs.
 
     Attributes:
         catalogue: a :class:`~recbole_tiger.catalogue.catalogue.Catalogue`.
@@ -98,7 +98,7 @@ class CatalogueDataset(SequentialDataset):
 
     def _load_data(self, token, dataset_path):
         ensure_dataset(self.config)
-        dataset_path = self.config["data_path"]  # of a mixture, which may just have been made
+        dataset_path = self.config["data_path"]  # ensure_dataset changes it for a mixture
         if self.config["load_col"] is None:
             self.config["load_col"] = text_load_col(self.config, self._model.needs_text(self.config))
         check_aliases(self.config)
@@ -106,9 +106,9 @@ class CatalogueDataset(SequentialDataset):
         try:
             super()._load_data(token, dataset_path)
         except ValueError as error:
-            if "convert" not in str(error):  # as pandas says of a value that is not of its column's type
+            if "convert" not in str(error):  # pandas' message for a value of another type than its column
                 raise
-            raise TigerError(f"{dataset_path}: {error}; mend the value or the type in the header") from error
+            raise TigerError(f"{dataset_path}: {error}; correct the value or the type in the header") from error
         if self.benchmark_filename_list is not None:
             histories = history_field(self.config)
             empty = int((self.inter_feat[histories].str.len() == 0).sum())
@@ -119,18 +119,18 @@ class CatalogueDataset(SequentialDataset):
         super()._data_processing()
         items = self.field2id_token[self.iid_field][1:].tolist()
         if self.config["eval_batch_size"] is None:
-            most = GPU_MOST_USERS if self.config["device"].type == "cuda" else MOST_USERS
+            n_users = GPU_MAX_USERS if self.config["device"].type == "cuda" else MAX_USERS
             if self._model.needs_scores(self.config):
-                most = min(most, max(1, SCORE_MATRIX // len(items)))
-            # Sampled evaluation (uni100, pop100) counts rows: a user's target and the items sampled beside it.
+                n_users = min(n_users, max(1, SCORE_MATRIX // len(items)))
+            # In sampled evaluation (uni100, pop100) the batch size counts rows: a user's target and the sampled items.
             modes = self.config["eval_args"]["mode"].values()
             sampled = min(int(mode[3:]) if mode[:3] in ("uni", "pop") else 0 for mode in modes)
-            self.config["eval_batch_size"] = most * (1 + sampled)
+            self.config["eval_batch_size"] = n_users * (1 + sampled)
         self._model.check_sizes(self.config, len(items))
         self.catalogue = make_catalogue(self.config, items, self._model.needs_embeddings(self.config))
 
     def data_augmentation(self):
-        """One row per prefix, as RecBole makes them, without a loop over rows."""
+        """Make RecBole's rows, one per prefix, without its loop over rows."""
         self._aug_presets()
         self._check_field("uid_field", "time_field")
         self.sort(by=[self.uid_field, self.time_field], ascending=True)
@@ -157,12 +157,12 @@ class CatalogueDataset(SequentialDataset):
 
 @dataclass(frozen=True)
 class Windows:
-    """Stretches of users' histories to train on, sorted by number of targets and length.
+    """Windows of users' histories to train on.
 
     Attributes:
         items: int64 tensor [n, MAX_ITEM_LIST_LENGTH + 1], padded with zeros on the left.
-        n_targets: int64 tensor [n]; the last so many items of a window are targets.
-        lengths: int64 tensor [n] of items in a window.
+        n_targets: int64 tensor [n], the number of items at the end of a window that are targets.
+        lengths: int64 tensor [n], the number of items in a window.
         users: int64 tensor [n].
     """
 
@@ -172,14 +172,14 @@ class Windows:
     users: torch.Tensor
 
     def to(self, device):
-        """The same with items and users on ``device``; what shapes follow from stays on the host, which need not wait."""
+        """A copy with items and users on ``device``. The rest stays on the host, which computes shapes without waiting."""
         return Windows(self.items.to(device), self.n_targets, self.lengths, self.users.to(device))
 
     def batches(self, n_targets, generator):
         """Indices of the windows of each batch, in random order.
 
-        Windows are shuffled among those of the same shape and cut into batches of about ``n_targets`` targets; where the
-        cuts fall does not depend on the shuffle, so every epoch has the same number of batches.
+        Windows are sorted by shape, shuffled within a shape, and cut into batches of about ``n_targets`` targets. The cuts
+        do not depend on the shuffle, so every epoch has the same number of batches.
         """
         shuffled = torch.randperm(len(self.items), generator=generator)
         shape = (self.n_targets * (self.items.shape[1] + 1) + self.lengths)[shuffled]
@@ -190,20 +190,20 @@ class Windows:
 
 
 def training_windows(dataset, one_target):
-    """Windows over the rows of a training dataset that count every row's target once.
+    """Windows over the rows of a training dataset; the target of every row is a target of exactly one window.
 
     Args:
         dataset: RecBole's dataset of training rows (history, length, target).
-        one_target: a window per row (the paper's way), or else all prefixes of a user at once; a sequence longer than
-            MAX_ITEM_LIST_LENGTH + 1 items is then cut into windows that overlap by half, in which a target sees between half
-            of MAX_ITEM_LIST_LENGTH and all of it.
+        one_target: True makes one window per row (as in the paper). False puts all prefixes of a user into one window; a
+            sequence of more than MAX_ITEM_LIST_LENGTH + 1 items is cut into windows that overlap by half, in which a target
+            sees between MAX_ITEM_LIST_LENGTH / 2 and MAX_ITEM_LIST_LENGTH items.
 
     Returns:
         Windows.
     """
     rows, config = dataset.inter_feat, dataset.config
     longest = config["MAX_ITEM_LIST_LENGTH"]
-    # A split by time over all users leaves the rows of one user apart.
+    # After a split by time over all users, the rows of one user are not adjacent.
     order = rows[dataset.uid_field].numpy().argsort(kind="stable")
     targets = rows[dataset.iid_field].numpy()[order]
     users = rows[dataset.uid_field].numpy()[order]
@@ -218,7 +218,7 @@ def training_windows(dataset, one_target):
     if one_target:
         return _windows(items, np.ones(len(items), dtype=np.int64), lengths + 1, users)
 
-    # A row continues the one before if its history is that one's history and target.
+    # A row continues the previous row if its history is the history and the target of that row.
     continues = np.zeros(len(items), dtype=bool)
     continues[1:] = (users[1:] == users[:-1]) & (items[:-1, 1:] == aligned[1:]).all(axis=1)
     first_row = np.flatnonzero(~continues)
@@ -235,17 +235,17 @@ def training_windows(dataset, one_target):
     within = np.arange(len(old)) - np.repeat(history.cumsum() - history, history)
     flat[offset[old] + within] = aligned[first_row[old], longest - history[old] + within]
 
-    # Windows end at item `longest` of a sequence, then every half window further, then at its end.
+    # The first window of a sequence ends at item `longest`, the next ones half a window further each, the last at its end.
     stride = max(1, longest // 2)
-    more = np.ceil(np.maximum(size - 1 - longest, 0) / stride).astype(np.int64)
-    of = np.repeat(np.arange(len(size)), more + 1)
-    number = np.arange(len(of)) - np.repeat((more + 1).cumsum() - (more + 1), more + 1)
-    end = np.minimum(size[of] - 1, longest + number * stride)
-    previous = np.where(number == 0, history[of] - 1, longest + (number - 1) * stride)
+    n_windows = 1 + np.ceil(np.maximum(size - 1 - longest, 0) / stride).astype(np.int64)
+    sequence = np.repeat(np.arange(len(size)), n_windows)
+    number = np.arange(len(sequence)) - np.repeat(n_windows.cumsum() - n_windows, n_windows)
+    end = np.minimum(size[sequence] - 1, longest + number * stride)
+    previous = np.where(number == 0, history[sequence] - 1, longest + (number - 1) * stride)
     length = np.minimum(end + 1, longest + 1)
     place = end[:, None] - longest + np.arange(longest + 1)
-    items = np.where(place >= 0, flat[offset[of][:, None] + place.clip(0)], 0)
-    return _windows(items, end - previous, length, users[first_row[of]])
+    items = np.where(place >= 0, flat[offset[sequence][:, None] + place.clip(0)], 0)
+    return _windows(items, end - previous, length, users[first_row[sequence]])
 
 
 def _windows(items, n_targets, lengths, users):

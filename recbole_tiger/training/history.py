@@ -1,4 +1,4 @@
-"""Evaluation without what users have already: which items these are before each target, and loaders that leave them out."""
+"""Evaluation without the items that users already have (``exclude_history``)."""
 
 from contextlib import contextmanager
 from functools import cached_property
@@ -13,12 +13,12 @@ from recbole_tiger.catalogue.item_text import history_field
 from recbole_tiger.model import MODELS
 from recbole_tiger.model.base import LEFT_OUT
 
-# Times are by the day where at least this share of them is midnight; the others number the interactions of a day.
+# Times have the resolution of a day if at least this share of them is midnight; the others number interactions of a day.
 BY_DAY = 0.1
 
 
 def ordinals(users):
-    """How many rows of the same user come before each row: int array [rows].
+    """Number of earlier rows of the same user, for each row: int array [rows].
 
     Args:
         users: int array [rows].
@@ -32,10 +32,10 @@ def ordinals(users):
 
 
 def padded(rows, items, n_rows):
-    """Items of rows side by side: int tensor [n_rows, most items], padded with zeros.
+    """Table of the items of each row: int tensor [n_rows, maximal number of items], padded with zeros.
 
     Args:
-        rows, items: int arrays [n], the former ascending.
+        rows, items: int arrays [n]; ``rows`` is ascending.
     """
     counts = np.bincount(rows, minlength=n_rows)
     table = np.zeros((n_rows, counts.max(initial=0)), dtype=np.int64)
@@ -43,11 +43,11 @@ def padded(rows, items, n_rows):
     return torch.from_numpy(table)
 
 
-class Known:
-    """Which items a user has before each row of the data: those of its history and the targets of the user's rows before it.
+class KnownItems:
+    """The items that a user has before each row of the data: the row's history, and the targets of the user's earlier rows.
 
-    Rows are in the order of their parts, and within a part in that of its dataset; RecBole's rows of sequences hold the last
-    MAX_ITEM_LIST_LENGTH items alone, and all rows together hold all. Nothing is computed before it is asked for.
+    Rows are ordered by part, then as in the dataset of the part. A row of RecBole's holds the last MAX_ITEM_LIST_LENGTH
+    items only, but all rows of a user together hold all of its items. Tables are computed at first use.
 
     Args:
         config: RecBole's Config. parts: datasets of training, validation and test.
@@ -62,22 +62,24 @@ class Known:
 
     @cached_property
     def table(self):
-        """Where each user's items begin, int array [users + 1]; the items; and since when: twice the number of a row, and
-        one more where they are its target. Rows of a user are numbered by what comes before them in their part.
+        """Three int arrays: where the items of each user begin, [users + 1]; the items; since when the user has each item.
+
+        The last is twice the number of the first row with the item, plus one if the item is its target. The number of a row
+        is the start of its part plus the number of the user's earlier rows in the part.
         """
         dataset = self.parts[0]
         columns = self._columns(dataset.uid_field)
         users = np.concatenate(columns)
-        numbers = np.concatenate([start + ordinals(own) for start, own in zip(self.starts, columns, strict=False)])
+        numbers = np.concatenate([start + ordinals(column) for start, column in zip(self.starts, columns, strict=False)])
         entries = [(users, np.concatenate(self._columns(dataset.iid_field)), 2 * numbers + 1)]
         if history_field(self.config) in dataset.inter_feat:
-            # The history of a user's first row is what is no target; pre-split files may have any.
+            # The items of a user that are never a target are the history of its first row; in pre-split files, of any row.
             first = np.unique(users, return_index=True)[1]
             rows = np.arange(len(users)) if self.config["benchmark_filename"] else np.sort(first)
             for start, histories in zip(self.starts, self._columns(history_field(self.config)), strict=False):
-                own = rows[(rows >= start) & (rows < start + len(histories))]
-                row, column = histories[own - start].nonzero()
-                entries.append((users[own[row]], histories[own[row] - start, column], 2 * numbers[own[row]]))
+                chosen = rows[(rows >= start) & (rows < start + len(histories))]
+                row, column = histories[chosen - start].nonzero()
+                entries.append((users[chosen[row]], histories[chosen[row] - start, column], 2 * numbers[chosen[row]]))
         user, item, since = (np.concatenate(arrays) for arrays in zip(*entries, strict=True))
         order = np.lexsort((since, item, user))
         user, item, since = user[order], item[order], since[order]
@@ -86,13 +88,13 @@ class Known:
         return np.searchsorted(user, np.arange(dataset.user_num + 1)), item, since
 
     def before(self, users, numbers):
-        """What users have before rows of these numbers.
+        """The items that users have before rows with the given numbers.
 
         Args:
-            users: int array [n]; numbers: int array [n], or one for all.
+            users: int array [n]. numbers: int array [n], or one number for all.
 
         Returns:
-            row, item: int arrays; for each of the n rows its items, different ones.
+            row, item: int arrays of pairs; the items of a row are distinct.
         """
         first, items, since = self.table
         counts = first[users + 1] - first[users]
@@ -102,13 +104,13 @@ class Known:
         return rows[known], items[place[known]]
 
     def later_day(self, users):
-        """Whether the test targets of users are of a later day than all that they have before.
+        """Whether the test target of each user is of a later day than all earlier interactions of the user.
 
         Args:
-            users: int array [n], of users with one test target.
+            users: int array [n] of users with one test target.
 
         Returns:
-            bool array [n], or None where times are not by the day or a user has nothing before.
+            bool array [n]; None if times do not have the resolution of a day, or a user has no earlier interaction.
         """
         time = self.config["TIME_FIELD"]
         if any(time not in part.inter_feat for part in self.parts):
@@ -116,21 +118,22 @@ class Known:
         ids, times = self._columns(self.parts[0].uid_field), [column.astype(float) for column in self._columns(time)]
         if (np.concatenate(times) % DAY == 0).mean() < BY_DAY:
             return None
-        before, own = np.full(self.parts[0].user_num, -np.inf), np.zeros(self.parts[0].user_num)
+        before, test = np.full(self.parts[0].user_num, -np.inf), np.zeros(self.parts[0].user_num)
         np.maximum.at(before, np.concatenate(ids[:-1]), np.concatenate(times[:-1]))
-        own[ids[-1]] = times[-1]
-        return None if np.isinf(before[users]).any() else own[users] // DAY > before[users] // DAY
+        test[ids[-1]] = times[-1]
+        return None if np.isinf(before[users]).any() else test[users] // DAY > before[users] // DAY
 
 
 class LeaveOut:
-    """The ``collate_fn`` of a loader of validation or test data: RecBole's, and where ``on``, what users have is left out.
+    """A ``collate_fn`` for loaders of validation or test data, which leaves out the items that users already have.
 
-    In full ranking it is given to RecBole's trainers as the history to mask, and to models of MODELS also as the field
-    LEFT_OUT, int tensor [batch, n] of different items, padded with zeros. In sampled evaluation it is left out of what is
-    drawn. A target that its user has already is left out, too, and so a miss.
+    In full ranking, RecBole's trainers get these items as the history to mask, and models of MODELS also get them as the
+    field LEFT_OUT, an int tensor [batch, n] of distinct items, padded with zeros. In sampled evaluation they are removed
+    from the sampled items. A target that its user already has is left out, too, and counts as a miss.
 
     Args:
-        loader: RecBole's. known: a :class:`Known`. part: 1 for validation, 2 for test.
+        loader: RecBole's loader. known: a :class:`KnownItems`. part: 1 for validation, 2 for test.
+        on: whether items are left out; otherwise batches are RecBole's.
     """
 
     def __init__(self, loader, known, part, on):
@@ -139,12 +142,12 @@ class LeaveOut:
 
     @cached_property
     def numbers(self):
-        """Of the loader's rows, as those of :class:`Known`."""
+        """Numbers of the loader's rows, as in :attr:`KnownItems.table`."""
         dataset = self.loader._dataset
         return self.start + ordinals(dataset.inter_feat[dataset.uid_field].numpy())
 
     def __call__(self, index):
-        """A batch of the rows, or users, of an index."""
+        """The batch of the rows, or users, of an index."""
         batch = self.collate(index)
         if not self.on:
             return batch
@@ -174,15 +177,15 @@ def _is_full(loader):
 
 
 def prepare_evaluation(config, train_data, valid_data, test_data):
-    """Let loaders of validation and test data leave out what users have, where ``exclude_history`` asks for it."""
-    known = Known(config, [data._dataset for data in (train_data, valid_data, test_data)])
+    """Give loaders of validation and test data a :class:`LeaveOut`; ``exclude_history`` turns it on."""
+    known = KnownItems(config, [data._dataset for data in (train_data, valid_data, test_data)])
     for part, data in ((1, valid_data), (2, test_data)):
         data.collate_fn = LeaveOut(data, known, part, bool(config["exclude_history"]))
 
 
 @contextmanager
 def leaving_out(loader, on):
-    """Let a loader of :func:`prepare_evaluation` leave out what users have, or not, for a while."""
+    """Turn leaving out items on or off within a context, for a loader from :func:`prepare_evaluation`."""
     before, loader.collate_fn.on = loader.collate_fn.on, on
     try:
         yield
@@ -190,8 +193,8 @@ def leaving_out(loader, on):
         loader.collate_fn.on = before
 
 
-def with_fewer_rows(loader, whole):
-    """Let a loader of some users' rows leave out what that of all leaves out."""
-    own = whole.collate_fn
-    loader.collate_fn = LeaveOut(loader, own.known, own.part, own.on)
+def copy_leave_out(loader, whole):
+    """Give a loader of a subset of the users the settings of the loader of all users; returns the former."""
+    collate = whole.collate_fn
+    loader.collate_fn = LeaveOut(loader, collate.known, collate.part, collate.on)
     return loader

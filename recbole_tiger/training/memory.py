@@ -1,4 +1,4 @@
-"""Memory that a process keeps."""
+"""Memory management of the C library."""
 
 import ctypes
 import sys
@@ -7,18 +7,18 @@ import sys
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
 
-# Of the environment of a process that trains in another thread than its main one. glibc gives a thread a heap of its own,
-# which takes no more than 64 MB; larger tensors it returns to the system whatever else is set. One heap for all keeps them.
+# Environment of a process that does not train in its main thread. glibc gives each thread its own heap of at most 64 MB, and
+# returns larger tensors to the system regardless of other settings. A single heap for all threads keeps them.
 ONE_HEAP = {"MALLOC_ARENA_MAX": "1"}
 
 
 def keep_freed_memory():
-    """Let the C library keep what a step of training frees for the next one.
+    """Let the C library keep the memory that a training step frees, for the next step.
 
-    By default it returns every large tensor to the system, which then hands out and clears the same pages again at the next
-    step. Where the C library is not glibc there is nothing to set.
+    By default it returns every large tensor to the system, which then clears the same pages again for the next step. This
+    has no effect if the C library is not glibc.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    # An older glibc takes no more than 32 MB, and a trim threshold alone would freeze the other at 128 KB.
+    # Older versions of glibc accept at most 32 MB; setting only the trim threshold would fix the other one at 128 KB.
     if mallopt is not None and (mallopt(M_MMAP_THRESHOLD, 2**30) or mallopt(M_MMAP_THRESHOLD, 2**25)):
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

@@ -1,4 +1,4 @@
-"""TIGERTrainer: batches of windows by length, schedule, averaged weights, a state to resume from after every epoch."""
+"""TIGERTrainer: batches of windows, learning rate schedule, averaged weights, resuming after every epoch."""
 
 import contextlib
 import math
@@ -15,9 +15,9 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from recbole_tiger.errors import TigerError
-from recbole_tiger.files import copy_of
+from recbole_tiger.files import link_or_copy
 from recbole_tiger.graphs import Graphs
-from recbole_tiger.model.tiger import counted_targets
+from recbole_tiger.model.tiger import target_positions
 from recbole_tiger.settings.identity import run_key
 from recbole_tiger.training.checkpoint import load_checkpoint
 from recbole_tiger.training.dataset import training_windows
@@ -26,7 +26,7 @@ from recbole_tiger.training.memory import keep_freed_memory
 
 
 def warmup_cosine(step, total, warmup_ratio, constant=False):
-    """Factor of the learning rate: linear over the first ``warmup_ratio`` of the steps, then a cosine to zero.
+    """Factor of the learning rate: linear warm-up over the share ``warmup_ratio`` of the steps, then a cosine to zero.
 
     With ``constant`` it stays at 1 after the warm-up.
     """
@@ -39,13 +39,13 @@ def warmup_cosine(step, total, warmup_ratio, constant=False):
 
 
 def autocast(config):
-    """bf16 where ``enable_amp`` asks for it."""
+    """Context of bf16 computation if ``enable_amp`` is set."""
     return torch.autocast(config["device"].type, dtype=torch.bfloat16, enabled=config["enable_amp"])
 
 
 @contextlib.contextmanager
 def tf32(device):
-    """Products of float32 matrices on a GPU by its tensor cores, which read 10 bits of a mantissa (bf16 has 7)."""
+    """Context of TF32 matrix products on a GPU: float32 with mantissas of 10 bits (bf16 has 7), on tensor cores."""
     before = torch.get_float32_matmul_precision()
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
@@ -58,16 +58,16 @@ def tf32(device):
 class TIGERTrainer(Trainer):
     """RecBole's trainer for TIGER.
 
-    ``train_batch_size`` counts targets, as RecBole's counts rows. After every epoch the whole state goes to
-    ``<checkpoint_dir>/<model>-<key>/last.pth``, where the key is a hash of the settings and the data; with ``resume`` the
-    run goes on from there and ends as if it had not been interrupted. The best epoch is kept in
+    ``train_batch_size`` counts targets, as RecBole's counts rows. After every epoch the whole state is saved in
+    ``<checkpoint_dir>/<model>-<key>/last.pth``, where the key is a hash of the settings and the data. With ``resume`` the
+    run continues from there, with the same result as an uninterrupted run. The best epoch is saved in
     ``<checkpoint_dir>/<model>-<time>-<key>.pth``.
 
-    With ``ema_decay`` the learning rate is constant after its warm-up, and what is validated, saved and tested is an
-    exponential moving average of the weights, of which the first steps have equal shares.
+    With ``ema_decay`` the learning rate is constant after the warm-up, and validation, checkpoints and test use an
+    exponential moving average of the weights; the first steps have equal weight in it.
 
     Attributes:
-        epoch_log: list of one dict an epoch.
+        epoch_log: list of one dict per epoch.
     """
 
     def __init__(self, config, model):
@@ -88,11 +88,11 @@ class TIGERTrainer(Trainer):
         matrices = [p for p in self.model.parameters() if p.dim() >= 2]
         others = [p for p in self.model.parameters() if p.dim() < 2]
         adam = {"betas": tuple(self.config["betas"]), "fused": True} if self.learner.lower() in ("adam", "adamw") else {}
-        # A graph of the step reads the learning rate where the schedule writes it; only these optimizers can do so.
+        # A graph of the step reads the learning rate from a tensor, which only these optimizers support.
         graphed = self.device.type == "cuda" and adam
         if graphed:
             adam.update(capturable=True, lr=torch.tensor(self.learning_rate, device=self.device))
-        self._update = Graphs(self._step_of) if graphed else self._step_of
+        self._update = Graphs(self._update_weights) if graphed else self._update_weights
         groups = [
             {"params": matrices, "weight_decay": self.weight_decay, **adam},
             {"params": others, "weight_decay": 0.0, **adam},
@@ -121,20 +121,21 @@ class TIGERTrainer(Trainer):
         """One step of the optimizer.
 
         Args:
-            windows: of :func:`training_windows`, on the trainer's device; batch: int tensor of indices of some of them.
-            total_steps: of the whole schedule of the learning rate.
+            windows: from :func:`training_windows`, on the trainer's device.
+            batch: int tensor of the indices of the windows to train on.
+            total_steps: number of steps of the learning rate schedule.
 
         Returns:
-            the loss, without its graph.
+            the detached loss.
         """
         self._set_rate(warmup_cosine(self.schedule_step, total_steps, self.config["warmup_ratio"], bool(self.averages)))
         shortest, longest = map(int, windows.lengths[batch].aminmax())
-        targets, counted = counted_targets(windows.n_targets[batch])
+        targets, positions = target_positions(windows.n_targets[batch])
         rows = batch.to(self.device, non_blocking=True)
         items, users = windows.items[rows, -longest:], windows.users[rows]
-        if counted is not None:
-            counted = counted.to(self.device, non_blocking=True)
-        loss = self._update(items, targets, counted, users, shortest < longest)
+        if positions is not None:
+            positions = positions.to(self.device, non_blocking=True)
+        loss = self._update(items, targets, positions, users, shortest < longest)
         self.schedule_step += 1
         if self.averages:
             decay = min(self.config["ema_decay"], 1 - 1 / self.schedule_step)
@@ -142,15 +143,15 @@ class TIGERTrainer(Trainer):
         return loss
 
     def _set_rate(self, factor):
-        """Set the learning rate; on a GPU where graphs read it."""
+        """Set the learning rate to the peak times ``factor``, in place where it is a tensor, which graphs read."""
         for group in self.optimizer.param_groups:
             if isinstance(group["lr"], torch.Tensor):
                 group["lr"].fill_(self.learning_rate * factor)
             else:
                 group["lr"] = self.learning_rate * factor
 
-    def _step_of(self, *batch):
-        """Make a step of the optimizer; takes what :meth:`TIGER.window_loss` takes, returns the loss without its graph."""
+    def _update_weights(self, *batch):
+        """Do a step of the optimizer with the arguments of :meth:`TIGER.window_loss`; returns the detached loss."""
         with tf32(self.device):
             with autocast(self.config):
                 loss = self.model.window_loss(*batch)
@@ -161,30 +162,30 @@ class TIGERTrainer(Trainer):
         self.optimizer.zero_grad()
         return loss.detach()
 
-    def _exchange(self):
-        """Exchange the model's weights and their averages; no numbers are copied."""
+    def _swap_averages(self):
+        """Swap the weights of the model and their averages, without copying."""
         if self.averages:
             for parameter, average in zip(self.model.parameters(), self.averages, strict=True):
                 parameter.data, average.data = average.data, parameter.data
 
     @contextlib.contextmanager
     def averaged(self):
-        """The model with its averaged weights, where ``ema_decay`` asks for them."""
-        self._exchange()
+        """Context in which the model has its averaged weights, if ``ema_decay`` is set."""
+        self._swap_averages()
         try:
             yield
         finally:
-            self._exchange()
+            self._swap_averages()
 
     def _state(self, epoch):
         kind, key, *rest = np.random.get_state()
         return {
             **super()._state(epoch),
-            "trained_weights": self.averages,  # those that the optimizer goes on with: state_dict holds the averages
+            "trained_weights": self.averages,  # the weights that the optimizer updates: state_dict holds the averages
             "best_valid_result": None if self.best_valid_result is None else dict(self.best_valid_result),
             "schedule_step": self.schedule_step,
             "random_state": torch.get_rng_state(),
-            "numpy_random_state": [kind, key.tolist(), *rest],  # RecBole draws the negatives of sampled evaluation with it
+            "numpy_random_state": [kind, key.tolist(), *rest],  # RecBole draws the items of sampled evaluation with it
             "cuda_random_states": [torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else [],
             "epoch_log": self.epoch_log,
             "saved_model_file": os.path.basename(self.saved_model_file),
@@ -192,20 +193,20 @@ class TIGERTrainer(Trainer):
         }
 
     def _load_model(self, state, file):
-        """Take over the weights of a checkpoint.
+        """Load the weights of a checkpoint.
 
         Raises:
-            TigerError: it is of another model, revision or dataset, or of other settings.
+            TigerError: the checkpoint has another model, revision, dataset or settings.
         """
         if state["config"]["model"] != self.config["model"]:
             raise TigerError(
                 f"{file} is a checkpoint of {state['config']['model']}, not of {self.config['model']}; give another"
             )
         self.model.check_revision(state["other_parameter"], file)
-        theirs, own = state["state_dict"]["network.codes"].shape[1], self.model.network.codes.shape[1]
+        theirs, ours = state["state_dict"]["network.codes"].shape[1], self.model.network.codes.shape[1]
         try:
-            if theirs != own:
-                raise TigerError(f"the checkpoint was made with other settings: IDs of {theirs} codes, here {own}")
+            if theirs != ours:
+                raise TigerError(f"the checkpoint was made with other settings: IDs of {theirs} codes, here {ours}")
             self.model.load_state_dict(state["state_dict"])
             self.model.load_other_parameter(state["other_parameter"])
         except TigerError as error:
@@ -213,23 +214,23 @@ class TIGERTrainer(Trainer):
             raise TigerError(f"{file}: {reason}; use the settings and data that it was trained with") from error
 
     def resume_checkpoint(self, resume_file):
-        """Go on from a checkpoint of this trainer, of the best epoch or of the last."""
+        """Resume from a checkpoint of this trainer, of the best or of the last epoch."""
         state = load_checkpoint(resume_file, self.device)
         self._load_model(state, resume_file)
         if "schedule_step" not in state:
             raise TigerError(f"{resume_file} was not written by this trainer: it lacks the state to resume from")
         if bool(state.get("trained_weights")) != bool(self.averages):
             raise TigerError(f"{resume_file} was trained with another ema_decay; use the settings that it was trained with")
-        # With codes other than those made here the model has built its network anew.
+        # If the checkpoint has other codes, loading it has rebuilt the network.
         self.optimizer = self._build_optimizer()
-        of_device = [
+        device_options = [
             {name: group[name] for name in ("lr", "capturable") if name in group} for group in self.optimizer.param_groups
         ]
         self.optimizer.load_state_dict(state["optimizer"])
-        for group, own in zip(self.optimizer.param_groups, of_device, strict=True):
-            group.update(own)  # the state may come from another device
+        for group, options in zip(self.optimizer.param_groups, device_options, strict=True):
+            group.update(options)  # the state may come from another device
         if self.averages:
-            self._exchange()
+            self._swap_averages()
             for parameter, weights in zip(self.model.parameters(), state["trained_weights"], strict=True):
                 parameter.data = weights
         self.start_epoch = state["epoch"] + 1
@@ -255,7 +256,7 @@ class TIGERTrainer(Trainer):
         show_progress=False,
         callback_fn=None,
     ):
-        """Train as RecBole's trainer does; see there for the arguments.
+        """Train; arguments as in RecBole's trainer.
 
         Returns:
             best validation score and result; (-inf, None) without validation data.
@@ -281,15 +282,15 @@ class TIGERTrainer(Trainer):
                 if saved:
                     if improved:
                         self._save_checkpoint(epoch, verbose=verbose)
-                        copy_of(self.saved_model_file, self.state_file)
+                        link_or_copy(self.saved_model_file, self.state_file)
                     else:
                         self._save_checkpoint(epoch, verbose=False, saved_model_file=self.state_file)
-        self._exchange()  # what is evaluated from here on is the average
+        self._swap_averages()  # later evaluations use the averages
         self._add_hparam_to_tensorboard(self.best_valid_score)
         return self.best_valid_score, self.best_valid_result
 
     def _validate(self, valid_data, epoch, verbose, show_progress, callback_fn):
-        """Evaluate on validation, decide whether to stop; returns whether the epoch is the best so far."""
+        """Validate and decide whether to stop; returns whether the epoch is the best so far."""
         score, result = self._valid_epoch(valid_data, show_progress=show_progress)
         self.best_valid_score, self.cur_step, self.stopped, improved = early_stopping(
             score, self.best_valid_score, self.cur_step, max_step=self.stopping_step, bigger=self.valid_metric_bigger
@@ -307,12 +308,12 @@ class TIGERTrainer(Trainer):
         return improved
 
     def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progress=False):
-        """Evaluate as RecBole's trainer does; see there for the arguments."""
+        """Evaluate; arguments as in RecBole's trainer."""
         if eval_data and load_best_model:
             state = load_checkpoint(model_file or self.saved_model_file, self.device)
             self._load_model(state, model_file or self.saved_model_file)
             self.logger.info(f"Loading model structure and parameters from {model_file or self.saved_model_file}")
-        # RecBole's collector keeps the rows of an evaluation that was interrupted, and would count them once more.
+        # RecBole's collector keeps the rows of an interrupted evaluation, and would count them again.
         collected = self.eval_collector.data_struct._data_dict
         for name in [name for name in collected if name.startswith("rec.") or name == "data.label"]:
             del collected[name]
@@ -320,7 +321,7 @@ class TIGERTrainer(Trainer):
             return super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
 
     def _full_sort_batch_eval(self, batched_data):
-        """As RecBole's, with the beam's items in place of scores where these suffice."""
+        """As in RecBole's trainer, but with the items of the beam in place of scores if no scores are needed."""
         if not self.ranks_only:
             return super()._full_sort_batch_eval(batched_data)
         interaction, _, positive_u, positive_i = batched_data

@@ -1,4 +1,4 @@
-"""VQRecTrainer: RecBole's trainer, and the two stages in which a pre-trained VQRec is fine-tuned."""
+"""VQRecTrainer: RecBole's trainer with windows as batches, and with two-stage fine-tuning of a pre-trained VQRec."""
 
 from pathlib import Path
 
@@ -11,16 +11,16 @@ from recbole_tiger.model import MODELS
 from recbole_tiger.training.checkpoint import load_checkpoint
 from recbole_tiger.training.dataset import training_windows
 
-# Settings that a pre-trained model and the one that starts from it have to share.
-SHARED = ("codebook_depth", "codebook_size", "hidden_size", "inner_size", "n_layers", "n_heads")
-SHARED += ("hidden_act", "MAX_ITEM_LIST_LENGTH")
+# Settings that must be the same in pre-training and in fine-tuning.
+SHARED_SETTINGS = ("codebook_depth", "codebook_size", "hidden_size", "inner_size", "n_layers", "n_heads")
+SHARED_SETTINGS += ("hidden_act", "MAX_ITEM_LIST_LENGTH")
 
 
-def pretrained(config):
-    """The checkpoint that ``pre_model_path`` names.
+def load_pretrained(config):
+    """Load the checkpoint ``pre_model_path``.
 
     Raises:
-        TigerError: it is absent, of another model or revision, was not pre-trained, or does not fit the settings.
+        TigerError: it is absent, has another model or revision, was not pre-trained, or does not fit the settings.
     """
     file = Path(config["pre_model_path"])
     if not file.is_file():
@@ -29,31 +29,31 @@ def pretrained(config):
             f"pre_model_path out to train from scratch"
         )
     state = load_checkpoint(file, "cpu")
-    theirs, own = state["config"], config["model"]
-    if theirs["model"] != own:
-        raise TigerError(f"pre_model_path {file} is a checkpoint of {theirs['model']}, not of {own}; give another")
-    MODELS[own].check_revision(state["other_parameter"], file)
+    theirs, model = state["config"], config["model"]
+    if theirs["model"] != model:
+        raise TigerError(f"pre_model_path {file} is a checkpoint of {theirs['model']}, not of {model}; give another")
+    MODELS[model].check_revision(state["other_parameter"], file)
     if theirs["train_stage"] != "pretrain":
         raise TigerError(
             f"pre_model_path {file} was trained with train_stage {theirs['train_stage']}: give the checkpoint of a run with "
             f"--train_stage=pretrain"
         )
-    for name in SHARED:
+    for name in SHARED_SETTINGS:
         if theirs[name] != config[name]:
             raise TigerError(
-                f"pre_model_path {file} was trained with {name} {theirs[name]}, and here it is {config[name]}: give "
+                f"pre_model_path {file} was trained with {name} {theirs[name]}, but here it is {config[name]}: give "
                 f"--{name}={theirs[name]}, or another checkpoint"
             )
     return state
 
 
 class Batches:
-    """An epoch of windows in the place of RecBole's loader of rows.
+    """The batches of windows of an epoch, in place of RecBole's loader of rows.
 
     Args:
-        windows: of :func:`~recbole_tiger.training.dataset.training_windows`.
-        n_targets: about so many a batch.
-        seed: of their order.
+        windows: from :func:`~recbole_tiger.training.dataset.training_windows`.
+        n_targets: approximate number of targets per batch.
+        seed: of the order of the batches.
     """
 
     def __init__(self, windows, n_targets, seed):
@@ -73,32 +73,32 @@ class Batches:
 class VQRecTrainer(Trainer):
     """RecBole's trainer for VQRec.
 
-    Where RecBole's rows are a prefix each, batches are windows of all prefixes of a user at once; ``train_batch_size``
-    counts targets, as RecBole's counts rows.
+    RecBole's rows hold one prefix each; here a batch consists of windows, each with all prefixes of a user.
+    ``train_batch_size`` counts targets, as RecBole's counts rows.
 
-    A model with ``pre_model_path`` starts from the pre-trained weights, for ``permutation_epochs`` learns a permutation of
-    the codes alone, and then the code embeddings alone (paper section 3.3). Early stopping counts from the second stage on.
+    A model with ``pre_model_path`` starts from the pre-trained weights. For ``permutation_epochs`` it learns only a
+    permutation of the codes, then only the code embeddings (paper section 3.3). Early stopping counts from the second stage.
     """
 
     @staticmethod
     def check_settings(config):
-        """Refuse a pre-trained model that is absent or does not fit.
+        """Check that the pre-trained model exists and fits.
 
         Raises:
-            TigerError: as :func:`pretrained`.
+            TigerError: as in :func:`load_pretrained`.
         """
         if config["pre_model_path"] is not None:
-            pretrained(config)
+            load_pretrained(config)
 
     def fit(self, train_data, *args, **kwargs):
-        """Train as RecBole's trainer does; see there for the arguments and what it returns."""
+        """Train; arguments and result as in RecBole's trainer."""
         if self.model.permutation_logits is not None and self.start_epoch == 0:
-            self.model.start_from(pretrained(self.config)["state_dict"])
+            self.model.start_from(load_pretrained(self.config)["state_dict"])
         self.windows = training_windows(train_data._dataset, one_target=False)
         return super().fit(train_data, *args, **kwargs)
 
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
-        """One pass over the windows, in the stage that the epoch belongs to; returns the mean loss of a batch."""
+        """One pass over the windows, in the stage of the epoch; returns the mean loss of a batch."""
         permuting = self._begin_stage(epoch_idx)
         batches = Batches(self.windows, self.config["train_batch_size"], self.config["seed"] + epoch_idx)
         loss = super()._train_epoch(batches, epoch_idx, self._loss, show_progress)
@@ -110,7 +110,7 @@ class VQRecTrainer(Trainer):
         return self.model.window_loss(batch["items"], batch["n_targets"])
 
     def _begin_stage(self, epoch):
-        """See that the model trains what it has to in an epoch; returns whether that is the permutation."""
+        """Set which weights train in an epoch; returns whether it is the permutation."""
         if self.model.permutation_logits is None:
             return False
         first_of_embeddings = self.config["permutation_epochs"]

@@ -1,9 +1,8 @@
-"""Quantizers: embeddings -> codes, one file a quantizer.
+"""Quantizers: embeddings -> codes, one file per quantizer.
 
-The protocol is :class:`~recbole_tiger.catalogue.quantizers.base.Quantizer`, of which every quantizer is a subclass: a
-constructor that takes its settings by name, ``fit``, ``encode``, ``learnt``, ``widths``, ``reconstruct``, ``distinct``,
-``REVISION``. The same input and seed give the same codes on the same kind of processor, on a GPU up to the order in which it
-adds.
+Every quantizer is a subclass of :class:`~recbole_tiger.catalogue.quantizers.base.Quantizer`: a constructor that takes the
+settings by name, ``fit``, ``encode``, ``learnt``, ``widths``, ``reconstruct``, ``distinct``, ``REVISION``. The same input
+and seed give the same codes on the same kind of processor; on a GPU, sums may differ by rounding.
 """
 
 import inspect
@@ -28,8 +27,8 @@ def register_quantizer(name, cls, settings=None):
     """Add a quantizer from outside of this package to QUANTIZERS.
 
     Args:
-        name: what the setting ``quantizer`` calls it. cls: a class of the protocol above.
-        settings: its own settings and their defaults, a dict or the path of a YAML file as ``properties/catalogue.yaml``.
+        name: its value of the setting ``quantizer``. cls: the subclass of Quantizer.
+        settings: its own settings and their defaults, a dict or the path of a YAML file like ``properties/catalogue.yaml``.
 
     Raises:
         TigerError: the name is taken.
@@ -37,21 +36,21 @@ def register_quantizer(name, cls, settings=None):
     QUANTIZERS.register(name, cls, settings or {})
 
 
-def _read_by(quantizer):
+def _setting_names(quantizer):
     return inspect.signature(QUANTIZERS[quantizer]).parameters.keys()
 
 
 def quantizer_settings(config):
     """The settings that the configured quantizer reads, by name."""
-    return {key: config[key] for key in _read_by(config["quantizer"])}
+    return {key: config[key] for key in _setting_names(config["quantizer"])}
 
 
 def unread_settings(config, given):
-    """Those of the settings ``given`` that other quantizers read than the configured one; none with IDs from a file."""
+    """Those of the ``given`` settings that only other quantizers read; an empty list with IDs from a file."""
     if config["semantic_ids"]:
         return []
-    of_any = {key for quantizer in QUANTIZERS for key in _read_by(quantizer)}
-    return sorted(set(given) & of_any - _read_by(config["quantizer"]))
+    all_names = {key for quantizer in QUANTIZERS for key in _setting_names(quantizer)}
+    return sorted(set(given) & all_names - _setting_names(config["quantizer"]))
 
 
 def make_quantizer(config):

@@ -1,4 +1,4 @@
-"""A code an item: what a generative model does without semantics (DSI's unstructured atomic identifiers)."""
+"""One code per item, without semantics, for an ablation (DSI's unstructured atomic identifiers)."""
 
 import torch
 
@@ -6,7 +6,7 @@ from recbole_tiger.catalogue.quantizers.base import Arbitrary
 
 
 class Atomic(Arbitrary):
-    """One code, the item's number in the catalogue; it has no settings (Tay et al. 2022, section 3.2)."""
+    """The code is the item's number in the catalogue (Tay et al. 2022, section 3.2). There are no settings."""
 
     distinct = True
 

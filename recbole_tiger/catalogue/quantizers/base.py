@@ -1,4 +1,4 @@
-"""What every quantizer keeps to."""
+"""Base classes of the quantizers."""
 
 from itertools import takewhile
 
@@ -11,18 +11,18 @@ from recbole_tiger.errors import TigerError
 class Quantizer:
     """Embeddings -> codes.
 
-    A quantizer defines :meth:`fit`, ``encode_part(x)``, which is :meth:`encode` of so many rows as fit in memory, and
-    ``reconstruct(codes)`` if it reconstructs: codes [n, levels] -> float tensor [n, dim], in the space of ``x``.
+    A subclass defines :meth:`fit` and ``encode_part(x)``, which encodes as many rows as fit in memory. It may define
+    ``reconstruct(codes)``: codes [n, levels] -> float tensor [n, dim], in the space of ``x``.
 
     Attributes:
-        learnt: dict of name -> tensor, all that :meth:`encode` and ``reconstruct`` need beside the settings; ``mean``, of
-            the embeddings, is among them. Empty before :meth:`fit`. Assigned to a new quantizer of the same settings, it
-            restores the fitted one.
+        learnt: dict of name -> tensor. Together with the settings it is all that :meth:`encode` and ``reconstruct`` need; it
+            includes ``mean``, the mean of the embeddings. It is empty before :meth:`fit`. Assigning it to a new quantizer
+            with the same settings restores the fitted one.
     """
 
-    # To be raised with every change by which the same settings make other codes: cached semantic IDs count no longer then.
+    # Raise it with every change that makes other codes from the same settings; it invalidates cached semantic IDs.
     REVISION = 1
-    # Whether no two items share all codes, so that no collision level is needed.
+    # True if no two items share all codes, so that no collision level is needed.
     distinct = False
     reconstruct = None
 
@@ -31,23 +31,23 @@ class Quantizer:
 
     @property
     def widths(self):
-        """Number of codes of each level, a list, once it is fitted; here for levels of equal width."""
+        """List of the number of codes of each level; valid after :meth:`fit`."""
         return [self.codebook_size] * self.codebook_depth
 
     def fit(self, x, *, seed, show_progress=False):
-        """Learn from the embeddings of a catalogue, and code it.
+        """Learn from the embeddings of a catalogue, and encode them.
 
         Args:
             x: float tensor [n_items, dim].
 
         Returns:
-            int64 tensor [n_items, levels], each level below its width.
+            int64 tensor [n_items, levels]; the codes of a level are below its width.
         """
         raise NotImplementedError
 
     @torch.no_grad()
     def encode(self, x):
-        """Codes of any embeddings; of those it was fitted on the same as from :meth:`fit`.
+        """Codes of any embeddings; for the embeddings of :meth:`fit` they are the codes that it returned.
 
         Args:
             x: float tensor [n, dim].
@@ -56,7 +56,7 @@ class Quantizer:
             int64 tensor [n, levels].
 
         Raises:
-            TigerError: their width is another than that of the embeddings it was fitted on.
+            TigerError: the embeddings have another width than those of :meth:`fit`.
         """
         width = len(self.learnt["mean"])
         if x.shape[1] != width:
@@ -68,14 +68,14 @@ class Quantizer:
         return torch.cat([self.encode_part(part) for part in x.split(self._chunk(width))])
 
     def _chunk(self, dim):
-        """Rows that are coded at once."""
+        """Number of rows to encode at once."""
         return CHUNK
 
     def _move(self, device):
         self.learnt = {name: tensor.to(device) for name, tensor in self.learnt.items()}
 
-    def judged(self, statistics):
-        """Levels, from 0, whose codes have to be used evenly: up to where fewer items are left to tell apart than codes.
+    def levels_to_check(self, statistics):
+        """The first levels, from 0, whose codes must be used evenly: at least as many items as codes are left to tell apart.
 
         Args:
             statistics: of the SemanticIDs.
@@ -85,19 +85,19 @@ class Quantizer:
 
 
 class Arbitrary(Quantizer):
-    """Codes that do not come from the embeddings."""
+    """Base class of quantizers whose codes do not depend on the embeddings."""
 
     def encode(self, x):
-        """Refuse, as there is nothing to code by.
+        """Not supported.
 
         Raises:
             TigerError: always.
         """
         raise TigerError(
-            f"{type(self).__name__} gives codes that say nothing of the embeddings, so that new items get none from it; "
-            f"train anew with these items, or with a quantizer that reads embeddings, as rq_vae"
+            f"codes of {type(self).__name__} do not depend on the embeddings, so it cannot encode new items; "
+            f"train anew with these items, or with a quantizer that reads embeddings, such as rq_vae"
         )
 
-    def judged(self, statistics):
-        """None of the levels: these codes have nothing to keep."""
+    def levels_to_check(self, statistics):
+        """No level: these codes keep nothing of the embeddings."""
         return []

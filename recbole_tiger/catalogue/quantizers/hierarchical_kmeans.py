@@ -9,23 +9,23 @@ from recbole_tiger.catalogue.quantizers.base import Quantizer
 from recbole_tiger.catalogue.quantizers.kmeans import assign, kmeans
 from recbole_tiger.errors import TigerError
 
-# Numbers of the centroids that are laid beside embeddings at once: bounds memory.
+# Maximal number of elements of the gathered centroids; bounds memory.
 NUMBERS = 2**24
 
 
 class HierarchicalKMeans(Quantizer):
-    """Branches of a tree: k-means splits the catalogue, and again every cluster that is larger than a leaf may be.
+    """A tree of clusters: k-means splits the catalogue, then every cluster with more than ``hierarchical_leaf_size`` items.
 
-    A code is the branch taken at its level. Branches end at different depths: codes are padded with 0 up to the deepest, so
-    that a padded level has one child a node and the trie the leaves of the tree. The number of an item within its cluster,
-    DSI's last digit, is the collision level, as for every quantizer. A cluster of equal embeddings, which k-means cannot
-    split, ends its branch however large it is.
+    A code is the branch taken at its level. Branches end at different depths; shorter codes are padded with 0, so a padded
+    level has one child per node, and the trie has the leaves of the tree. The number of an item within its cluster, DSI's
+    last digit, is the collision level, as for every quantizer. A cluster of equal embeddings cannot be split and ends its
+    branch, whatever its size.
 
     Args:
-        hierarchical_branches: clusters that a cluster is split into (DSI: 10).
-        hierarchical_leaf_size: most items of a cluster that is not split again (DSI: 100).
-        kmeans_iterations: most Lloyd steps a split.
-        kmeans_sample: rows that a split is fitted on where the cluster has more.
+        hierarchical_branches: number of clusters that a cluster is split into (DSI: 10).
+        hierarchical_leaf_size: maximal size of a cluster that is not split again (DSI: 100).
+        kmeans_iterations: maximal number of Lloyd steps per split.
+        kmeans_sample: number of random rows that a split is fitted on if the cluster is larger.
     """
 
     def __init__(self, *, hierarchical_branches, hierarchical_leaf_size, kmeans_iterations, kmeans_sample):
@@ -47,13 +47,13 @@ class HierarchicalKMeans(Quantizer):
     def fit(self, x, *, seed, show_progress=False):
         """Codes of ``x`` [n_items, dim], an int64 tensor [n_items, depth of the tree].
 
-        Keeps the inner nodes of the tree, the root first: ``centroids`` [nodes, branches, dim], less the mean and infinite
-        for a branch that is not there, and ``children`` [nodes, branches], the node of a branch or -1 where it ends.
+        Stores the inner nodes of the tree in ``learnt``, the root first: ``centroids`` [nodes, branches, dim], relative to
+        the mean and infinite for absent branches, and ``children`` [nodes, branches], the node below each, or -1 for none.
         """
         generator = torch.Generator().manual_seed(seed)
         mean = x.mean(dim=0)
         centroids, children = [], []
-        # Rows of a cluster, the branch that leads to it and its depth.
+        # Of each cluster: its rows, the branch that leads to it, its depth.
         clusters = deque([(torch.arange(len(x), device=x.device), None, 1)])
         progress = tqdm(desc="hierarchical k-means, clusters split", disable=not show_progress)
         while clusters:
@@ -70,7 +70,7 @@ class HierarchicalKMeans(Quantizer):
             )
             used, labels = assign(members, found)[0].unique(return_inverse=True)
             if branch and len(used) == 1:
-                continue  # they differ by roundings
+                continue  # the members differ by rounding only
             if branch:
                 node, code = branch
                 children[node][code] = len(children)
@@ -95,7 +95,7 @@ class HierarchicalKMeans(Quantizer):
         return max(1, NUMBERS // (self.branches * dim))
 
     def encode_part(self, x):
-        """Codes of some rows."""
+        """Codes of the rows of ``x``."""
         x = x - self.learnt["mean"]
         codes = torch.zeros(len(x), len(self.widths), dtype=torch.int64, device=x.device)
         node = torch.zeros(len(x), dtype=torch.int64, device=x.device)
@@ -107,7 +107,7 @@ class HierarchicalKMeans(Quantizer):
         return codes
 
     def reconstruct(self, codes):
-        """Float tensor [n, dim]: the centroids of the clusters that ``codes`` [n, depth] lead to."""
+        """Centroids of the clusters with the given ``codes`` [n, depth], a float tensor [n, dim]."""
         self._move(codes.device)
         found = torch.empty(len(codes), len(self.learnt["mean"]), device=codes.device)
         node = torch.zeros(len(codes), dtype=torch.int64, device=codes.device)
@@ -117,6 +117,6 @@ class HierarchicalKMeans(Quantizer):
             node[rows] = self.learnt["children"][node[rows], level[rows]]
         return found + self.learnt["mean"]
 
-    def judged(self, statistics):
-        """The first level alone: below it a branch may have ended, and its padding is no collapse."""
+    def levels_to_check(self, statistics):
+        """The first level only: deeper levels contain padding, which is not a collapse."""
         return [0]

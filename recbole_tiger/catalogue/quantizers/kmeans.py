@@ -2,9 +2,9 @@
 
 import torch
 
-# Distances computed at once: bounds memory at large catalogues.
+# Number of rows whose distances are computed at once; bounds memory for large catalogues.
 CHUNK = 65536
-# Rows whose differences to one centroid stay in the cache.
+# Number of rows whose differences to one centroid stay in the CPU cache.
 CACHED = 2048
 
 
@@ -20,7 +20,7 @@ def assign(x, centroids):
     norms = centroids.pow(2).sum(1)
     labels, distances = [], []
     for part in x.split(CHUNK):
-        # |x|^2 is the same for all centroids and joins after the minimum.
+        # |x|^2 is the same for all centroids, so it is added after the minimum.
         smallest, index = torch.addmm(norms, part, centroids.T, alpha=-2).min(dim=1)
         labels.append(index)
         distances.append((smallest + part.pow(2).sum(1)).clamp_(min=0))
@@ -28,19 +28,19 @@ def assign(x, centroids):
 
 
 def means(x, labels, k):
-    """Mean of the rows of each label, and how many there are.
+    """Mean and number of the rows of each label.
 
     Returns:
-        float tensor [k, dim] (0 where a label has no row), float tensor [k].
+        float tensor [k, dim] (0 for a label without rows), float tensor [k].
     """
     counts = torch.zeros(k, device=x.device).index_add_(0, labels, torch.ones(len(x), device=x.device))
-    # As index_add_, but on a GPU the order of the sum, and so its rounding, is the same in every run.
+    # Unlike index_add_, this sums in the same order in every run on a GPU, so the rounding is reproducible.
     sums = torch.zeros(k, x.shape[1], device=x.device).index_put_((labels,), x, accumulate=True)
     return sums / counts.clamp(min=1).unsqueeze(1), counts
 
 
 def seed_centroids(x, k, generator):
-    """k-means++: each next centroid is a row drawn by its squared distance to the nearest so far."""
+    """k-means++: draws each next centroid in proportion to the squared distance to the nearest centroid so far."""
 
     def distances(index):
         row = x[index]
@@ -59,13 +59,13 @@ def seed_centroids(x, k, generator):
 
 
 def lloyd(x, centroids, iterations):
-    """Move centroids to the means of the rows that are nearest to them.
+    """Lloyd's algorithm: repeatedly move each centroid to the mean of its nearest rows.
 
     A centroid that loses all its rows moves to a row far from its own centroid, so no code stays unused.
 
     Args:
         x: float tensor [n, dim]. centroids: [k, dim].
-        iterations: most steps; ends sooner when no label changes.
+        iterations: maximal number of steps; stops earlier if no label changes.
 
     Returns:
         float tensor [k, dim].
@@ -87,10 +87,10 @@ def kmeans(x, k, *, iterations, generator, sample=None):
     """Cluster ``x``.
 
     Args:
-        x: float tensor [n, dim]; k: number of centroids, at most n.
-        iterations: of :func:`lloyd`.
+        x: float tensor [n, dim]. k: number of centroids, at most n.
+        iterations: as for :func:`lloyd`.
         generator: CPU random generator.
-        sample: fit on so many random rows where there are more.
+        sample: fit on this number of random rows if there are more.
 
     Returns:
         float tensor [k, dim].

@@ -1,4 +1,4 @@
-"""Locality-sensitive hashing, for an ablation: on which side of random hyperplanes an item lies (paper section 4.3)."""
+"""Locality-sensitive hashing with random hyperplanes, for an ablation (paper section 4.3)."""
 
 import torch
 
@@ -7,11 +7,11 @@ from recbole_tiger.errors import TigerError
 
 
 class LSH(Quantizer):
-    """Codes whose bits are sides of random hyperplanes through the mean of the embeddings.
+    """Each bit of a code is the side of a random hyperplane through the mean of the embeddings.
 
     Args:
-        codebook_size: codes a level, a power of two: a hyperplane a bit.
-        codebook_depth: levels, each with hyperplanes of its own.
+        codebook_size: number of codes per level, a power of two: one hyperplane per bit.
+        codebook_depth: number of levels, each with its own hyperplanes.
     """
 
     REVISION = 3
@@ -20,7 +20,7 @@ class LSH(Quantizer):
         super().__init__()
         self.bits = codebook_size.bit_length() - 1
         if codebook_size != 2**self.bits:
-            raise TigerError(f"codebook_size {codebook_size} is not a power of two, as quantizer lsh needs it; try 256")
+            raise TigerError(f"codebook_size {codebook_size} is not a power of two, which quantizer lsh needs; try 256")
         self.codebook_size, self.codebook_depth = codebook_size, codebook_depth
 
     def fit(self, x, *, seed, show_progress=False):
@@ -31,7 +31,7 @@ class LSH(Quantizer):
         return self.encode(x)
 
     def encode_part(self, x):
-        """Codes of some rows."""
+        """Codes of the rows of ``x``."""
         sides = (x - self.learnt["mean"]) @ self.learnt["normals"] > 0
         values = 2 ** torch.arange(self.bits, device=x.device)
         return (sides.view(len(x), self.codebook_depth, self.bits) * values).sum(dim=2)

@@ -1,4 +1,4 @@
-"""Random codes, for an ablation: semantic IDs without a meaning."""
+"""Random codes without semantics, for an ablation."""
 
 import torch
 
@@ -6,10 +6,10 @@ from recbole_tiger.catalogue.quantizers.base import Arbitrary
 
 
 class RandomCodes(Arbitrary):
-    """Codes drawn uniformly, whatever the embeddings.
+    """Codes drawn uniformly, independent of the embeddings.
 
     Args:
-        codebook_size, codebook_depth: codes a level, levels.
+        codebook_size, codebook_depth: number of codes per level, number of levels.
     """
 
     REVISION = 3

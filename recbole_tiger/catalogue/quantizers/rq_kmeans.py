@@ -1,4 +1,4 @@
-"""Residual k-means: the next level clusters what the levels before left over."""
+"""Residual k-means: each level clusters the residuals of the levels before."""
 
 import torch
 from tqdm import tqdm
@@ -8,13 +8,13 @@ from recbole_tiger.catalogue.quantizers.kmeans import assign, kmeans
 
 
 def residual_codes(x, codebooks):
-    """Codes of residual quantization, and what it leaves over.
+    """Codes and final residuals of residual quantization.
 
     Args:
         x: float tensor [n, dim], which is overwritten. codebooks: float tensors [codebook_size, dim].
 
     Returns:
-        list of int64 tensors [n], one a codebook; float tensor [n, dim].
+        list of int64 tensors [n], one per codebook; float tensor [n, dim].
     """
     codes = []
     for codebook in codebooks:
@@ -27,9 +27,9 @@ class RQKMeans(Quantizer):
     """Residual quantization by k-means, level by level.
 
     Args:
-        codebook_size, codebook_depth: codes a level, levels.
-        kmeans_iterations: most Lloyd steps a level.
-        kmeans_sample: rows that a level is fitted on where the catalogue has more.
+        codebook_size, codebook_depth: number of codes per level, number of levels.
+        kmeans_iterations: maximal number of Lloyd steps per level.
+        kmeans_sample: number of random rows that a level is fitted on if the catalogue is larger.
     """
 
     REVISION = 3
@@ -47,17 +47,17 @@ class RQKMeans(Quantizer):
             sample = x
             if len(x) > self.sample:
                 sample = x[torch.randperm(len(x), generator=generator)[: self.sample].to(x.device)]
-            _, left = residual_codes(sample - mean, codebooks)
-            codebooks.append(kmeans(left, self.codebook_size, iterations=self.iterations, generator=generator))
+            _, residuals = residual_codes(sample - mean, codebooks)
+            codebooks.append(kmeans(residuals, self.codebook_size, iterations=self.iterations, generator=generator))
         self.learnt = {"mean": mean, "codebooks": torch.stack(codebooks)}
         return self.encode(x)
 
     def encode_part(self, x):
-        """Codes of some rows."""
+        """Codes of the rows of ``x``."""
         return torch.stack(residual_codes(x - self.learnt["mean"], self.learnt["codebooks"])[0], dim=1)
 
     def reconstruct(self, codes):
-        """Float tensor [n, dim]: the mean and the sum of the centroids of ``codes`` [n, codebook_depth]."""
+        """Mean plus the centroids of ``codes`` [n, codebook_depth], a float tensor [n, dim]."""
         self._move(codes.device)
         vectors = (codebook[level] for codebook, level in zip(self.learnt["codebooks"], codes.unbind(1), strict=True))
         return self.learnt["mean"] + sum(vectors)

@@ -14,20 +14,20 @@ from recbole_tiger.graphs import Graphs
 
 
 def mean_and_scale(x):
-    """Mean and standard deviation of each dimension of ``x`` [n, dim], two tensors [dim]; 0 for that of a constant one."""
+    """Mean and standard deviation of each dimension of ``x`` [n, dim], two tensors [dim]; a constant has deviation 0."""
     spread = x.std(dim=0)
-    # Of a large constant the mean is off by a rounding error, which divided by next to nothing would outweigh all else.
+    # The mean of a large constant has a rounding error, which division by a tiny deviation would blow up.
     constant = spread <= 1e-6 * x.abs().amax(dim=0)
     return x.mean(dim=0), spread.clamp(min=1e-6).masked_fill(constant, 0)
 
 
 def scaled(x, mean, scale):
-    """Embeddings [n, dim] in units of ``scale`` from ``mean``, both [dim]; 0 where the scale is."""
+    """``(x - mean) / scale`` for ``x`` [n, dim], ``mean`` and ``scale`` [dim]; 0 where ``scale`` is 0."""
     return ((x - mean) / scale).masked_fill(scale == 0, 0)
 
 
 def standardised(x):
-    """Embeddings [n, dim] with mean 0 and standard deviation 1 per dimension; 0 in one that is the same for all."""
+    """``x`` [n, dim] with mean 0 and standard deviation 1 per dimension; 0 in a constant dimension."""
     return scaled(x, *mean_and_scale(x))
 
 
@@ -50,21 +50,21 @@ class Network(nn.Module):
         self.beta = beta
 
     def quantize(self, z):
-        """Codes [n, depth], and the residuals [n, latent] that each level saw."""
+        """Codes [n, depth], and a list of the residuals [n, latent] that each level quantizes."""
         residual, codes, residuals = z, [], []
         for codebook in self.codebooks:
             with torch.no_grad():
                 labels, _ = assign(residual, codebook)
             codes.append(labels)
             residuals.append(residual)
-            # The codebooks learn from the quantization loss alone; downstream they are constants.
+            # The codebooks learn from the quantization loss only; everything else treats them as constants.
             residual = residual - codebook[labels].detach()
         return torch.stack(codes, dim=1), residuals
 
     def losses(self, x):
         """Reconstruction and quantization loss per item (paper section 3.1), and the codes.
 
-        ||x - x_hat||^2 and, over levels, ||sg[r] - e||^2 + beta ||r - sg[e]||^2, summed over dimensions.
+        ||x - x_hat||^2, and ||sg[r] - e||^2 + beta ||r - sg[e]||^2 summed over levels; norms sum over dimensions.
         """
         z = self.encoder(x)
         codes, residuals = self.quantize(z)
@@ -82,17 +82,17 @@ class Network(nn.Module):
 class RQVAE(Quantizer):
     """The paper's quantizer.
 
-    The input is standardised per dimension, the autoencoder warms up without quantization, every codebook then starts from
-    k-means of the whole catalogue's residuals, and a code that an epoch did not use restarts at a residual of the data.
+    The input is standardised per dimension. The autoencoder warms up without quantization; then k-means of the residuals of
+    the whole catalogue initialises the codebooks. A code that is unused for an epoch restarts at a residual of the data.
 
     Args:
-        codebook_size, codebook_depth: codes a level, levels.
+        codebook_size, codebook_depth: number of codes per level, number of levels.
         rq_vae_hidden_sizes: widths of the encoder's hidden layers (the decoder mirrors them).
         rq_vae_latent_size: width of the latent.
         rq_vae_beta: weight of the commitment loss.
-        rq_vae_steps, rq_vae_warmup_steps: steps of training in all, and those of them before quantization begins.
+        rq_vae_steps, rq_vae_warmup_steps: total number of training steps, and how many of them run without quantization.
         rq_vae_batch_size, rq_vae_learning_rate: of AdamW.
-        kmeans_iterations, kmeans_sample: of the codebooks' start, as RQKMeans takes them.
+        kmeans_iterations, kmeans_sample: for the initial codebooks, as in RQKMeans.
     """
 
     REVISION = 3
@@ -156,14 +156,14 @@ class RQVAE(Quantizer):
                 used[level].index_fill_(0, codes[:, level], True)
             return update(reconstruction + quantization)
 
-        if on_gpu:  # a graph for each: the optimizer makes the codebooks' state in the first step that moves them
+        if on_gpu:  # separate graphs: the optimizer creates the codebooks' state in their first step
             warm_up, train = Graphs(warm_up), Graphs(train)
         batches = iter(())
         progress = tqdm(range(self.steps), desc="RQ-VAE", disable=not show_progress)
         for step in progress:
             if step == self.warmup_steps:
                 self._seed_codebooks(network, x, generator)
-                batches = iter(())  # which codes are used shows in a whole epoch
+                batches = iter(())  # start a new epoch: used codes are counted over whole epochs
             batch = next(batches, None)
             if batch is None:
                 if step > self.warmup_steps:
@@ -181,21 +181,21 @@ class RQVAE(Quantizer):
         return Network(dim, self.hidden_sizes, self.latent_size, self.codebook_depth, self.codebook_size, self.beta)
 
     def _fitted(self):
-        """The network of what was learnt, and the mean and the scale of its input."""
+        """The fitted network, and the mean and the scale of its input."""
         mean, scale = self.learnt["mean"], self.learnt["scale"]
-        with torch.device("meta"):  # so that no random weights are drawn for it
+        with torch.device("meta"):  # draws no random weights
             network = self._network(len(mean))
         network.load_state_dict({name: self.learnt[name] for name in network.state_dict()}, assign=True)
         return network, mean, scale
 
     def encode_part(self, x):
-        """Codes of some rows."""
+        """Codes of the rows of ``x``."""
         network, mean, scale = self._fitted()
         return network.quantize(network.encoder(scaled(x, mean, scale)))[0]
 
     @torch.no_grad()
     def reconstruct(self, codes):
-        """Float tensor [n, dim]: what the decoder makes of ``codes`` [n, codebook_depth]."""
+        """Decoder output for ``codes`` [n, codebook_depth], a float tensor [n, dim]."""
         self._move(codes.device)
         network, mean, scale = self._fitted()
         vectors = (codebook[level] for codebook, level in zip(network.codebooks, codes.unbind(1), strict=True))

@@ -6,9 +6,9 @@ from recbole_tiger.catalogue.quantizers.base import Arbitrary
 
 
 class StringCodes(Arbitrary):
-    """The item's number in the catalogue, a decimal digit a level, with leading zeros (Tay et al. 2022, section 3.2).
+    """The decimal digits of the item's number in the catalogue, one per level, with leading zeros.
 
-    It has no settings.
+    See Tay et al. 2022, section 3.2. There are no settings.
     """
 
     distinct = True

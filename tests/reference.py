@@ -1,4 +1,4 @@
-"""A plain reading of the model: one history, one target, one token at a time; slow and easy to check by eye."""
+"""A reference implementation of the model: one history, one target, one token at a time; slow but easy to check."""
 
 import math
 
@@ -10,7 +10,7 @@ from recbole_tiger.model.tiger import make_network
 
 
 def small_network(seed=0, n_items=30, codes=None, **changes):
-    """A network with random weights (biases too, which start at zero in training); by default random distinct codes, too."""
+    """A network with random weights, including those that start at zero in training; by default with random codes."""
     generator = torch.Generator().manual_seed(seed)
     if codes is None:
         codes = torch.unique(torch.randint(0, 4, (n_items * 3, 3), generator=generator), dim=0)
@@ -126,7 +126,7 @@ def read_history(network, history, user=None):
 
 @torch.no_grad()
 def level_states(network, history, target, user=None, memory=None):
-    """What each code of ``target`` after ``history`` is predicted from, given the target's codes before it."""
+    """Hidden states that predict each code of ``target`` after ``history``, given the codes before it."""
     memory, place = memory or read_history(network, history, user)
     codes, offsets = network.codes.tolist(), network.offsets.tolist()
 
@@ -167,14 +167,14 @@ def history_logit(network, history, prefix):
 
 @torch.no_grad()
 def choices(network, state, prefix, history):
-    """Log-probability of every code that the softmax after the codes ``prefix`` is over."""
+    """Log-probabilities of all choices of the softmax after the codes ``prefix``."""
     level = len(prefix)
     continues = {codes[level] for codes in network.codes[1:].tolist() if codes[:level] == prefix}
     logits = {
         code: network.softmax.classifiers[level](state)[code]
         + (prefix_vector(network, [*prefix, code]) * state if code in continues else torch.zeros(())).sum()
         + history_logit(network, history, [*prefix, code])
-        for code in (continues if network.softmax.knows_only_children else range(network.widths[level]))
+        for code in (continues if network.softmax.over_children else range(network.widths[level]))
     }
     total = torch.stack(list(logits.values())).logsumexp(0)
     return {code: (logit - total).item() for code, logit in logits.items()}
