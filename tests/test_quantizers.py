@@ -16,6 +16,7 @@ from recbole_tiger.catalogue.quantizers.opq import nearest_rotation
 from recbole_tiger.catalogue.quantizers.rq_vae import Network, standardised
 from recbole_tiger.catalogue.semantic_ids import SemanticIDs, add_collision_level
 from recbole_tiger.errors import TigerError
+from recbole_tiger.runs import experiment
 from recbole_tiger.settings.properties import defaults_of
 
 
@@ -377,6 +378,13 @@ def test_opq_refuses_slices_of_unequal_width(clustered):
         TigerError, match=r"of width 24, into codebook_depth 5 slices .* choose a codebook_depth that divides 24"
     ):
         fitted("opq", clustered[0], codebook_depth=5)
+
+
+def test_opq_refuses_the_width_of_an_encoder_before_the_texts_are_encoded(settings):
+    settings |= {"item_embeddings": None, "quantizer": "opq", "codebook_depth": 5, "text_fields": ["title"]}
+    with pytest.raises(TigerError, match=r"of width 384, into codebook_depth 5 slices"):
+        experiment.load(experiment.prepare("TIGER", "tiny", settings))
+    assert not list(Path(settings["cache_dir"]).glob("*"))
 
 
 def test_one_kmeans_step_equals_brute_force():

@@ -75,7 +75,8 @@ def item_embeddings(config, items, texts):
     """Embeddings of the items, from the file ``item_embeddings`` or encoded from text: float32 array [n_items, dim]."""
     if config["item_embeddings"]:
         return load_embeddings(config["item_embeddings"], items)
-    return encode(texts, config["text_encoder"], config["device"], config["cache_dir"], config["show_progress"])
+    check_width = None if config["semantic_ids"] else make_quantizer(config).check_width
+    return encode(texts, config["text_encoder"], config["device"], config["cache_dir"], config["show_progress"], check_width)
 
 
 def quantize(config, items, embeddings):

@@ -53,13 +53,14 @@ def load_encoder(text_encoder, device):
         ) from error
 
 
-def encode(texts, text_encoder, device, cache_dir, show_progress):
+def encode(texts, text_encoder, device, cache_dir, show_progress, check_width=None):
     """Embed texts.
 
     Args:
         texts: list of n strings.
         text_encoder: name or folder of a sentence-transformers model.
         cache_dir: folder of the cache; the file is named by a hash of the texts and the content of the model.
+        check_width: called with the width of the embeddings before all texts are encoded; None: no check.
 
     Returns:
         float32 array [n, dim].
@@ -75,6 +76,8 @@ def encode(texts, text_encoder, device, cache_dir, show_progress):
             raise TigerError(f"{cache} was made from other texts or another encoder; delete it")
         return embeddings
     encoder = load_encoder(text_encoder, device)
+    if check_width is not None:
+        check_width(encoder.encode(texts[:1], show_progress_bar=False).shape[1])
     embeddings = encoder.encode(texts, show_progress_bar=show_progress, convert_to_numpy=True).astype(np.float32)
     with whole_file(cache) as temporary:
         write_arrays(temporary, key=np.array(key), embeddings=embeddings)

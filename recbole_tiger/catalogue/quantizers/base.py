@@ -34,6 +34,13 @@ class Quantizer:
         """List of the number of codes of each level; valid after :meth:`fit`."""
         return [self.codebook_size] * self.codebook_depth
 
+    def check_width(self, dim):
+        """Refuse embeddings of a width that the settings do not fit, before texts are encoded; here none.
+
+        Raises:
+            TigerError: with the width and the setting.
+        """
+
     def fit(self, x, *, seed, show_progress=False):
         """Learn from the embeddings of a catalogue, and encode them.
 

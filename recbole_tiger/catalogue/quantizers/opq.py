@@ -35,6 +35,14 @@ class OPQ(Quantizer):
         self.codebook_size, self.codebook_depth = codebook_size, codebook_depth
         self.iterations, self.sample = kmeans_iterations, kmeans_sample
 
+    def check_width(self, dim):
+        """Refuse a width that codebook_depth does not divide."""
+        if dim % self.codebook_depth:
+            raise TigerError(
+                f"quantizer opq cuts the embeddings, of width {dim}, into codebook_depth {self.codebook_depth} slices of "
+                f"equal width: choose a codebook_depth that divides {dim}"
+            )
+
     def fit(self, x, *, seed, show_progress=False):
         """Codes of ``x`` [n_items, dim], an int64 tensor [n_items, codebook_depth].
 
@@ -42,11 +50,7 @@ class OPQ(Quantizer):
             TigerError: codebook_depth does not divide dim.
         """
         dim = x.shape[1]
-        if dim % self.codebook_depth:
-            raise TigerError(
-                f"quantizer opq cuts the embeddings, of width {dim}, into codebook_depth {self.codebook_depth} slices of "
-                f"equal width: choose a codebook_depth that divides {dim}"
-            )
+        self.check_width(dim)
         generator = torch.Generator().manual_seed(seed)
         mean = x.mean(dim=0)
         rows = x
