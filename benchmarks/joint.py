@@ -17,7 +17,7 @@ from recbole_tiger.catalogue.catalogue import quantize
 from recbole_tiger.catalogue.semantic_ids import SemanticIDs, add_collision_level
 from recbole_tiger.commands.shared import names
 from recbole_tiger.report.results import read_ranks, write_result
-from recbole_tiger.report.statistics import metric_of_users, paired_p
+from recbole_tiger.report.statistics import metric_per_user, paired_p
 from recbole_tiger.runs import experiment
 from recbole_tiger.settings.arguments import parse_arguments
 from recbole_tiger.training.dataset import CatalogueDataset
@@ -46,7 +46,7 @@ def joint_ids(datasets, settings, file):
 
 def p_of(metric, folder, first, second):
     """The p of a paired bootstrap over the test users of two results of a folder."""
-    return paired_p(*(metric_of_users(read_ranks(folder / one["ranks"])[1], metric) for one in (first, second)))
+    return paired_p(*(metric_per_user(read_ranks(folder / one["ranks"])[1], metric) for one in (first, second)))
 
 
 def main(argv=None):

@@ -137,7 +137,7 @@ def main(argv=None):
     def table(groups):
         lines = [{"model": "share of the targets", **groups.value_counts(normalize=True).sort_index().round(4)}]
         for row in rows:
-            found = by_group(groups, pd.Series(row.of_users(args.metric), index=row.users))
+            found = by_group(groups, pd.Series(row.per_user(args.metric), index=row.users))
             lines.append({"model": row.label, **found.round(4).astype(object).where(found.notna(), None)})
         print(tabulate(lines, headers="keys", tablefmt="github", floatfmt=".4f"), end="\n\n")
         return lines

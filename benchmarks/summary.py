@@ -16,7 +16,7 @@ from tabulate import tabulate
 
 from recbole_tiger.report.leaderboard import difference, leaderboard, published_rows, rows_of
 from recbole_tiger.report.results import read_results
-from recbole_tiger.report.statistics import interval, metric_of_users
+from recbole_tiger.report.statistics import interval, metric_per_user
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -96,7 +96,7 @@ def runs_table():
         found = [row for row in rows(dataset).values() if row.results]
         for row in sorted(found, key=lambda row: order.get(row.label, len(order))):
             for result, ranks in zip(row.results, row.ranks, strict=True):
-                low, high = interval(metric_of_users(ranks, "ndcg@10"))
+                low, high = interval(metric_per_user(ranks, "ndcg@10"))
                 ran = result["prepare_seconds"] + result["train_seconds"] + result["eval_seconds"]
                 ran += sum(epoch.get("eval_seconds", 0) for epoch in result["epoch_log"])
                 machine, beside = conditions.get(dataset, {}).get(row.label, {}).get(result["seed"], ("", ""))

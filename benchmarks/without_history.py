@@ -17,7 +17,7 @@ from tqdm import tqdm
 from recbole_tiger.catalogue.download import DAY
 from recbole_tiger.model.tiger import TIGER
 from recbole_tiger.report.results import write_result
-from recbole_tiger.report.statistics import interval, metric_of_users
+from recbole_tiger.report.statistics import interval, metric_per_user
 
 from recbole.quick_start import load_data_and_model  # isort: skip - after the plugin's import
 
@@ -91,12 +91,12 @@ def main(argv=None):
         row = {name: found[name] for name in ("model", "dataset", "seed")}
         for how, ranks in found["ranks"].items():
             for metric in METRICS:
-                values = metric_of_users(ranks, metric)
+                values = metric_per_user(ranks, metric)
                 row[f"{metric} {how}"] = round(float(values.mean()), 4)
                 low, high = interval(values)
                 row[f"95% of {metric} {how}"] = f"{low:.4f} to {high:.4f}"
         for metric in METRICS if found["later"].any() else ():
-            values = metric_of_users(found["ranks"]["without history"], metric)[found["later"]]
+            values = metric_per_user(found["ranks"]["without history"], metric)[found["later"]]
             row[f"{metric} without history, later day"] = round(float(values.mean()), 4)
         row.update(
             {

@@ -25,7 +25,7 @@ def replace(name, function, *modules):
             setattr(sys.modules[module], name, function)
 
 
-def changed(library, **names):
+def module_with(library, **names):
     """A module that is ``library`` but for some names, to be the library of one module of RecBole alone."""
     found = ModuleType(library.__name__)
     found.__getattr__ = functools.partial(getattr, library)
@@ -65,7 +65,7 @@ def settings_without_eval(module):
 
 
 @wrapt.when_imported("recbole.config.configurator")
-def dataset_of_ones_own(module):
+def own_dataset_called_ml_100k(module):
     """RecBole reads its sample for whatever dataset is called ml-100k, and gives it settings of the sample."""
     Config = module.Config
     load_internal, set_default = Config._load_internal_config_dict, Config._set_default_parameters
@@ -172,7 +172,7 @@ def report_as_a_dict(module):
 
 
 @wrapt.when_imported("recbole.data.dataset.dataset")
-def one_reader(module):
+def read_files_as_utf8(module):
     """RecBole reads headers in the terminal's encoding, and rows by pandas' slow parser, which ends some otherwise."""
     import pandas
 
@@ -182,7 +182,7 @@ def one_reader(module):
         return open(file, mode, encoding=encoding or "utf-8")
 
     module.open = open_text
-    module.pd = changed(pandas, read_csv=read_csv)
+    module.pd = module_with(pandas, read_csv=read_csv)
 
 
 @wrapt.when_imported("recbole.trainer.hyper_tuning")
@@ -190,7 +190,7 @@ def random_generator(module):
     """``exhaustive_search`` gives HyperOpt a RandomState, where HyperOpt 0.3 wants NumPy's Generator."""
     import numpy as np
 
-    module.np = changed(np, random=SimpleNamespace(RandomState=np.random.default_rng))
+    module.np = module_with(np, random=SimpleNamespace(RandomState=np.random.default_rng))
 
 
 @wrapt.when_imported("recbole.model.context_aware_recommender.kd_dagfm")

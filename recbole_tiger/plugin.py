@@ -39,7 +39,7 @@ def supported_version(module):
         )
 
 
-def _looked_up(module, find):
+def _set_lookup(module, find):
     """Let attributes that a module of RecBole's lacks be those that ``find`` of their name, which may be None."""
 
     def __getattr__(name):
@@ -51,7 +51,7 @@ def _looked_up(module, find):
     module.__getattr__ = __getattr__
 
 
-def _of_model(suffix, attribute):
+def _class_finder(suffix, attribute):
     """A function that finds the class which a model of MODELS names, by the model's name and a suffix."""
 
     def find(name):
@@ -80,7 +80,7 @@ class Models:
     @staticmethod
     def exec_module(module):
         """Importlib's: fill the module."""
-        _looked_up(module, lambda name: MODELS.get(name))
+        _set_lookup(module, lambda name: MODELS.get(name))
 
 
 sys.meta_path.append(Models)
@@ -89,13 +89,13 @@ sys.meta_path.append(Models)
 @wrapt.when_imported("recbole.data.dataset")
 def register_datasets(module):
     """``create_dataset`` looks for the dataset of a model here, by the model's name."""
-    _looked_up(module, _of_model("Dataset", "dataset_class"))
+    _set_lookup(module, _class_finder("Dataset", "dataset_class"))
 
 
 @wrapt.when_imported("recbole.trainer")
 def register_trainers(module):
     """``get_trainer`` looks for the trainer of a model here, by the model's name, or else takes RecBole's."""
-    _looked_up(module, _of_model("Trainer", "trainer_class"))
+    _set_lookup(module, _class_finder("Trainer", "trainer_class"))
 
 
 @wrapt.when_imported("recbole.trainer.trainer")

@@ -675,7 +675,7 @@ def test_files_that_change_during_a_run(own):
 def test_a_folder_that_takes_no_logs(capsys, data_path):
     Path("log").touch()
     call = ["run", "--model=Pop", "--dataset=tiny", f"--data_path={data_path}"]
-    has(refused(capsys, call), "log/ and log_tensorboard/", str(Path.cwd()), "give the command in another folder")
+    has(refused(capsys, call), "log/ and log_tensorboard/", str(Path.cwd()), "run the command in another folder")
 
 
 def compared(capsys, settings, models="SASRec,TIGER"):
@@ -1496,7 +1496,7 @@ def test_value_that_is_code_stays_a_string(settings, stock):
         (["--history=i1", "--among=absent.txt"], ["absent.txt does not exist"]),
         (["--history=i1", "--among=none.txt"], ["among is empty"]),
         (["--history=i1", "--among=unknown.txt"], ["among has 1 items that the model does not know", "i2,x9"]),
-        (["--history=i1", "--among=two.txt", "--k=3"], ["among those asked for", "fewer than k = 3"]),
+        (["--history=i1", "--among=two.txt", "--k=3"], ["among those allowed", "fewer than k = 3"]),
         (["--history=i1", "--temperature=-1"], ["temperature has to be a positive number", "-1"]),
     ],
     ids=lambda value: " ".join(value) if value and value[0].startswith("--") else "",

@@ -176,7 +176,7 @@ def test_ids_from_a_file_take_no_new_items(settings, data_path):
     ids.save("ids.tsv")
     config = experiment.prepare("TIGER", "tiny", {**settings, "semantic_ids": "ids.tsv", "epochs": 1})
     recommender = Recommender.load(experiment.run(config, Path("results"))["checkpoint"], "cpu")
-    with pytest.raises(TigerError, match="keeps no tokenizer"):
+    with pytest.raises(TigerError, match="has no tokenizer"):
         recommender.add_items(*write_new(data_path, ["i3"]))
 
 

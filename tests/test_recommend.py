@@ -191,7 +191,7 @@ def test_histories_are_read_as_csv():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_device_that_is_not_there(trained):
-    with pytest.raises(TigerError, match="device 'cuda': this PyTorch finds no GPU here; give 'cpu'"):
+    with pytest.raises(TigerError, match="device 'cuda': PyTorch finds no GPU; give 'cpu'"):
         Recommender.load(trained["checkpoint"], device="cuda")
 
 

@@ -1,6 +1,6 @@
 """``recbole-tiger run``."""
 
-from recbole_tiger.commands.shared import add_html, add_results_dir, tell_unread, write_leaderboard_page
+from recbole_tiger.commands.shared import add_html, add_results_dir, warn_unread, write_leaderboard_page
 from recbole_tiger.files import check_writable
 from recbole_tiger.settings.properties import model_of
 
@@ -30,7 +30,7 @@ def execute(args, settings):
     from recbole_tiger.runs import experiment
 
     config = experiment.prepare(args.model, args.dataset, {**settings, **({"resume": True} if args.resume else {})})
-    tell_unread(args.model, settings)
+    warn_unread(args.model, settings)
     file = experiment.result_path(config, args.results_dir)  # some models write into their settings as they run
     run = experiment.run_or_read if config["resume"] else experiment.run
     result = run(config, args.results_dir)

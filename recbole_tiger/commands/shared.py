@@ -53,7 +53,7 @@ def write_leaderboard_page(file, results, folder, data_path):
     print(f"page: {file}", file=sys.stderr)
 
 
-def tell_unread(model, settings):
+def warn_unread(model, settings):
     """Warn of settings that do nothing for a model.
 
     Raises:

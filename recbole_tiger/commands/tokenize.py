@@ -42,7 +42,7 @@ def execute(args, settings):
         if Path(args.output).is_dir():
             raise TigerError(f"--output={args.output} is a folder: name a file for the semantic IDs")
         make_folder(Path(args.output).parent)
-    with experiment.refused_by_recbole(config):
+    with experiment.recbole_errors_as_sentences(config):
         catalogue = CatalogueDataset(config).catalogue
     ids = catalogue.semantic_ids
     if args.output:
@@ -55,7 +55,7 @@ def execute(args, settings):
     print()
     print(tabulate(levels, ["level", "used codes", "perplexity", "distinct prefixes"], tablefmt="github"))
     overall = [[name, statistics[name]] for name in ("items", "distinct_ids", "collision_rate", "largest_group")]
-    overall += _kept(catalogue, config)
+    overall += _quality_rows(catalogue, config)
     print()
     print(tabulate(overall, tablefmt="plain"))
     print("\nitems that share a prefix:")
@@ -69,7 +69,7 @@ def execute(args, settings):
         print(f"page: {args.html}", file=sys.stderr)
 
 
-def _kept(catalogue, config):
+def _quality_rows(catalogue, config):
     """Rows of how much of the embeddings the codes keep; none where there are no embeddings."""
     import torch
 

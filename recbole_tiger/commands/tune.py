@@ -3,7 +3,7 @@
 import os
 from importlib import metadata
 
-from recbole_tiger.commands.shared import add_results_dir, tell_unread
+from recbole_tiger.commands.shared import add_results_dir, warn_unread
 from recbole_tiger.errors import TigerError
 from recbole_tiger.settings.properties import model_of, property_files
 
@@ -88,7 +88,7 @@ def execute(args, settings):
         seen = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
         settings["gpu_id"] = seen if torch.cuda.device_count() else ""
     config = experiment.prepare(args.model, args.dataset, settings)
-    tell_unread(args.model, settings)
+    warn_unread(args.model, settings)
     cpus, gpus = args.cpus_per_trial, args.gpus_per_trial
     planned = sweep.plan(
         args.model,

@@ -11,7 +11,7 @@ from tabulate import tabulate
 
 from recbole_tiger.errors import TigerError
 from recbole_tiger.report.results import WITHOUT_HISTORY, read_ranks
-from recbole_tiger.report.statistics import LEVEL, interval, metric_of_users, paired_p
+from recbole_tiger.report.statistics import LEVEL, interval, metric_per_user, paired_p
 from recbole_tiger.settings.properties import nearest, property_file, protocol
 
 METRICS = [f"{metric}@{k}" for metric in ("recall", "ndcg") for k in (5, 10, 20)]
@@ -72,11 +72,11 @@ class Row:
 
     def exact(self, metric):
         """The mean before RecBole rounds it, where ranks were kept; or else as :meth:`mean`."""
-        return self.mean(metric) if self.ranks is None else float(self.of_users(metric).mean())
+        return self.mean(metric) if self.ranks is None else float(self.per_user(metric).mean())
 
-    def of_users(self, metric):
+    def per_user(self, metric):
         """The metric of every user, the mean over seeds: float array [users]."""
-        return metric_of_users(self.ranks, metric).mean(axis=0)
+        return metric_per_user(self.ranks, metric).mean(axis=0)
 
     def interval(self, metric):
         """Bootstrap interval over users of the mean over seeds.
@@ -87,7 +87,7 @@ class Row:
             return None
         if self.ranks is None:
             return self.results[0].get("intervals", {}).get(metric) if len(self.results) == 1 else None
-        return interval(self.of_users(metric))
+        return interval(self.per_user(metric))
 
     def any(self, mark):
         """Whether any run has a field, or a setting, of this name that is true."""
@@ -206,7 +206,7 @@ def ranking(rows, metric):
         first, other = rows[best], rows[second]
         # RecBole's rounding can put a row first that is not.
         if _paired(first, other) and first.exact(metric) > other.exact(metric):
-            p = paired_p(first.of_users(metric), other.of_users(metric))
+            p = paired_p(first.per_user(metric), other.per_user(metric))
     return Ranking(best, second, p)
 
 
@@ -223,7 +223,7 @@ def difference(row, against, metric):
     """
     if not _paired(row, against) or not row.values(metric) or not against.values(metric):
         return None, None
-    first, second = row.of_users(metric), against.of_users(metric)
+    first, second = row.per_user(metric), against.per_user(metric)
     return float((first - second).mean()), paired_p(first, second)
 
 
@@ -237,11 +237,11 @@ class Style:
     second: str
     dagger: str
     plus_minus: str
-    plain: dict = field(default_factory=dict)
+    escapes: dict = field(default_factory=dict)
 
     def text(self, text):
         """Text with the characters escaped that mean something here."""
-        return text.translate(str.maketrans(self.plain))
+        return text.translate(str.maketrans(self.escapes))
 
     def table(self, cells, headers):
         """A table of cells that are written already; that of LaTeX has the rules of booktabs."""
@@ -378,7 +378,7 @@ def by_day(rows, style="plain"):
     days = {"same day": False, "later day": True}
     values = np.array(
         [
-            [row.of_users(metric)[row.later_day == later].mean() for metric in BY_DAY for later in days.values()]
+            [row.per_user(metric)[row.later_day == later].mean() for metric in BY_DAY for later in days.values()]
             for row in known
         ]
     )
@@ -429,12 +429,12 @@ def leaderboard_csv(tables, against=None):
     writer = csv.DictWriter(stream, names, lineterminator="\n")
     writer.writeheader()
     for title, rows in tables.items():
-        of_table = dict(zip(("dataset", *COMPARED), comparison(rows[-1].results[0]), strict=True))
+        shared = dict(zip(("dataset", *COMPARED), comparison(rows[-1].results[0]), strict=True))
         rankings = {metric: ranking(rows, metric) for metric in metrics}
         reference = _reference(rows, against)
         for i, row in enumerate(rows):
             history = "left out" if title.endswith(LEFT_OUT) else "left in"
-            line = {**of_table, "history": history, "model": row.label, "source": row.source}
+            line = {**shared, "history": history, "model": row.label, "source": row.source}
             for metric in metrics:
                 low, high = row.interval(metric) or (None, None)
                 p = rankings[metric].p if i == rankings[metric].best else None
@@ -478,8 +478,8 @@ def comparable(results):
         others = [other[1:] for other in groups if other[0] == dataset]
         told = [
             f", {name} {value}"
-            for name, value, of_others in zip(("files", *COMPARED[1:]), values, zip(*others, strict=True), strict=True)
-            if len(set(of_others)) > 1
+            for name, value, other_values in zip(("files", *COMPARED[1:]), values, zip(*others, strict=True), strict=True)
+            if len(set(other_values)) > 1
         ]
         titles[dataset + "".join(told)] = groups[(dataset, *values)]
     return titles

@@ -127,9 +127,9 @@ def collision_scatter(rows, metric, file):
     figure = _figure(6, 4)
     axes = figure.subplots()
     frame = pd.DataFrame(rows)
-    for depth, of_depth in frame.groupby("codebook_depth"):
-        axes.scatter(of_depth["collision_rate"], of_depth[metric], label=f"{depth} levels")
-        for size, *point in of_depth[["codebook_size", "collision_rate", metric]].itertuples(index=False):
+    for depth, group in frame.groupby("codebook_depth"):
+        axes.scatter(group["collision_rate"], group[metric], label=f"{depth} levels")
+        for size, *point in group[["codebook_size", "collision_rate", metric]].itertuples(index=False):
             axes.annotate(size, point, textcoords="offset points", xytext=(4, 4))
     axes.set_xlabel("collision rate")
     axes.set_ylabel(f"validation {metric}")

@@ -23,7 +23,7 @@ def range_of(counts):
     return np.searchsorted(list(RANGES), counts)
 
 
-def metric_of_users(ranks, name):
+def metric_per_user(ranks, name):
     """A metric of every user with one target.
 
     Args:

@@ -30,7 +30,7 @@ _BOUND = r"\s*-?(\d+\.?\d*|inf)\s*"
 INTERVALS = re.compile(rf"[\[(]{_BOUND},{_BOUND}[\])](\s*;\s*[\[(]{_BOUND},{_BOUND}[\])])*")
 
 
-def of_lists(metric):
+def is_list_metric(metric):
     """Whether a metric of RecBole's looks at lists, and not at scores."""
     return not LISTS.isdisjoint(metric_information.get(metric.lower(), ()))
 
@@ -154,7 +154,7 @@ def check_run(config):
             f"label {config['label']!r} cannot be part of a file name in this locale: choose another, or set PYTHONUTF8=1"
         ) from error
     metric, _, k = config["valid_metric"].partition("@")
-    lengths = [str(length) for length in config["topk"]] if of_lists(metric) else [""]
+    lengths = [str(length) for length in config["topk"]] if is_list_metric(metric) else [""]
     if metric.lower() not in [name.lower() for name in config["metrics"]] or k not in lengths:
         raise TigerError(
             f"valid_metric {config['valid_metric']} is not among metrics {config['metrics']} at topk {config['topk']}: "
@@ -166,7 +166,7 @@ def check_run(config):
     for mode in config["eval_args"]["mode"].values():
         if not MODE.fullmatch(str(mode)):
             raise TigerError(f"eval_args: unknown mode {mode!r}: it may be full, or uni100 or pop100 for 100 drawn items")
-    unlisted = [name for name in config["metrics"] if not of_lists(name)]
+    unlisted = [name for name in config["metrics"] if not is_list_metric(name)]
     if config["exclude_history"] and unlisted:
         raise TigerError(
             f"exclude_history leaves items out of lists, which {', '.join(unlisted)} does not look at: leave the metric out"

@@ -15,7 +15,7 @@ from recbole_tiger.settings.checks import check_effect, check_run, check_topk
 from recbole_tiger.settings.properties import (
     dataset_properties,
     defaults_of,
-    foreign,
+    package_settings_unread_by,
     model_of,
     property_file,
     protocol,
@@ -65,12 +65,12 @@ def make_config(name, dataset, user_settings):
     layers.setdefault("label", name)
     if "gpu_id" in layers and layers["gpu_id"] is None:
         layers["gpu_id"] = ""  # --gpu_id= is nothing in YAML, which RecBole would read as a GPU called None
-    left_out = {"model", "dataset"} | foreign(model)
+    left_out = {"model", "dataset"} | package_settings_unread_by(model)
     layers = {key: value for key, value in layers.items() if key not in left_out}
     loss = {**read_file(recbole_folder() / f"properties/model/{model}.yaml"), **layers}.get("loss_type")
     if "train_neg_sample_args" not in layers and loss == "CE":
         layers["train_neg_sample_args"] = None  # cross-entropy wants no negatives
-    with tempfile.TemporaryDirectory() as folder, plain_argv():
+    with tempfile.TemporaryDirectory() as folder, hide_command_line():
         file = Path(folder) / "settings.yaml"
         file.write_text(yaml.safe_dump(layers), encoding="utf-8")
         try:
@@ -85,7 +85,7 @@ def make_config(name, dataset, user_settings):
 
 
 @contextlib.contextmanager
-def plain_argv():
+def hide_command_line():
     """Hide the command line from RecBole's Config, which would read and judge it by itself."""
     argv, sys.argv = sys.argv, sys.argv[:1]
     try:

@@ -9,7 +9,7 @@ from recbole_tiger.catalogue.item_text import interaction_files
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import content_hash
 from recbole_tiger.model import MODELS
-from recbole_tiger.settings.properties import LATER, NOT_OF_THE_RUN
+from recbole_tiger.settings.properties import ADDED_LATER, NOT_IN_RUN_KEY
 
 
 def data_files(config):
@@ -29,12 +29,12 @@ def data_hash(config):
 
 def run_settings(config):
     """The settings that decide what a run computes, as plain JSON values."""
-    settings = {key: value for key, value in config.final_config_dict.items() if key not in NOT_OF_THE_RUN}
-    settings = {key: value for key, value in settings.items() if key not in LATER or value != LATER[key]}
+    settings = {key: value for key, value in config.final_config_dict.items() if key not in NOT_IN_RUN_KEY}
+    settings = {key: value for key, value in settings.items() if key not in ADDED_LATER or value != ADDED_LATER[key]}
     return json.loads(json.dumps(settings, default=str, sort_keys=True))
 
 
-def own_inputs(config):
+def extra_input_hashes(config):
     """Hashes of what a model of MODELS reads beside the dataset: embeddings, IDs, a pre-trained model, an encoder."""
     if config["model"] not in MODELS:
         return []
@@ -45,7 +45,7 @@ def own_inputs(config):
 
 
 def _input_hashes(config):
-    return {"data_hash": data_hash(config), "inputs": own_inputs(config)}
+    return {"data_hash": data_hash(config), "inputs": extra_input_hashes(config)}
 
 
 def run_inputs(config):
@@ -73,6 +73,6 @@ def check_unchanged(config):
 
 def run_key(config):
     """Hash of the settings and the data of a run."""
-    of_run = run_inputs(config)
-    text = json.dumps([of_run["settings"], of_run["data_hash"], *of_run["inputs"]], sort_keys=True)
+    inputs = run_inputs(config)
+    text = json.dumps([inputs["settings"], inputs["data_hash"], *inputs["inputs"]], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]

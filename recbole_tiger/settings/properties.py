@@ -33,7 +33,7 @@ OLDER = {
 }
 
 # Settings that do not change what a run computes: a resumed or moved run may differ in them.
-NOT_OF_THE_RUN = {
+NOT_IN_RUN_KEY = {
     "data_path",
     "checkpoint_dir",
     "cache_dir",
@@ -56,7 +56,7 @@ NOT_OF_THE_RUN = {
 }
 
 # Settings that came after runs had been made, and the values at which a run is what it was without them.
-LATER = {"exclude_history": False}
+ADDED_LATER = {"exclude_history": False}
 
 
 class Loader(yaml.SafeLoader):
@@ -253,7 +253,7 @@ def recbole_arguments():
 
 
 @cache
-def _of_recbole():
+def _recbole_settings():
     known = UNLISTED | {name for names in recbole_arguments().values() for name in names} | set(protocol())
     for file in recbole_folder().glob("properties/**/*.yaml"):
         if not file.name.endswith("url.yaml"):
@@ -261,13 +261,13 @@ def _of_recbole():
     return known
 
 
-def _of_ours():
+def _package_settings():
     return {key for model in MODELS for key in settings_of(model)}
 
 
 def known_settings():
     """Every key that RecBole or this package reads."""
-    return _of_recbole() | _of_ours()
+    return _recbole_settings() | _package_settings()
 
 
 @cache
@@ -283,17 +283,17 @@ def _read_by(model):
     return _read_by_all() | set(own)
 
 
-def foreign(model):
+def package_settings_unread_by(model):
     """Settings of this package that ``model`` does not read: to it they make no other run."""
-    return _of_ours() - _read_by(model)
+    return _package_settings() - _read_by(model)
 
 
 @cache
-def _of_recboles_models():
+def _recbole_model_settings():
     return {key for file in recbole_folder().glob("properties/model/*.yaml") for key in read_file(file)}
 
 
 def unread(name, user_settings):
     """Those of the user's settings that are of other models than ``name``, a model or a recipe, and do nothing for it."""
-    of_models = _of_ours() | _of_recboles_models()
-    return sorted(set(user_settings) & of_models - _read_by(model_of(name)) - NOT_OF_THE_RUN)
+    of_models = _package_settings() | _recbole_model_settings()
+    return sorted(set(user_settings) & of_models - _read_by(model_of(name)) - NOT_IN_RUN_KEY)

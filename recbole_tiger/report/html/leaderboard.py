@@ -99,7 +99,7 @@ def _by_occurrences(rows, found):
     curves = {}
     for i, row in enumerate(rows):
         if row.ranks is not None and row.values(OCCURRENCES) and np.array_equal(row.users, users):
-            values = row.of_users(OCCURRENCES)
+            values = row.per_user(OCCURRENCES)
             curves[i] = [number(values[ranges == k].mean()) if (ranges == k).any() else None for k in range(len(RANGES))]
     if not curves:
         return None
