@@ -294,7 +294,7 @@ def test_a_run_without_the_setting_keeps_its_key(settings):
 
 def test_a_metric_that_looks_at_no_list(settings):
     more = {"metrics": ["Recall", "GAUC"], "valid_metric": "Recall@10"}
-    with pytest.raises(TigerError, match="lists, which GAUC does not look at: leave the metric out"):
+    with pytest.raises(TigerError, match="lists, but GAUC is not computed from lists: leave the metric out"):
         make_config("SASRec", "tiny", settings_of("SASRec", settings, exclude_history=True, **more))
     result, _, _ = run_of("SASRec", settings, **more)
     assert set(result["test_result"]) - set(result["test_result_without_history"]) == {"gauc"}
