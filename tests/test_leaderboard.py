@@ -221,7 +221,7 @@ def test_ranks_that_are_not_here(tmp_path):
     text = table(style="markdown")
     assert cells(text, "95% of ndcg@10") == {**whole, "A": "0.3000 to 0.5000"}
     assert "†" not in text
-    assert "not all runs of A have ranks of the same users here" in text
+    assert "A: not compared user by user, because not all runs have ranks of the same users here" in text
 
 
 def test_best_second_and_dagger():
@@ -492,7 +492,7 @@ def test_each_test_has_a_table_of_its_own(capsys):
     assert set(cells(second, "recall@10")) == {"A", "B"}
     assert "TIGER [1]" in first
     assert "[1]" not in second  # by which protocol others tested is not known
-    assert "of older runs, which were not tested so: old" in second
+    assert "not tested like this, from older versions: old" in second
     results = [result for result in read_results("results") if result["label"] != "old"]
     for text, name in ((first, "test_result"), (second, "test_result_without_history")):
         for label in "AB":
