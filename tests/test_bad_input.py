@@ -1488,7 +1488,7 @@ def test_value_that_is_code_stays_a_string(settings, stock):
         (["--histories=absent.txt"], ["absent.txt does not exist"]),
         (["--history=i1", "--output=some.jsonl"], ["--output is for --histories"]),
         (["--history=i1", "--user=u1"], ["without user tokens", "leave out the user"]),
-        (["--histories=none.txt"], ["none.txt has no histories", "one a line"]),
+        (["--histories=none.txt"], ["none.txt has no histories", "one per line"]),
         (["--histories=gap.txt"], ["history 2 is empty"]),
         (["--histories=unknown.txt"], ["history 2 has 1 items", "x9"]),
         (["--histories=latin.txt"], ["latin.txt", "UTF-8"]),

@@ -221,4 +221,4 @@ def test_conditions_of_the_command(trained, capsys):
     assert main([*call, "--where=title=brush"]) == 2
     assert "no item is left by --where=title=brush" in capsys.readouterr().err
     assert main([*call, "--where=soap"]) == 2
-    assert "is no condition" in capsys.readouterr().err
+    assert "is not a condition" in capsys.readouterr().err

@@ -11,21 +11,21 @@ SETTINGS = True
 
 def add_arguments(parser):
     """Add the command's own arguments."""
-    parser.add_argument("--model", required=True, help="a model of RecBole, TIGER, or a recipe of it")
+    parser.add_argument("--model", required=True, help="a model of RecBole or of this package, or a recipe of one")
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="read the result of the same run, or where TIGER was killed go on from its last epoch",
+        help="read the result of the same run if it finished; continue a killed run of TIGER from its last epoch",
     )
     add_results_dir(parser)
     add_html(parser, "the result, with its charts and settings")
 
 
 def execute(args, settings):
-    """Train and test a model, print its row and where its files are."""
+    """Train and test a model, and print its row and the paths of its files."""
     if args.html:
         check_writable(args.html)
-    model_of(args.model)  # a model that there is not is named before the imports, which take seconds
+    model_of(args.model)  # refuse unknown models before the imports, which take seconds
     from recbole_tiger.report.leaderboard import tables_of_runs
     from recbole_tiger.runs import experiment
 
