@@ -512,7 +512,7 @@ def test_settings_that_a_baseline_does_not_read_are_told(data_path, tmp_path, ca
     settings = {"data_path": str(data_path), "cache_dir": str(tmp_path), "epochs": 1, "train_neg_sample_args": None}
     own = {"codebook_size": 16, "beam_size": 30}
     assert main(["run", "--model=Pop", "--dataset=tiny", *arguments({**settings, **own})]) == 0
-    told = "recbole-tiger: warning: settings of other models have no effect on Pop: beam_size, codebook_size"
+    told = "recbole-tiger: warning: settings without effect on Pop: beam_size, codebook_size"
     assert capsys.readouterr().err.count(told + "\n") == 1
     assert main(["run", "--model=Pop", "--dataset=tiny", *arguments(settings)]) == 0
     assert "warning: of TIGER" not in capsys.readouterr().err
@@ -535,4 +535,4 @@ def test_settings_that_a_baseline_does_not_read_are_told(data_path, tmp_path, ca
 def test_settings_of_another_quantizer_are_told(capsys, settings, told):
     warn_unread("TIGER", settings)
     said = capsys.readouterr().err
-    assert said == ("" if told is None else f"recbole-tiger: warning: settings of other quantizers have no effect on {told}\n")
+    assert said == ("" if told is None else f"recbole-tiger: warning: settings without effect on {told}\n")

@@ -122,7 +122,10 @@ def test_validation_goes_by_the_setting(model, valid_users, settings):
     config["valid_users"] = valid_users
     with leaving_out(valid_data, on=False):
         expected = by_hand(
-            model_of, valid_data if valid_users is None else experiment.subset_of_users(config, valid_data), sequences, "valid"
+            model_of,
+            valid_data if valid_users is None else experiment.subset_of_users(config, valid_data),
+            sequences,
+            "valid",
         )
     assert len(expected) == (valid_users or N_USERS)
     assert scores[1][0] == pytest.approx(metric_per_user(np.array(list(expected.values())), "ndcg@10").mean(), abs=6e-5)

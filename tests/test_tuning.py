@@ -309,7 +309,7 @@ def test_ray_that_runs_in_the_process_already(settings):
     call = ["tune", "--dataset=tiny", "--sweep=TIGER", *arguments(settings)]
     done = subprocess.run([sys.executable, "-c", RUNNING, *call], capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
-    assert done.stderr.splitlines()[-1].startswith("recbole-tiger: error: Ray already runs in this process, started by ray.init()")
+    assert done.stderr.splitlines()[-1].startswith("recbole-tiger: error: Ray already runs in this process")
 
 
 def test_lists_longer_than_the_catalogue_before_any_trial(capsys, data_path):
@@ -718,7 +718,9 @@ def test_hyperopt_says_when_a_space_has_no_more_points(settings):
     for number in range(4):
         chosen.write(trials.suggest(str(number))["trial"], status="completed", result=noted([0.1]))
         trials.on_trial_complete(str(number))
-    with pytest.raises(TigerError, match="chose no new trial after 4: the space is too small for 5 trials; lower --num_samples"):
+    with pytest.raises(
+        TigerError, match="chose no new trial after 4: the space is too small for 5 trials; lower --num_samples"
+    ):
         trials.suggest("4")
 
 

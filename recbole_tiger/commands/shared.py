@@ -61,13 +61,13 @@ def warn_unread(model, settings):
     """
     found = unread(model, settings)
     if found:
-        unused = f"settings of other models have no effect on {model}"
+        unused = f"settings without effect on {model}"
         print(f"recbole-tiger: warning: {unused}: {', '.join(found)}", file=sys.stderr)
     if model_of(model) not in MODELS:
         return
     config = {**defaults_of(model_of(model)), **property_file("recipe", model), **settings}
     if config["quantizer"] in QUANTIZERS and (found := unread_settings(config, settings)):
-        unused = f"settings of other quantizers have no effect on {config['quantizer']}"
+        unused = f"settings without effect on {config['quantizer']}"
         print(f"recbole-tiger: warning: {unused}: {', '.join(found)}", file=sys.stderr)
 
 

@@ -391,8 +391,8 @@ def by_day(rows, style="plain"):
         for i, row in enumerate(known)
     ]
     note = (
-        f"{known[0].later_day.mean():.1%} of the targets are of a later day than the user's history; for the others, the order "
-        f"of the file decides which item of the day is the target"
+        f"{known[0].later_day.mean():.1%} of the targets are of a later day than the user's history; for the others, the "
+        f"order of the file decides which item of the day is the target"
     )
     headers = ["model", *(f"{metric}, {day}" for metric in BY_DAY for day in days)]
     return "\n\n".join([style.table(cells, headers), style.text(note)])

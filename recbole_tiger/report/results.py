@@ -60,8 +60,8 @@ def write_ranks(users, ranks, file, **more):
         users: tokens, an array [users] of strings.
         ranks: int32 array [users]; 1 is best, 0 is not among the first max(topk).
         file: path of an .npz file.
-        more: if known, ``ranks_without_history``, of the same form, and ``later_day``, bool array [users], whether the target
-            is of a later day than the user's history.
+        more: if known, ``ranks_without_history``, of the same form, and ``later_day``, bool array [users], whether the
+            target is of a later day than the user's history.
     """
     with whole_file(file) as temporary:
         write_arrays(temporary, compress=True, users=np.asarray(users, dtype=str), ranks=ranks, **more)

@@ -243,9 +243,7 @@ def recbole_errors_as_sentences(config):
         if "num_samples=0" in reason:
             raise _empty_part_error(config, "training") from error
         if "Some feat is empty" in reason:
-            reason = (
-                "its filters leave no interaction, user or item: loosen user_inter_num_interval, val_interval or others"
-            )
+            reason = "its filters leave no interaction, user or item: loosen user_inter_num_interval, val_interval or others"
         raise TigerError(
             f"{config['label']} on {config['dataset']}: RecBole refuses the data or the settings, "
             f"{type(error).__name__}: {reason}"

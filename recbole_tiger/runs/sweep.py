@@ -307,7 +307,9 @@ def plan(model, dataset, user_settings, config, *, sweep, search, num_samples, s
     if both:
         raise TigerError(f"sweep {sweep} varies {', '.join(both)}, but the settings fix it: remove it from one of them")
     if config["semantic_ids"] and set(space) & {"quantizer", *quantizer_settings(config)}:
-        raise TigerError(f"sweep {sweep} varies how semantic IDs are made, but semantic_ids gives them: remove one of the two")
+        raise TigerError(
+            f"sweep {sweep} varies how semantic IDs are made, but semantic_ids gives them: remove one of the two"
+        )
     if search == "hyperopt" and importlib.util.find_spec("hyperopt") is None:
         raise TigerError("--search=hyperopt needs the package hyperopt: install recbole-tiger with its extra `hyperopt`")
     grids = Space(space).grids
@@ -412,7 +414,11 @@ def table(sweep):
     def cell(row, key):
         if row.get(key) is None:
             return ""
-        return f"{row[key]:.4f}" if key in scores else _format_value(row[key]) + (" *" if key == "status" and row["winner"] else "")
+        return (
+            f"{row[key]:.4f}"
+            if key in scores
+            else _format_value(row[key]) + (" *" if key == "status" and row["winner"] else "")
+        )
 
     text = tabulate(
         [[cell(row, key) for key in columns] for row in rows],

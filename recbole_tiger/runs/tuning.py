@@ -68,8 +68,8 @@ def check_address(address):
 def check_trials(sweep):
     """Refuse a sweep before its first trial if its data or a trial's settings cannot work.
 
-    The data that trials share, the embeddings in ``cache_dir``, and the codes of one trial are made here. Quantizing is slow,
-    so the other trials make their own codes: a trial whose codebooks collapse fails alone, unless the codebooks of all
+    The data that trials share, the embeddings in ``cache_dir``, and the codes of one trial are made here. Quantizing is
+    slow, so the other trials make their own codes: a trial whose codebooks collapse fails alone, unless the codebooks of all
     trials collapse. Models without codes are made with the settings of every trial.
 
     Raises:

@@ -28,8 +28,8 @@ def check_keys(settings, source):
     for key, value in settings.items():
         if not isinstance(key, str):
             raise TigerError(
-                f"{key!r} in {source} is not a name of a setting: YAML reads on, off, yes and no as truth values, and digits "
-                f"as numbers; remove it"
+                f"{key!r} in {source} is not a name of a setting: YAML reads on, off, yes and no as truth values, and "
+                f"digits as numbers; remove it"
             )
         if key in OLDER:
             raise TigerError(f"{key} in {source} is a setting of older versions of RecBole: give {OLDER[key]}")

@@ -201,7 +201,7 @@ def check_effect(config, settings):
         unread = f"the column {label} in load_col"
     if unread and not reads_labels:
         raise TigerError(
-            f"{unread} is for models that read labels, which {config['label']} does not: interactions of every label would "
+            f"{unread} is for models that read labels, not for {config['label']}: interactions of every label would "
             f"stay in histories and targets; filter them with --val_interval=\"{{'rating': '[4,inf)'}}\" and that column in "
             f"--load_col=..."
         )
@@ -282,7 +282,9 @@ def check_model(config):
     if not config["topk"]:
         raise TigerError("topk is empty: give the lengths of the lists to evaluate, like --topk=[5,10]")
     if "labeled" in config["eval_args"]["mode"].values():
-        raise TigerError(f"eval_args: mode labeled is for models that read labels, which {model} does not: give full or uni100")
+        raise TigerError(
+            f"eval_args: mode labeled is for models that read labels, which {model} does not: give full or uni100"
+        )
     if "local_rank" in config:
         raise TigerError(f"{model} trains in one process on one device: leave out nproc; a sweep can run one trial per GPU")
     MODELS[model].check_settings(config)
@@ -295,7 +297,9 @@ def refuse_pickles(config):
     """
     for key in ("dataset_save_path", "dataloaders_save_path", "save_dataset", "save_dataloaders"):
         if config[key]:
-            raise TigerError(f"{key} is about a pickle, which can run code, and pickles are not used here: remove the setting")
+            raise TigerError(
+                f"{key} is about a pickle, which can run code, and pickles are not used here: remove the setting"
+            )
     folder, model = Path(config["checkpoint_dir"]), config["model"]
     # RecBole reads the cache of the model's own dataset class if it has one, or else that of its type.
     kinds = [model] if model in MODELS else [model, "", "Sequential", "KnowledgeBased"]

@@ -15,8 +15,8 @@ from recbole_tiger.settings.checks import check_effect, check_run, check_topk
 from recbole_tiger.settings.properties import (
     dataset_properties,
     defaults_of,
-    package_settings_unread_by,
     model_of,
+    package_settings_unread_by,
     property_file,
     protocol,
     read_file,
