@@ -203,6 +203,6 @@ def test_tune_without_ray_of_today_is_one_sentence(old, tmp_path):
     shown = python(code + command("tune", "--dataset=tiny"), PYTHONPATH=str(tmp_path)).splitlines()
     assert shown[-1].startswith("2 ")
     reason = "cannot import name 'RunConfig' from 'ray.tune'" if old else "No module named 'ray'"
-    assert shown[-2].startswith(f"recbole-tiger: error: tune needs ray[tune]>=2.44, and {reason}")
+    assert shown[-2].startswith(f"recbole-tiger: error: tune needs ray[tune]>=2.44, but {reason}")
     assert shown[-2].endswith(": pip install 'ray[tune]>=2.44'")
     assert len(shown) == 2

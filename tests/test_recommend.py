@@ -219,6 +219,6 @@ def test_conditions_of_the_command(trained, capsys):
     assert len(rows) == 3
     assert all("The shampoo" in row for row in rows)
     assert main([*call, "--where=title=brush"]) == 2
-    assert "no item is left by --where=title=brush" in capsys.readouterr().err
+    assert "no item fits --where=title=brush" in capsys.readouterr().err
     assert main([*call, "--where=soap"]) == 2
     assert "is not a condition" in capsys.readouterr().err
