@@ -4,8 +4,8 @@ python benchmarks/categories.py --data_path=dataset --output=benchmarks/results/
     --plot=benchmarks/results/categories.png
 
 The category of an item is one level of its path in the item file, like Makeup in "Beauty > Makeup > Nails". The entropy
-given the codes is compared with that given random codes, which also falls with the number of groups. Any setting of TIGER may
-be given as --key=value.
+given the codes is compared with that given random codes, which also falls with the number of groups. Any setting of TIGER
+may be given as --key=value.
 """
 
 import argparse
