@@ -1,4 +1,4 @@
-"""What does a beam lose? Recall of beams of several widths against exact scores, on test users of a trained model.
+"""What does a beam lose? Recall of beams of several widths compared with exact scores, on test users of a trained model.
 
 python benchmarks/beam_vs_exact.py --checkpoint=saved/TIGER-....pth --output=benchmarks/results/beam_vs_exact.json
 """
@@ -19,11 +19,11 @@ TOPK = 10
 
 @torch.no_grad()
 def main(argv=None):
-    """Print a table, one row a width, and write it as JSON."""
+    """Print a table, one row per width, and write it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--users", type=int, default=500)
-    parser.add_argument("--seed", type=int, default=0, help="of the sample of users")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sample of users")
     parser.add_argument("--beam_sizes", default="10,20,50,100")
     parser.add_argument("--output")
     args = parser.parse_args(argv)

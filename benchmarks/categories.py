@@ -3,9 +3,9 @@
 python benchmarks/categories.py --data_path=dataset --output=benchmarks/results/categories.json
     --plot=benchmarks/results/categories.png
 
-The category of an item is one level of its path in the item file, as Makeup in "Beauty > Makeup > Nails". The entropy that
-is left when codes are known is set beside that of codes dealt out at random, which falls with the number of groups, too. Any
-setting of TIGER may be given as --key=value.
+The category of an item is one level of its path in the item file, like Makeup in "Beauty > Makeup > Nails". The entropy
+given the codes is compared with that given random codes, which also falls with the number of groups. Any setting of TIGER
+may be given as --key=value.
 """
 
 import argparse
@@ -20,12 +20,12 @@ from recbole_tiger.runs import experiment
 from recbole_tiger.settings.arguments import parse_arguments
 from recbole_tiger.training.dataset import CatalogueDataset
 
-# First codes and second codes that the picture shows, those with most items; categories that have a colour.
+# Number of first and second codes in the picture, those with most items; number of categories with a colour.
 SHOWN, COLOURS = 12, 8
 
 
 def entropy_given(categories, groups):
-    """Entropy of the categories in bits where the group of an item is known.
+    """Entropy of the categories in bits, given the group of an item.
 
     Args:
         categories, groups: pandas.Series, indexed by item.
@@ -36,7 +36,7 @@ def entropy_given(categories, groups):
 
 
 def measure(codes, categories, seed):
-    """Entropy of the categories given the first codes of an item, and given as many groups of the same sizes at random.
+    """Entropy of the categories given the first codes of an item, and given random groups of the same sizes.
 
     Args:
         codes: int array [n_items, levels] without the collision level. categories: pandas.Series, one an item.
@@ -62,7 +62,7 @@ def measure(codes, categories, seed):
 
 
 def plot(codes, categories, finer, file):
-    """Categories of the first codes with most items; finer ones of the second codes under the first of these."""
+    """Plot the categories of the first codes with most items, and finer categories of second codes under the largest."""
     import matplotlib.pyplot as plt
 
     first, second = pd.Series(codes[:, 0]), pd.Series(codes[:, 1])
@@ -90,7 +90,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_path", default="dataset/", help="parent folder of the dataset (default: %(default)s)")
     parser.add_argument("--dataset", default="amazon-beauty")
-    parser.add_argument("--level", type=int, default=1, help="of the category's path, from 0 (default: %(default)s)")
+    parser.add_argument("--level", type=int, default=1, help="level of the category's path, from 0 (default: %(default)s)")
     parser.add_argument("--output", help="JSON file of all numbers")
     parser.add_argument("--plot", help="PNG file")
     args, rest = parser.parse_known_args(argv)

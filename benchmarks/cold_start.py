@@ -3,14 +3,14 @@
 python benchmarks/cold_start.py --data_path=dataset --output=benchmarks/results/cold_start.json
     --plot=benchmarks/results/cold_start.png
 
-Holds out a share of the test items with all their interactions, trains on what is left, adds the items from their text, and
-asks for them: users are those whose test item was held out, their history is all before it. A list of K has at most
-epsilon K new items, as in the paper; so the target is found where it is among the first epsilon K of the new items. Beside
-it the nearest neighbours of the text, of the last item and of the mean of the history, with as many places. A model with an
-embedding of every item, such as SASRec, has none of a new one and finds none.
+Holds out a share of the test items with all their interactions, trains on the rest, adds the items from their text, and
+recommends to the users whose test item was held out, from all items before it. A list of K has at most epsilon K new items,
+as in the paper, so the target is found if it is among the first epsilon K of the new items. For comparison, the nearest
+neighbours by text of the last item, and of the mean of the history, take as many places. A model with an embedding of every
+item, such as SASRec, has none for new items and finds none.
 
-The order of new items, and what the embeddings of their prefixes start from, are chosen on the users whose validation item
-was held out. Any setting of the model may be given as --key=value.
+The order of new items and the start of the embeddings of their prefixes are chosen on the users whose validation item was
+held out. Any setting of the model may be given as --key=value.
 """
 
 import argparse
@@ -36,7 +36,7 @@ USER, ITEM, TIME = "user_id:token", "item_id:token", "timestamp:float"
 KS = (5, 10, 20, 50, 100)
 EPSILONS = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 ORDERS = ("score of the item", "score of the prefix, then text")
-# What embeddings of new prefixes start from beside their siblings, as the package lets them.
+# Starts of the embeddings of new prefixes, other than their siblings, which are the package's start.
 STARTS = ("zero", "text")
 # Users and items of a slice of scores.
 SLICE = 64
@@ -48,19 +48,19 @@ def read_table(file):
 
 
 def sequences_of(inter):
-    """Items of each user, oldest first, as a pandas.Series of lists; equal times stand as in the file."""
+    """Items of each user, oldest first, as a pandas.Series of lists; equal times keep the order of the file."""
     inter = inter.assign(at=inter[TIME].astype(float)).sort_values([USER, "at"], kind="stable")
     return inter.groupby(USER, sort=False)[ITEM].apply(list)
 
 
 def held_out(sequences, share, seed):
-    """A share of the items that are some user's last, as a set."""
+    """Draw a share of the items that are the last of some user, as a set."""
     last = sorted({items[-1] for items in sequences})
     return set(np.random.default_rng(seed).choice(last, size=round(share * len(last)), replace=False))
 
 
 def write_without(inter, items, new, folder, name):
-    """Write the dataset without the interactions and the rows of new items; returns the item file of these."""
+    """Write the dataset without the interactions and the rows of new items; return the item file of the new items."""
     (folder / name).mkdir(parents=True, exist_ok=True)
     is_new = items[ITEM].isin(new)
     parts = {
@@ -75,7 +75,7 @@ def write_without(inter, items, new, folder, name):
 
 
 def asked(sequences, new, back):
-    """The users whose item ``back`` places before the end is new: their histories before it, and that item."""
+    """Users whose item ``back`` places before the end is new: their histories before that item, and the item."""
     wanted = [items for items in sequences if len(items) > back and items[-back] in new]
     return [items[:-back] for items in wanted], [items[-back] for items in wanted]
 
@@ -94,7 +94,7 @@ def scores_of(recommender, histories, candidates):
 
 @torch.no_grad()
 def start_prefixes(recommender, start, n_old, text):
-    """Let the embeddings of new prefixes start in one of STARTS.
+    """Set the start of the embeddings of new prefixes to one of STARTS.
 
     Args:
         n_old: items that were trained on. text: float tensor [n_items, dim], standardised.
@@ -116,7 +116,7 @@ def start_prefixes(recommender, start, n_old, text):
 
 
 def ranks_of(scores, target):
-    """Place of each row's target, 1 first; candidates that are level with it count half.
+    """Rank of each row's target, from 1; ties with other candidates count half.
 
     Args:
         scores: float array [n, candidates]. target: int array [n].
@@ -126,7 +126,7 @@ def ranks_of(scores, target):
 
 
 def in_order(levels, text, order):
-    """Scores [n, candidates] that put new items in an order of ORDERS.
+    """Scores [n, candidates] that sort new items by one of ORDERS.
 
     Args:
         levels: of :func:`scores_of`. text: float array [n, candidates], similarity of the text to the last item.
@@ -134,7 +134,7 @@ def in_order(levels, text, order):
     if order == ORDERS[0]:
         return levels.sum(dim=-1).double().numpy()
     prefix = levels[..., :-1].sum(dim=-1).double().numpy()
-    # Places of the prefixes, then the text within one; items of one prefix have its score but for rounding.
+    # The rank of the prefix, then the text within it; items of one prefix have equal scores up to rounding.
     place = np.argsort(np.argsort(-prefix.round(4), axis=1, kind="stable"), axis=1)
     rows = zip(place, prefix.round(4), strict=True)
     first = np.array([pd.Series(row).groupby(score).transform("min") for row, score in rows])
@@ -142,7 +142,7 @@ def in_order(levels, text, order):
 
 
 def similarities(x, row_of, histories, candidates):
-    """Cosine of candidates to the last item of each history, and to the mean of its items; two arrays [n, candidates]."""
+    """Cosine of candidates with each history's last item, and with the mean of its items; two arrays [n, candidates]."""
     x = x / np.linalg.norm(x, axis=1, keepdims=True)
     of = x[[row_of[item] for item in candidates]]
     last = x[[row_of[history[-1]] for history in histories]]
@@ -151,7 +151,7 @@ def similarities(x, row_of, histories, candidates):
 
 
 def draw(args, settings, full, inter, items, sequences, seed):
-    """Train without the items of a draw, add them, rank them; returns what is measured."""
+    """Train without the items of a draw, add them and rank them; return the measurements."""
     new = held_out(sequences, args.share, seed)
     name = f"{args.dataset}-without-{seed}"
     new_file = write_without(inter, items, new, args.folder, name)
@@ -174,7 +174,7 @@ def draw(args, settings, full, inter, items, sequences, seed):
         recommenders[start] = before.add_items(new_file, settings.get("item_embeddings"))
         start_prefixes(recommenders[start], start, len(before.items), standard)
 
-    # Validation: what is known before the last item.
+    # Validation, with the history before the last item.
     histories, targets = asked([one[:-1] for one in sequences], new, 1)
     target = np.array([column[item] for item in targets])
     text, _ = similarities(x, row_of, histories, candidates)
@@ -197,7 +197,7 @@ def draw(args, settings, full, inter, items, sequences, seed):
         "text of the last item": ranks_of(last, target),
         "mean text of the history": ranks_of(mean, target),
     }
-    # Without a share for new items: where do they stand in the lists of all items?
+    # Ranks of new items in the lists of all items, without a share for new items.
     lists_on_test = in_lists(after, histories, targets)
     return {
         "seed": seed,
@@ -215,13 +215,13 @@ def draw(args, settings, full, inter, items, sequences, seed):
 
 
 def in_lists(recommender, histories, targets):
-    """Share of the targets in the ten best of all items, old and new."""
+    """Share of the targets among the ten best of all items, old and new."""
     lists = recommender.recommend(histories, k=10, beam_size=20)
     return float(np.mean([any(row["item"] == item for row in one) for one, item in zip(lists, targets, strict=True)]))
 
 
 def others(before, recommenders, sequences, new, users=500):
-    """What becomes of the lists of ten of users who have no new item, for each of some recommenders that know new items."""
+    """Changes in the lists of ten of users without new items, for each of several recommenders that know new items."""
     known = [one for one in sequences if not new.intersection(one)]
     known = [known[i] for i in np.random.default_rng(0).permutation(len(known))[:users]]
     histories, targets = [one[:-1] for one in known], [one[-1] for one in known]
@@ -257,12 +257,12 @@ def table_of(draws):
 
 
 def recall_at(ranks, places):
-    """Share of targets among the first places; a rank between two counts as half of each."""
+    """Share of targets among the first places; a rank between two places counts half for each."""
     return float(np.clip(places + 1 - np.ceil(ranks), 0, 1).mean()) if places else 0.0
 
 
 def plot(rows, file):
-    """Recall over K at an epsilon of .1, and over epsilon at K = 10, as the paper's figure 5 has them."""
+    """Plot recall over K at an epsilon of .1, and over epsilon at K = 10, as in the paper's figure 5."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
@@ -283,9 +283,13 @@ def main(argv=None):
     parser.add_argument("--data_path", default="dataset/", help="parent folder of the dataset (default: %(default)s)")
     parser.add_argument("--dataset", default="amazon-beauty")
     parser.add_argument("--model", default="TIGER-text", help="TIGER or a recipe of it with prefix_embedding")
-    parser.add_argument("--share", type=float, default=0.05, help="of the test items, to hold out (default: %(default)s)")
-    parser.add_argument("--draws", type=int, default=3, help="of held-out items; seeds from 2020 (default: %(default)s)")
-    parser.add_argument("--folder", type=Path, default=Path("cold_start"), help="for datasets and checkpoints")
+    parser.add_argument(
+        "--share", type=float, default=0.05, help="share of the test items to hold out (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--draws", type=int, default=3, help="number of draws of held-out items; seeds from 2020 (default: %(default)s)"
+    )
+    parser.add_argument("--folder", type=Path, default=Path("cold_start"), help="folder for datasets and checkpoints")
     parser.add_argument("--output", help="JSON file of all numbers")
     parser.add_argument("--plot", help="PNG file")
     args, rest = parser.parse_known_args(argv)

@@ -1,11 +1,11 @@
-"""What does a temperature give, and what does it cost (Rajput et al. 2023, section 4.3 and table 4)?
+"""What does a temperature bring and cost (Rajput et al. 2023, section 4.3 and table 4)?
 
 python benchmarks/diversity.py --checkpoint=saved/TIGER-....pth --output=benchmarks/results/diversity.json
     --plot=benchmarks/results/diversity.png
 
-Draws lists of test users at several temperatures: the entropy of the categories of the items in a list, in the first 10, 20
-and 50, averaged over the users, and the recall of the same lists. A list without a temperature is the beam's best. The paper
-does not say at which level of their path it takes the categories, nor how it ranks what it draws.
+Draws lists for test users at several temperatures, and measures the entropy of the categories in the first 10, 20 and 50
+items of a list, averaged over users, and the recall of the lists. A list without a temperature is the beam's best. The paper
+does not say at which level of the path it takes categories, nor how it ranks drawn items.
 """
 
 import argparse
@@ -24,7 +24,7 @@ LENGTHS = (10, 20, 50)
 TEMPERATURES = (None, 1.0, 1.5, 2.0)
 # Table 4 of the paper, amazon-beauty: entropy by temperature and length.
 PAPER = {1.0: (0.76, 1.14, 1.70), 1.5: (1.14, 1.52, 2.06), 2.0: (1.38, 1.76, 2.28)}
-# Users of a slice.
+# Users per slice.
 SLICE = 500
 
 
@@ -36,7 +36,7 @@ def entropies(categories):
 
 
 def plot(rows, file):
-    """Entropy against recall, a point a temperature, a line a length."""
+    """Plot entropy over recall, one point per temperature and one line per length."""
     import matplotlib.pyplot as plt
 
     figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
@@ -59,9 +59,9 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--users", type=int, default=5000)
-    parser.add_argument("--seed", type=int, default=0, help="of the sample of users, and of the draws")
-    parser.add_argument("--column", default="categories", help="of the item file (default: %(default)s)")
-    parser.add_argument("--level", type=int, default=1, help="of the category's path, from 0 (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sample of users and of the draws")
+    parser.add_argument("--column", default="categories", help="column of the item file (default: %(default)s)")
+    parser.add_argument("--level", type=int, default=1, help="level of the category's path, from 0 (default: %(default)s)")
     parser.add_argument("--output")
     parser.add_argument("--plot", help="PNG file")
     args = parser.parse_args(argv)

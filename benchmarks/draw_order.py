@@ -1,7 +1,7 @@
-"""A copy of a dataset in which the order of interactions that share a day is drawn anew, to train and test models on.
+"""Copy a dataset with the order of interactions of one day drawn at random, to train and test models on it.
 
-order_of_ties.py tells what a model that was trained on the file's order loses without it; this tells what a model is worth
-that never saw it.
+order_of_ties.py measures what a model trained on the file's order loses without it; this copy shows how good a model is that
+never saw that order.
 
 python benchmarks/draw_order.py --dataset=amazon-beauty --data_path=dataset --output_path=drawn
 recbole-tiger run --model=TIGER-text --dataset=amazon-beauty --data_path=drawn
@@ -23,12 +23,12 @@ from recbole_tiger.runs import experiment
 
 
 def in_time(table, user, time):
-    """Interactions in the order of their users' first ones, each user's in that of their times (columns of strings)."""
+    """Sort interactions by the users' first appearance, and each user's interactions by time (columns of strings)."""
     return table.iloc[np.lexsort((table[time].astype(float), pd.factorize(table[user])[0]))].reset_index(drop=True)
 
 
 def drawn(table, user, time, rng):
-    """Of interactions as :func:`in_time` orders them all but the times, shuffled among those of a user's day.
+    """Shuffle interactions sorted by :func:`in_time` within each day of a user; the times stay in place.
 
     Args:
         table: pandas.DataFrame of strings.
@@ -41,7 +41,7 @@ def drawn(table, user, time, rng):
 
 
 def main(argv=None):
-    """Write the copy; print how many interactions changed places."""
+    """Write the copy and print how many interactions changed places."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--data_path", default="dataset/", help="parent folder of the dataset (default: dataset/)")

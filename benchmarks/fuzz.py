@@ -1,8 +1,8 @@
 """Does every input end in a right result or in one sentence?
 
-Makes atomic files, tables of semantic IDs, files of embeddings, histories, settings and damaged checkpoints, and gives
-each to a command. It has to end with status 0 and what an independent reading of the file says (the csv module, loops),
-or with status 2, one sentence and no file that was not there before. What does neither is shown, as small as it can be made.
+Makes atomic files, tables of semantic IDs, files of embeddings, histories, settings and damaged checkpoints, and gives each
+to a command. The command has to end with status 0 and the result of an independent reader of the file (the csv module,
+loops), or with status 2, one sentence and no new file. Inputs that do neither are minimised and shown.
 
     python benchmarks/fuzz.py --examples=1000 --seed=0
 """
@@ -32,11 +32,11 @@ from recbole_tiger.settings.config import make_config
 from recbole_tiger.settings.properties import defaults_of, known_settings, settings_of
 
 ITEMS, USERS, STEPS = 8, 5, 5
-# Of a model that trains in no time.
+# Settings of a model that trains quickly.
 LAYERS = {"hidden_size": 8, "n_heads": 1, "head_size": 8, "inner_size": 8, "n_layers": 1, "n_decoder_layers": 1}
-# Nothing but texts: what is given as a path or number of rows is to be small and within the folder of the example.
+# Texts only: paths and numbers of rows have to be small and within the folder of the example.
 LEFT_OUT = {"gpu_id", "data_path", "worker", "nproc", "local_rank", "config_file"}
-# Settings to which RecBole adds what they do not tell.
+# Settings to which RecBole adds missing parts.
 REWRITTEN = {"train_neg_sample_args", "eval_args"}
 
 CHARACTERS = [
@@ -79,25 +79,25 @@ CHARACTERS += [
     "#",
     "",
 ]
-# What a title may hold anywhere, or nearly so.
+# Characters that a title may have almost anywhere.
 WITHIN_TITLES = [*(text for text in CHARACTERS if not set(text) & set("\t\n\r\0")), "\t"]
-# Tokens of items and users, by their numbers.
+# Tokens of items and users by number.
 TOKENS = ["i{}", "i{}", "{}", "0{}", "{}.0", "a b{}", "a'{}", 'a"{}', "a,{}", "#{}", "-{}", "{}e5", "NA{}", "é茶{}", "A\\{}"]
 ENCODINGS = ["utf-8", "utf-8-sig", "latin-1", "utf-16", "gb18030"]
 
 
 class Fault(AssertionError):
-    """An input that ended otherwise than it should."""
+    """An input with a wrong outcome."""
 
 
 def files_of(folder):
-    """Files under a folder, but for the logs that any run writes."""
+    """Files under a folder, except for the logs of runs."""
     found = {file.relative_to(folder) for file in Path(folder).rglob("*") if file.is_file()}
     return {file for file in found if file.parts[0] not in ("log", "log_tensorboard")}
 
 
 def called(arguments):
-    """Status, standard output and the sentence of a command.
+    """Run a command; return its status, standard output and sentence.
 
     Raises:
         Fault: it ended in an exception, in another status than 0 or 2, in more or less than a sentence, or left files.
@@ -122,7 +122,7 @@ def called(arguments):
 
 
 def shared(name="mine"):
-    """Arguments of every command on a dataset."""
+    """Arguments common to commands on a dataset."""
     settings = ["--data_path=data", "--state=CRITICAL", "--show_progress=False", "--quantizer=rq_kmeans"]
     sizes = ["--codebook_size=4", "--codebook_depth=2", "--topk=[2]", "--valid_metric=NDCG@2", "--beam_size=2"]
     return [f"--dataset={name}", *settings, *sizes]
@@ -153,13 +153,13 @@ def embed(tokens):
 
 
 def one_in(n):
-    """True once in so many times; Hypothesis draws bounds of numbers more often than others."""
+    """True once in a given number of times; Hypothesis draws bounds of numbers more often than others."""
     return st.sampled_from([*[False] * (n - 1), True])
 
 
 @st.composite
 def edited(draw, text):
-    """A text, every other time with one edit: characters put in, a stretch taken out or doubled, a line moved."""
+    """A text, every other time with one edit: characters inserted, a part removed or doubled, a line moved."""
     if draw(st.booleans()):
         return text
     begin = draw(st.integers(0, len(text)))
@@ -180,7 +180,7 @@ def edited(draw, text):
 
 @st.composite
 def written(draw, rows, separator=None):
-    """Rows as the text of a table: with either end of a line, with a last one or without, in quotes or without.
+    """Rows as the text of a table: with either line end, with or without a final one, with or without quotes.
 
     Args:
         rows: lists of strings, the header first. separator: None: a tab, and no quotes.
@@ -194,7 +194,7 @@ def written(draw, rows, separator=None):
 
 
 def read_table(kind, encoding, separator):
-    """An atomic file by the csv module: rows of dicts of column to value; empty lines count for nothing."""
+    """Read an atomic file with the csv module: dicts of column to value; empty lines are skipped."""
     text = Path(f"data/mine/mine.{kind}").read_bytes().decode(encoding)
     rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
     names = [column.partition(":")[0] for column in rows[0]]
@@ -240,7 +240,7 @@ def of_atomic_files(draw):
 
 
 def check_atomic_files(example):
-    """RecBole and the package see the users, items and rows that the csv module sees."""
+    """RecBole and the package read the same users, items and rows as the csv module."""
     from recbole.data import create_dataset
 
     from recbole_tiger import SemanticIDs
@@ -294,7 +294,7 @@ def of_semantic_ids(draw):
 
 
 def check_semantic_ids(text):
-    """The table that is read is that of the file."""
+    """The table read by the package is that of the file."""
     from recbole_tiger import SemanticIDs
 
     write_dataset(atomic_files())
@@ -325,7 +325,7 @@ def damages(draw, size, unread=()):
 
 
 def unread_places(file):
-    """Places of a zip archive whose bytes tell nothing of its content: those that fill it up to where arrays begin."""
+    """Places of a zip archive whose bytes do not affect its content: the padding before arrays."""
     places = []
     with zipfile.ZipFile(file) as archive, open(file, "rb") as stream:
         for member in archive.infolist():
@@ -336,7 +336,7 @@ def unread_places(file):
 
 
 def damaged(content, changes):
-    """Bytes with some bits flipped, bytes taken out or put at the end, or the end cut off."""
+    """Bytes with some bits flipped, bytes removed or appended, or the end cut off."""
     content = bytearray(content)
     for kind, place, n in changes:
         if kind == "flip":
@@ -376,7 +376,7 @@ def of_embeddings(draw):
 
 
 def check_embeddings(example):
-    """A file of numbers for every item makes codes; any other is refused."""
+    """A file with numbers for every item makes codes; any other is refused."""
     from recbole_tiger import SemanticIDs
 
     name, content, tokens = example
@@ -399,7 +399,7 @@ def check_embeddings(example):
 
 
 def train(folder):
-    """Train a small model in a folder; returns its checkpoint."""
+    """Train a small model in a folder; return its checkpoint."""
     with _in(folder):
         write_dataset(atomic_files())
         embed([f"i{i}" for i in range(ITEMS)])
@@ -412,7 +412,7 @@ def train(folder):
 
 @st.composite
 def of_histories(draw):
-    """Files of histories: edited tokens, quotes and separators, a line each."""
+    """Files of histories: edited tokens, quotes and separators, one history per line."""
     lines = draw(st.lists(st.lists(st.integers(0, ITEMS - 1), min_size=1, max_size=10), min_size=1, max_size=5))
     text = "".join(",".join(f"i{item}" for item in line) + "\n" for line in lines)
     k = draw(st.sampled_from([*range(1, ITEMS + 1), 0, ITEMS + 1]))
@@ -420,7 +420,7 @@ def of_histories(draw):
 
 
 def check_histories(example, checkpoint):
-    """A line of JSON for every line of the file, with that line's history and k other items, or those that are left."""
+    """Every line of the file gives a line of JSON with its history and k other items, or those left."""
     text, k, exclude = example
     Path("histories.txt").write_text(text, encoding="utf-8", newline="")
     options = [f"--k={k}", *(["--exclude_history"] if exclude else [])]
@@ -440,7 +440,7 @@ def check_histories(example, checkpoint):
 
 
 def check_checkpoint(changes, checkpoint, expected):
-    """What a damaged checkpoint that is read recommends is what the whole one does."""
+    """A damaged checkpoint that can be read recommends the same as the undamaged one."""
     Path("mine.pth").write_bytes(damaged(checkpoint.read_bytes(), changes))
     status, out, _ = called(["recommend", "--checkpoint=mine.pth", "--history=i1,i2", "--k=5"])
     if status == 0 and out != expected:
@@ -463,12 +463,12 @@ VALUES = st.recursive(
 
 @functools.cache
 def usual():
-    """What every setting is where nobody sets it, of a model that trains in no time."""
+    """Defaults of all settings, for a model that trains quickly."""
     return {**make_config("TIGER", "ml-100k", {}).final_config_dict, **LAYERS, "epochs": 1}
 
 
 def near(key):
-    """Values of the kind that a setting has."""
+    """Values of the kind of a setting."""
     value, setting = usual().get(key), settings_of("TIGER").get(key)
     if setting and " or " in (setting.kind or ""):
         return st.sampled_from(setting.kind.split(" or "))
@@ -489,7 +489,7 @@ def near(key):
 
 @st.composite
 def of_settings(draw):
-    """Some settings with values of the kind that they have, or any, as a dict; and as YAML, some of it edited."""
+    """Some settings with values of their kind, or of any, as a dict; and as YAML, sometimes edited."""
     own = [key for key in defaults_of("TIGER") if key not in LEFT_OUT]
     keys = st.sampled_from([*own * 4, *sorted(known_settings() - LEFT_OUT), "on", "1", "epoch", "neg_sampling"])
     chosen = {}
@@ -500,14 +500,14 @@ def of_settings(draw):
 
 
 def check_settings(example):
-    """Any settings are refused, or a run has them and ends in metrics."""
+    """Any settings are refused, or a run uses them and ends with metrics."""
     chosen, text = example
     write_dataset(atomic_files())
     embed([f"i{i}" for i in range(ITEMS)])
     Path("layers.yaml").write_text(json.dumps({**LAYERS, "epochs": 1, "train_batch_size": 64}), encoding="utf-8")
     Path("mine.yaml").write_text(text, encoding="utf-8", newline="")
     arguments = [*shared(), "--item_embeddings=mine.npz", "--config_files=layers.yaml,mine.yaml"]
-    status, *_ = called(["tokenize", *arguments])  # what it writes is whole
+    status, *_ = called(["tokenize", *arguments])  # its files are written whole
     if status:
         return "refused"
     status, *_ = called(["run", "--model=TIGER", *arguments])
@@ -535,7 +535,7 @@ def _in(folder):
 
 
 def search(strategy, check, examples, seed, bar=None):
-    """Give so many examples of a strategy to a check, each in a folder of its own, which is removed.
+    """Give a number of examples of a strategy to a check, each in its own folder, which is removed.
 
     Args:
         seed: an int; None: always the same examples.
@@ -570,7 +570,7 @@ def search(strategy, check, examples, seed, bar=None):
 
 
 def searches(folder):
-    """What there is to search: name -> strategy and check. A model is trained in ``folder``."""
+    """The kinds of inputs: name -> strategy and check. A model is trained in ``folder``."""
     checkpoint = train(folder)
     with tempfile.TemporaryDirectory() as empty, _in(empty):
         shutil.copy(checkpoint, "mine.pth")
@@ -589,11 +589,13 @@ def searches(folder):
 
 
 def main(argv=None):
-    """Search and print the counts; returns the exit status."""
+    """Search and print the counts; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--examples", type=int, default=1000, help="of all kinds together (default: %(default)s)")
+    parser.add_argument(
+        "--examples", type=int, default=1000, help="number of examples of all kinds together (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kinds", help="those alone, separated by commas, as many of each as without (default: all)")
+    parser.add_argument("--kinds", help="only these kinds, separated by commas, with the same number of each (default: all)")
     args = parser.parse_args(argv)
     faults = {}
     with tempfile.TemporaryDirectory() as folder:

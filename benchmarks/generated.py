@@ -1,6 +1,6 @@
-"""What benchmarks share: the dimensions of the paper, and data sets of any size.
+"""Shared by the benchmarks: the dimensions of the paper, and generated datasets of any size.
 
-Of these: clustered item embeddings, power-law popularity, users who stay near their cluster.
+The datasets have clustered item embeddings, power-law popularity, and users who stay near their cluster.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ CHUNK = 65536
 
 
 def clustered_embeddings(n_items, seed=0):
-    """Unit vectors around nested centres in a space of few dimensions, much as sentence embeddings lie.
+    """Unit vectors around nested centres in a space of few dimensions, similar to sentence embeddings.
 
     Returns:
         float32 array [n_items, 384]; item i is of cluster ``i % clusters(n_items)``.
@@ -66,7 +66,7 @@ def write_dataset(folder, name, n_items, n_users, n_interactions, seed=0):
     lengths = 5 + rng.multinomial(n_interactions - 5 * n_users, share / share.sum())
     users = np.repeat(np.arange(n_users), lengths)
     n_clusters = clusters(n_items)
-    # The square of a uniform number: item i of n is drawn with a density that falls as 1 / sqrt(i).
+    # The square of a uniform number draws item i of n with a density proportional to 1 / sqrt(i).
     anywhere = (rng.random(n_interactions) ** 2 * n_items).astype(np.int64)
     place = (rng.random(n_interactions) ** 2 * (n_items // n_clusters)).astype(np.int64)
     first = np.flatnonzero(np.append(True, users[1:] != users[:-1]))

@@ -1,13 +1,13 @@
-"""What has to be kept to recommend: bytes an item, by the size of the catalogue.
+"""How much memory does recommending take? Bytes per item, by the size of the catalogue.
 
 pip install faiss-cpu
 python benchmarks/index_memory.py --output=benchmarks/results/index_memory.json --plot=benchmarks/results/index_memory.png
 
-TIGER keeps codes, trie, and weights, to which an item adds none; TIGER-text also the text embedding of every item and an
-embedding of every prefix. Beside them stand a table of item embeddings, of the 64 dimensions of SASRec here and of 768, and
-an HNSW index over it. All but the table are built and their bytes are counted; what would not fit --gigabytes is left out,
-and so is an HNSW index of more than --hnsw items. Codes are drawn at random, which gives the trie the most nodes that it can
-have.
+TIGER keeps codes, trie, and weights whose number does not depend on the items; TIGER-text also keeps the text embedding
+of every item and an embedding of every prefix. They are compared with a table of item embeddings, of 64 dimensions (SASRec's
+here) and of 768, and an HNSW index over it. All but the table are built and their bytes are counted, except for those that
+do not fit --gigabytes and HNSW indexes of more than --hnsw items. Codes are random, which gives the trie the largest
+possible number of nodes.
 """
 
 import argparse
@@ -25,15 +25,15 @@ from recbole_tiger.settings.config import make_config
 
 SIZES = (10**4, 10**5, 10**6, 10**7)
 DIMENSIONS, TEXT_DIMENSION = (64, 768), 384
-# Neighbours of an item in the graph, the number that the library's own documents start from.
+# Neighbours of an item in the graph, as in the examples of the library.
 NEIGHBOURS = 32
 CODEBOOKS = (256, 256, 256)
-# Bytes an item that building a recipe takes, roughly.
+# Approximate bytes per item to build a recipe.
 BYTES = {"TIGER": 400, "TIGER-text": 4000}
 
 
 def sizes(text):
-    """Whole numbers separated by commas."""
+    """Parse whole numbers separated by commas."""
     return [int(part) for part in text.split(",")]
 
 
@@ -47,12 +47,12 @@ def bytes_of_hnsw(x):
 
 
 def bytes_of_tiger(recipe, n_items):
-    """Bytes of the tensors of a TIGER of a recipe: weights, codes, trie and what the encoder reads."""
+    """Bytes of the tensors of a recipe of TIGER: weights, codes, trie and the inputs of the encoder."""
     codes = np.random.default_rng(0).integers(0, CODEBOOKS, size=(n_items, len(CODEBOOKS)))
     codes = torch.from_numpy(add_collision_level(codes))
     widths = [*CODEBOOKS, int(codes[:, -1].max()) + 1]
     config = make_config(recipe, "any", {"gpu_id": ""})
-    # Of the text embeddings only the size counts: one row stands for all.
+    # Only the size of the text embeddings matters, so one row stands for all.
     text = torch.randn(2, TEXT_DIMENSION) if config["encoder_text"] else None
     network = make_network(F.pad(codes, (0, 0, 1, 0)), widths, text, {name: config[name] for name in NETWORK})
     tensors = [*network.parameters(), *network.buffers()]
@@ -77,7 +77,7 @@ def measure(args):
 
 
 def plot(rows, file):
-    """Bytes an item over the size of the catalogue."""
+    """Plot bytes per item over the size of the catalogue."""
     import matplotlib.pyplot as plt
 
     figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
@@ -92,9 +92,13 @@ def plot(rows, file):
 def main(argv=None):
     """Print a table; write JSON and plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=sizes, default=SIZES, help="of catalogues, separated by commas")
-    parser.add_argument("--gigabytes", type=float, default=8, help="that building an index may take (default: %(default)s)")
-    parser.add_argument("--hnsw", type=int, default=10**5, help="most items of an HNSW index (default: %(default)s)")
+    parser.add_argument("--sizes", type=sizes, default=SIZES, help="sizes of catalogues, separated by commas")
+    parser.add_argument(
+        "--gigabytes", type=float, default=8, help="most memory for building an index (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--hnsw", type=int, default=10**5, help="largest number of items of an HNSW index (default: %(default)s)"
+    )
     parser.add_argument("--output", help="JSON file of all numbers")
     parser.add_argument("--plot", help="PNG file")
     args = parser.parse_args(argv)

@@ -2,8 +2,9 @@
 
 python benchmarks/invalid.py --checkpoint=saved/TIGER-....pth --output=benchmarks/results/invalid.json
 
-Decodes test users of a trained TIGER, whose softmax is over all codes, with the trie and without: the share of IDs that no
-item has among the first 10, 20 and 50, and what the lists lose by them. The paper reports .1 to 1.6 % at 10.
+Decodes lists for test users of a trained TIGER, whose softmax is over all codes, with the trie and without. Measures the
+share of IDs that no item has among the first 10, 20 and 50, and the recall lost by them. The paper reports .1 to 1.6 % at
+10.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from recbole_tiger.report.statistics import interval
 
 LENGTHS = (10, 20, 50)
 BEAM = 50
-# Users of a slice.
+# Users per slice.
 SLICE = 500
 
 
@@ -50,11 +51,11 @@ def shares(found, free, targets):
 
 @torch.no_grad()
 def main(argv=None):
-    """Print a table; write JSON."""
+    """Print a table and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--users", type=int, default=5000)
-    parser.add_argument("--seed", type=int, default=0, help="of the sample of users")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sample of users")
     parser.add_argument("--output")
     args = parser.parse_args(argv)
 

@@ -1,10 +1,10 @@
-"""Does one tokenizer serve several catalogues, and what does the user token give (Rajput et al. 2023, tables 5 and 8)?
+"""Does one tokenizer serve several catalogues, and what does the user token bring (Rajput et al. 2023, tables 5 and 8)?
 
 python benchmarks/joint.py --data_path=dataset --output=benchmarks/results/joint.json
 
-Fits the quantizer to the items of three datasets together and to those of amazon-beauty alone, and trains TIGER with the IDs
-of each on amazon-beauty; and with a token of the hashed user, 2,000 rows, beside none. Any setting of TIGER may be given as
---key=value; the same hold for all.
+Fits the quantizer to the items of three datasets together and to those of amazon-beauty alone, and trains TIGER on
+amazon-beauty with either kind of IDs; and compares a token of the hashed user (2,000 rows) with none. Any setting of TIGER
+may be given as --key=value and applies to all models.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from recbole_tiger.catalogue.catalogue import quantize
 from recbole_tiger.catalogue.semantic_ids import SemanticIDs, add_collision_level
 from recbole_tiger.commands.shared import names
 from recbole_tiger.report.results import read_ranks, write_result
-from recbole_tiger.report.statistics import metric_of_users, paired_p
+from recbole_tiger.report.statistics import metric_per_user, paired_p
 from recbole_tiger.runs import experiment
 from recbole_tiger.settings.arguments import parse_arguments
 from recbole_tiger.training.dataset import CatalogueDataset
@@ -26,7 +26,7 @@ SHOWN = ("recall@10", "ndcg@10")
 
 
 def joint_ids(datasets, settings, file):
-    """Write the semantic IDs of the first dataset's items, whose codes are made of the items of all.
+    """Write the semantic IDs of the first dataset's items, with codes fitted to the items of all datasets.
 
     An item of several datasets counts once in each.
 
@@ -45,12 +45,12 @@ def joint_ids(datasets, settings, file):
 
 
 def p_of(metric, folder, first, second):
-    """The p of a paired bootstrap over the test users of two results of a folder."""
-    return paired_p(*(metric_of_users(read_ranks(folder / one["ranks"])[1], metric) for one in (first, second)))
+    """The p-value of a paired bootstrap over the test users of two results of a folder."""
+    return paired_p(*(metric_per_user(read_ranks(folder / one["ranks"])[1], metric) for one in (first, second)))
 
 
 def main(argv=None):
-    """Print a table; write JSON."""
+    """Print a table and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_path", default="dataset/", help="parent folder of the datasets (default: %(default)s)")
     parser.add_argument(
@@ -59,7 +59,9 @@ def main(argv=None):
         default=["amazon-beauty", "amazon-sports-outdoors", "amazon-toys-games"],
         help="separated by commas, the tested one first (default: the three of the paper)",
     )
-    parser.add_argument("--folder", type=Path, default=Path("joint"), help="for IDs and results (default: %(default)s)")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("joint"), help="folder for IDs and results (default: %(default)s)"
+    )
     parser.add_argument("--output", help="JSON file of all numbers")
     args, rest = parser.parse_known_args(argv)
     settings = {"data_path": args.data_path, "resume": True, **parse_arguments(rest)}

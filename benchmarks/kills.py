@@ -1,10 +1,10 @@
-"""Does a command that was killed end as an uninterrupted one when it is given again?
+"""Does a killed command, run again, end like an uninterrupted one?
 
-Kills run, compare, tokenize, download and tune at random moments by SIGKILL, SIGTERM and SIGINT, and gives the same command
-again, run and tune with --resume. What it then tells in result files, semantic IDs and data has to be what an uninterrupted
-command tells, and the killed one must have ended by its signal or with a sentence. Commands are forked from a process that
-has imported PyTorch and RecBole, which would take longer than all that they do. What is downloaded is made up, and comes
-slowly from this process. A signal that comes after the end is sent again to another.
+Kills run, compare, tokenize, download and tune at random moments with SIGKILL, SIGTERM and SIGINT, and runs the same command
+again, run and tune with --resume. The result files, semantic IDs and data have to be those of an uninterrupted command, and
+the killed command has to end by its signal or with a sentence. Commands are forked from a process that has imported PyTorch
+and RecBole, because importing them takes longer than the commands. Downloads are made-up files, served slowly by this
+process. If a signal comes after the end of a command, it is sent again to another command.
 
     python benchmarks/kills.py --kills=200 --seed=0
 """
@@ -46,12 +46,12 @@ COMMANDS = {
     "tune": ["tune", "--sweep=sizes.yaml", "--scheduler=none", "--resume", *SHARED, *OF_TIGER],
 }
 COMMANDS["tune"].remove("--codebook_size=8")
-# Between the pieces in which what is downloaded comes.
+# Seconds between two pieces of a download.
 PAUSE = 0.05
 
 
 def prepare(folder):
-    """Write the data set, its embeddings and a sweep into a folder."""
+    """Write the dataset, its embeddings and a sweep into a folder."""
     write_dataset(folder / "data", "mine", ITEMS, 100, 1000)
     x = np.random.default_rng(0).normal(size=(ITEMS, 16))
     np.savez(folder / "mine.npz", items=np.array([f"i{i}" for i in range(ITEMS)]), embeddings=x)
@@ -59,7 +59,7 @@ def prepare(folder):
 
 
 def command(call, folder):
-    """The command line in a process of its own, which writes ``err`` and ``out`` into the folder."""
+    """Run the command line in a separate process that writes ``err`` and ``out`` into the folder."""
     os.chdir(folder)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it starts in the background ignore it
     for number, file in ((1, "out"), (2, "err")):
@@ -82,7 +82,7 @@ def begin(name, folder, url):
 
 
 def end(process, folder):
-    """Wait for the end of a command; returns its status, which is negative for a signal, and its standard error."""
+    """Wait for the end of a command; return its status, negative for a signal, and its standard error."""
     process.join(600)
     if process.is_alive():
         process.kill()
@@ -92,18 +92,18 @@ def end(process, folder):
 
 
 def told(folder):
-    """What the results in a folder tell: scores of the models, the table of semantic IDs, and hashes of what was fetched."""
+    """The results in a folder: scores of the models, the table of semantic IDs, and hashes of downloaded files."""
     results = read_results(folder / "results")
     scores = {result["label"]: (result["best_valid_result"], result["test_result"], result["epochs"]) for result in results}
     ids = folder / "ids.tsv"
     files = [file for file in (folder / "fetched").rglob("*") if file.is_file()]
-    # SIGKILL leaves what was being written under a hidden name.
+    # SIGKILL leaves partly written files with hidden names.
     fetched = {file.name: content_hash(file) for file in files if "/." not in str(file)}
     return scores, ids.read_text(encoding="utf-8") if ids.is_file() else None, fetched
 
 
 def kill(name, url, seconds, expected, draw):
-    """Kill a command once and give it again.
+    """Kill a command once and run it again.
 
     Args:
         url: as :func:`begin` takes it. seconds: before which it is killed. expected: what :func:`told` says of an
@@ -137,9 +137,11 @@ def kill(name, url, seconds, expected, draw):
 
 
 def main(argv=None):
-    """Kill commands in turn and print the counts; returns the exit status."""
+    """Kill commands in turn and print the counts; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=200, help="of all commands together (default: %(default)s)")
+    parser.add_argument(
+        "--kills", type=int, default=200, help="number of kills of all commands together (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--commands", default=",".join(COMMANDS), help="separated by commas (default: %(default)s)")
     args = parser.parse_args(argv)
@@ -149,7 +151,7 @@ def main(argv=None):
         if "download" in names:
             write_published_size(originals, "amazon-beauty")
             server.pause = PAUSE
-        end(begin("tokenize", Path(originals), url), Path(originals))  # refused: it is the imports that are waited for
+        end(begin("tokenize", Path(originals), url), Path(originals))  # it is refused; only its imports are wanted
         for name in names:
             with tempfile.TemporaryDirectory() as folder:
                 prepare(Path(folder))

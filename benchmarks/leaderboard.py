@@ -1,7 +1,7 @@
-"""Run a grid of models, datasets and seeds; a cell is a process and a result file.
+"""Run a grid of models, datasets and seeds; each cell is one process and one result file.
 
-Finished cells are skipped, a killed cell of TIGER goes on from its last epoch, a killed baseline starts again, a failed cell
-says why and the grid goes on. The tables are made by recbole-tiger leaderboard.
+Finished cells are skipped, a killed cell of TIGER continues from its last epoch, and a killed baseline starts again. If a
+cell fails, its error is printed and the grid continues. recbole-tiger leaderboard makes the tables.
 
 python benchmarks/leaderboard.py --data_path=dataset
 python benchmarks/leaderboard.py --data_path=dataset --only='amazon-beauty/*/2020,*/TIGER*/*' --dry-run
@@ -30,7 +30,7 @@ from recbole_tiger.settings.arguments import parse_arguments, read_yaml
 
 HERE = Path(__file__).parent
 LOGS = Path("log/leaderboard")
-REFRESH = 10  # seconds between two looks at the clock in the progress line
+REFRESH = 10  # seconds between two updates of the time in the progress line
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,11 @@ class Cell:
 
     @property
     def name(self):
-        """As ``--only`` matches it."""
+        """The name that ``--only`` matches."""
         return f"{self.dataset}/{self.model}/{self.seed}"
 
     def command(self):
-        """The command that runs it, or reads its result if it is there."""
+        """The command that runs the cell, or reads its result if there is one."""
         settings = {**self.settings, "seed": self.seed, "show_progress": False}
         return [
             *(sys.executable, "-m", "recbole_tiger", "run", f"--model={self.model}", f"--dataset={self.dataset}"),
@@ -107,7 +107,7 @@ def read_grid(file, only, over, results_dir):
 
 
 def seconds_of(result, limit):
-    """Wall time of a finished run, had its training and validation been under a limit of seconds (None: none)."""
+    """Wall time of a finished run if its training and validation had a limit in seconds (None: no limit)."""
     epochs = sum(epoch["train_seconds"] + epoch.get("eval_seconds", 0) for epoch in result["epoch_log"])
     if limit is not None and (result["out_of_time"] or epochs > limit):
         epochs = limit
@@ -151,7 +151,7 @@ def show_plan(cells, results):
 
 
 def run_cell(cell, bar):
-    """Run a cell in a process of its own; returns None, or why it failed."""
+    """Run a cell in a separate process; return None, or the reason of its failure."""
     if cell.failure:
         return cell.failure
     LOGS.mkdir(parents=True, exist_ok=True)
@@ -163,7 +163,7 @@ def run_cell(cell, bar):
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(REFRESH)
                 bar.refresh()
-        finally:  # of an interrupted grid, too: no cell stays behind
+        finally:  # ends the cell of an interrupted grid too
             if process.poll() is None:
                 process.terminate()
                 process.wait()
@@ -187,7 +187,7 @@ def main(argv=None):
     )
     parser.add_argument("--results_dir", type=Path, help="(default: results/<name of the grid> beside this)")
     parser.add_argument("--only", default="", help="patterns of dataset/model/seed, separated by commas")
-    parser.add_argument("--dry-run", action="store_true", help="print the cells and how long they will take")
+    parser.add_argument("--dry-run", action="store_true", help="print the cells with estimates of their time")
     args, rest = parser.parse_known_args(argv)
     results_dir = args.results_dir or HERE / "results" / args.grid.stem
     try:
@@ -200,7 +200,7 @@ def main(argv=None):
         show_plan(cells, results)
         return 0
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no cell stays behind
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the running cell too
     rows = []
     with tqdm(cells, unit="cell") as bar:
         for cell in bar:

@@ -1,6 +1,6 @@
 """Where is an ID hard to predict? Negative log-likelihood (nats) of the codes of a TIGER model's targets, level by level.
 
-Training's against validation's tells of over-fitting, one level's against another's which code a model fails at.
+Comparing training with validation shows over-fitting; comparing levels shows which code is hard for the model.
 
 python benchmarks/likelihood.py --checkpoint=saved/TIGER-....pth --users=3000
 """
@@ -26,11 +26,11 @@ def of_rows(model, rows):
 
 
 def main(argv=None):
-    """Print a table, one row a split, and write it as JSON."""
+    """Print a table, one row per split, and write it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True)
-    parser.add_argument("--users", type=int, default=3000, help="targets of a split, drawn")
-    parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument("--users", type=int, default=3000, help="number of targets drawn from each split")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sample")
     parser.add_argument("--output")
     args = parser.parse_args(argv)
 

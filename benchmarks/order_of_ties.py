@@ -1,8 +1,8 @@
-"""What hangs on the order of interactions that share a day? A trained model's test metrics with that order drawn anew.
+"""How much depends on the order of interactions within a day? Test metrics of a trained model with that order drawn anew.
 
-Amazon's reviews are dated by the day, and the order within a day is that of a file. Here every user's history is shuffled
-within its days, and where the two last items share a day, one of them, drawn, is the target: neither was trained on, the one
-is validation's. The model stays as it is.
+Amazon's reviews have dates without times, and the order within a day is that of a file. This shuffles every user's history
+within its days. If the last two items share a day, one of them is drawn as the target; neither was trained on, because the
+other one is the validation target. The model does not change.
 
 python benchmarks/order_of_ties.py --checkpoint=saved/TIGER-....pth --output=benchmarks/results/order_of_ties.json
 """
@@ -23,7 +23,7 @@ from recbole.quick_start import load_data_and_model  # isort: skip - after the p
 
 
 def shuffled(history, length, target, history_time, target_time, rng):
-    """Histories and targets with the order within a day drawn anew.
+    """Draw the order of histories and targets within a day at random.
 
     Args:
         history: int tensor [users, n] of items, oldest first, padded with 0 on the right. length: int tensor [users].
@@ -46,9 +46,9 @@ def shuffled(history, length, target, history_time, target_time, rng):
 
 
 def main(argv=None):
-    """Print a table, one row a seed, and write it as JSON."""
+    """Print a table, one row per seed, and write it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", required=True, help="of TIGER or another sequential model of RecBole")
+    parser.add_argument("--checkpoint", required=True, help="checkpoint of TIGER or another sequential model of RecBole")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--output")
     args = parser.parse_args(argv)

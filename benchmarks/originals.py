@@ -1,4 +1,4 @@
-"""Original files of the Amazon product data, made up, and a server for them: for the tests, and for ``kills.py``."""
+"""Made-up original files of the Amazon product data and a server for them, for the tests and ``kills.py``."""
 
 import contextlib
 import functools
@@ -42,7 +42,7 @@ def write_originals(folder, dataset, interactions, items):
 
 
 def write_published_size(folder, dataset):
-    """Originals with as many users, items and interactions as the dataset was published with."""
+    """Write originals with the published numbers of users, items and interactions of a dataset."""
     users, n_items, n_interactions = DATASETS[dataset].published
     width = -(-n_interactions // users)
     pairs = [(f"A{u}", f"B{(u * 7 + j * 131) % n_items:05d}", 15000 + j) for j in range(width) for u in range(users)]
@@ -53,14 +53,14 @@ def write_published_size(folder, dataset):
 
 
 class Handler(SimpleHTTPRequestHandler):
-    """Serves a folder; knows ranges, which Python's own server does not, and can misbehave.
+    """Serves a folder; supports ranges, unlike Python's own server, and can misbehave.
 
     ``server.faults`` is a list with what to do on the next requests, by name; ``server.asked`` the ranges asked for;
     ``server.pause`` the seconds between pieces of a file, of which there are ``PIECES``.
     """
 
     def log_message(self, *args):
-        """Say nothing."""
+        """Log nothing."""
 
     def do_GET(self):
         """Answer a request."""
@@ -82,7 +82,7 @@ class Handler(SimpleHTTPRequestHandler):
         self.end_headers()
         end = (start + len(content)) // 2 if fault == "cut" else len(content)
         size = -(-len(content) // PIECES) if self.server.pause else len(content)
-        with contextlib.suppress(ConnectionError):  # of one that was killed
+        with contextlib.suppress(ConnectionError):  # a client was killed
             for begin in range(start, end, size):
                 self.wfile.write(content[begin : min(begin + size, end)])
                 time.sleep(self.server.pause)
@@ -90,7 +90,7 @@ class Handler(SimpleHTTPRequestHandler):
 
 @contextlib.contextmanager
 def served(folder):
-    """A server for the folder on the loopback interface; yields it and its URL."""
+    """Run a server for the folder on the loopback interface; yield the server and its URL."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
     server.faults, server.asked, server.pause = [], [], 0
     threading.Thread(target=server.serve_forever, daemon=True).start()

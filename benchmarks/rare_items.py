@@ -1,5 +1,5 @@
-"""What does a model find? Test metrics of all result files by how often training has the target, by whether
-training showed it after an item of the user's history, and by whether it has the day of the item before it.
+"""Which targets does a model find? Test metrics of all result files by how often the target occurs in training, by whether
+it follows an item of the user's history in training, and by whether it is of the same day as the item before it.
 
 python benchmarks/rare_items.py --results_dir=benchmarks/results/leaderboard --dataset=amazon-beauty --data_path=dataset
 """
@@ -19,19 +19,19 @@ from recbole_tiger.report.statistics import GAINS, RANGES, range_of
 from recbole_tiger.runs import experiment
 from recbole_tiger.settings.identity import run_inputs
 
-# The target and some item of the history, in the histories of training: in their order, only the other way round, in none.
+# The target and some item of the history, in training histories: in this order, only in the other order, never together.
 SEEN, REVERSED, UNSEEN = "in order", "reversed", "in none"
-# The target's day against that of the item before it: on the same one, their order is that of a file.
+# The day of the target and of the item before it; on the same day, the order is that of a file.
 SAME, LATER = "same day", "later day"
 
 
 def ranges_of(counts):
-    """The range of RANGES in which each count lies, how often training has a target; a categorical pandas.Series."""
+    """The name in RANGES of each count of occurrences in training; a categorical pandas.Series."""
     return pd.Series(pd.Categorical.from_codes(range_of(counts), list(RANGES.values()), ordered=True), index=counts.index)
 
 
 def by_group(groups, values):
-    """Mean of the users' values in each group.
+    """Mean of the values of the users in each group.
 
     Args:
         groups, values: pandas.Series, indexed by user.
@@ -43,7 +43,7 @@ def by_group(groups, values):
 
 
 def pairs_of(histories, items):
-    """Pairs of items of which the first stands before the second in the histories of one user, at most ``items`` apart.
+    """Pairs of items of which the first precedes the second in the history of a user, at most ``items`` apart.
 
     Args:
         histories: pandas.Series of item numbers, indexed by user, oldest first.
@@ -59,7 +59,7 @@ def pairs_of(histories, items):
 
 
 def seen(training, histories, targets, items):
-    """Whether training showed each user's target after, or only before, an item of the user's history.
+    """Whether each user's target follows, or only precedes, an item of the user's history in training.
 
     Args:
         training, histories: as :func:`pairs_of` takes them; of a history the last ``items`` count.
@@ -78,7 +78,7 @@ def seen(training, histories, targets, items):
 
 
 def days_apart(before, target):
-    """Whether the target is of the day of the item before it.
+    """Whether the target is of the same day as the item before it.
 
     Args:
         before, target: pandas.Series of times in seconds, indexed by user.
@@ -91,7 +91,7 @@ def days_apart(before, target):
 
 
 def main(argv=None):
-    """Print three tables, one row a model, and write them as JSON."""
+    """Print three tables, one row per model, and write them as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results_dir", required=True)
     parser.add_argument("--dataset", required=True)
@@ -137,7 +137,7 @@ def main(argv=None):
     def table(groups):
         lines = [{"model": "share of the targets", **groups.value_counts(normalize=True).sort_index().round(4)}]
         for row in rows:
-            found = by_group(groups, pd.Series(row.of_users(args.metric), index=row.users))
+            found = by_group(groups, pd.Series(row.per_user(args.metric), index=row.users))
             lines.append({"model": row.label, **found.round(4).astype(object).where(found.notna(), None)})
         print(tabulate(lines, headers="keys", tablefmt="github", floatfmt=".4f"), end="\n\n")
         return lines

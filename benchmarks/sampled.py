@@ -1,4 +1,4 @@
-"""Test users of a trained model, for scripts that look at its lists."""
+"""Test users of a trained model, for scripts that examine its lists."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ import recbole_tiger  # noqa: F401 - registers TIGER
 
 
 class Sample(NamedTuple):
-    """A model of a checkpoint and some test users.
+    """The model of a checkpoint and some test users.
 
     Attributes:
         config, model, dataset: as RecBole's ``load_data_and_model`` returns them; the model evaluates.
@@ -26,12 +26,12 @@ class Sample(NamedTuple):
     targets: torch.Tensor
 
     def slots_of(self, part):
-        """The slots of some of the users."""
+        """The token slots of some of the users."""
         return None if self.slots is None else self.slots[part]
 
 
 def sample(checkpoint, users, seed):
-    """Draw so many test users of the dataset that a checkpoint was trained on."""
+    """Draw test users of the dataset on which a checkpoint was trained."""
     config, model, dataset, _, _, test_data = load_data_and_model(checkpoint)
     rows = np.random.default_rng(seed).permutation(len(test_data._dataset))[:users]
     interaction = test_data._dataset[rows].to(config["device"])

@@ -2,10 +2,10 @@
 
 python benchmarks/scale.py --output=benchmarks/results/scale.json --plot=benchmarks/results/scale.png
 
-Every catalogue is generated (clustered embeddings, power-law popularity) and measured in a process of its own, so the peak
-of its memory is its own. Any setting of TIGER may be given as --key=value.
+Every catalogue is generated (clustered embeddings, power-law popularity) and measured in a separate process, so that its
+peak memory is its own. Any setting of TIGER may be given as --key=value.
 
-With --checks it tells what the checks of a dataset's files add to the start of a run, and measures nothing else.
+With --checks it only measures the time that the checks of a dataset's files add to the start of a run.
 """
 
 import argparse
@@ -40,14 +40,14 @@ from recbole_tiger.training.trainer import TIGERTrainer
 SIZES = (10**4, 10**5, 10**6)
 MOST_INTERACTIONS = 10**6
 INTERACTIONS_A_USER = 9
-# Steps of a schedule whose end nobody reaches.
+# Steps of a schedule, more than are ever run.
 FAR_OFF = 10**9
-# Users that are evaluated.
+# Number of evaluated users.
 USERS = 1024
 
 
 def peak():
-    """Bytes of memory that this process has taken at most so far; getrusage's begin with its parent's, if that is larger."""
+    """Peak memory of this process in bytes; the value of getrusage starts from that of the parent if it is larger."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(re.search(r"^VmHWM:\s*(\d+) kB", status, flags=re.MULTILINE).group(1)) * 1024
 
@@ -59,20 +59,20 @@ class Stopwatch:
         self.begin = time.perf_counter()
 
     def read(self):
-        """Seconds since the last reading."""
+        """Seconds since the last call."""
         begin, self.begin = self.begin, time.perf_counter()
         return self.begin - begin
 
 
 def write_generated(folder, n_items):
-    """Write the files of a catalogue of this size; returns the number of interactions."""
+    """Write the files of a catalogue of this size; return the number of interactions."""
     n_interactions = min(MOST_INTERACTIONS, 10 * n_items)
     write_dataset(folder, "generated", n_items, n_interactions // INTERACTIONS_A_USER, n_interactions)
     return n_interactions
 
 
 def measure(n_items, seconds, settings, folder):
-    """All stages of one catalogue.
+    """Measure all stages of one catalogue.
 
     Args:
         seconds: of training that are measured, at the least.
@@ -86,7 +86,7 @@ def measure(n_items, seconds, settings, folder):
         "cache_dir": folder,
         "text_fields": ["title"],
         "checkpoint_dir": str(Path(folder) / "saved"),
-        "gpu_id": "",  # the clock and the memory that are read are the processor's
+        "gpu_id": "",  # time and memory are measured on the CPU
     }
     settings = {**PAPER, "quantizer": "rq_kmeans", **settings, **fixed, "show_progress": True, "state": "ERROR"}
     config = experiment.prepare("TIGER", "generated", settings)
@@ -124,7 +124,7 @@ def measure(n_items, seconds, settings, folder):
     for number, batch in enumerate(batches):
         watch.read()
         trainer.train_step(windows, batch, FAR_OFF)
-        if number:  # the first warms up
+        if number:  # the first is a warm-up
             spent += watch.read()
             targets += int(windows.n_targets[batch].sum())
         if spent > seconds:
@@ -146,9 +146,9 @@ def measure(n_items, seconds, settings, folder):
 
 
 def of_checks(dataset, settings):
-    """Seconds of CPU time that a run spends, before anything else, on seeing that its files are what they should be."""
+    """Seconds of CPU time that a run spends at its start on checking its files."""
     config = experiment.configure("TIGER", dataset, settings)
-    run_inputs(config)  # hashes, which name the run: no check
+    run_inputs(config)  # the hashes that name the run are not a check
     begin = time.process_time()
     experiment.fit_to_data(config, settings)
     check_unchanged(config)
@@ -156,7 +156,7 @@ def of_checks(dataset, settings):
 
 
 def in_own_process(n_items, rest):
-    """The measurements of one catalogue, from a process of its own."""
+    """The measurements of one catalogue, made in a separate process."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "one.json"
         command = [sys.executable, __file__, f"--items={n_items}", f"--output={file}", *rest]
@@ -165,7 +165,7 @@ def in_own_process(n_items, rest):
 
 
 def table(catalogues):
-    """The measurements as text, a row a catalogue."""
+    """The measurements as a text table, one row per catalogue."""
     rows = [
         {
             "items": row["items"],
@@ -185,7 +185,7 @@ def table(catalogues):
 
 
 def plot(catalogues, file):
-    """Seconds, speeds and memory against the number of items, on logarithmic axes."""
+    """Plot seconds, speeds and memory over the number of items, on logarithmic axes."""
     import matplotlib.pyplot as plt
 
     panels = {
@@ -206,11 +206,9 @@ def plot(catalogues, file):
 def main():
     """Print a table; write JSON and plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--items", type=int, help="one catalogue of so many items instead of the three")
-    parser.add_argument(
-        "--seconds", type=float, default=20, help="of training that are measured, at the least (default: 20)"
-    )
-    parser.add_argument("--checks", help="a dataset, or generated for one of --items: what the checks of its files take")
+    parser.add_argument("--items", type=int, help="number of items of a single catalogue instead of the three")
+    parser.add_argument("--seconds", type=float, default=20, help="least seconds of training to measure (default: 20)")
+    parser.add_argument("--checks", help="measure the checks of the files of this dataset; 'generated' is one of --items")
     parser.add_argument("--output", help="JSON file of all numbers")
     parser.add_argument("--plot", help="PNG file")
     args, rest = parser.parse_known_args()
@@ -228,7 +226,7 @@ def main():
     if args.items:
         home = Path.cwd()
         with tempfile.TemporaryDirectory() as folder:
-            os.chdir(folder)  # RecBole's trainer writes logs where it runs
+            os.chdir(folder)  # RecBole's trainer writes logs in the working directory
             try:
                 catalogues = [measure(args.items, args.seconds, settings, folder)]
             finally:

@@ -1,10 +1,10 @@
-"""How fast is it? Training, decoding and preparation beside what people use, in one run on the same data.
+"""How fast is it? Training, decoding and preparation compared with common alternatives, in one run on the same data.
 
 python benchmarks/speed.py --data_path=... --output=benchmarks/results/speed.json --plot=benchmarks/results/speed.png
 
-The contenders take turns, a slice of some seconds each, round after round; a rate is the median over the rounds. Any setting
-of TIGER may be given as --key=value; --enable_amp=True puts all contenders into bf16, --gpu_id=0 on a GPU. Where the dataset
-does not lie under --data_path, one of the shape of amazon-beauty is generated.
+The contenders take turns in rounds, a few seconds each; a rate is the median over the rounds. Any setting of TIGER may be
+given as --key=value; --enable_amp=True runs all contenders in bf16, --gpu_id=0 on a GPU. If the dataset is not under
+--data_path, one of the shape of amazon-beauty is generated.
 """
 
 import argparse
@@ -48,25 +48,25 @@ from recbole_tiger.training.trainer import TIGERTrainer, autocast
 
 BEAUTY = {"n_items": 12101, "n_users": 22363, "n_interactions": 198502}
 WIDTHS = (10, 20, 50)
-# Test users that all decode for; users a batch among which Hugging Face's generate has its best, found out for every width.
+# Test users for decoding; batch sizes in users, of which Hugging Face's generate uses the fastest for every width.
 USERS, HF_USERS = 256, (8, 32)
 GPU_USERS, GPU_HF_USERS = 4096, (128, 512, 2048)
-# What is measured, unless --parts names some of it.
+# Parts measured by default.
 PARTS = ("training", "decoding", "preparation", "memory")
-# Steps of a schedule whose end nobody reaches.
+# Steps of a schedule, more than are ever run.
 FAR_OFF = 10**9
-# A process that has asked the driver of a GPU can not be forked; the library that manages GPUs tells of them without.
+# A process that has used the driver of a GPU cannot be forked; NVML finds GPUs without the driver's context.
 os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
-# Texts of one slice of encoding.
+# Texts per slice of encoding.
 TEXTS = 128
 
-# Settings that the numbers hang on.
+# Settings on which the numbers depend.
 SHOWN = (
     *("hidden_size", "n_heads", "head_size", "inner_size", "n_layers", "n_decoder_layers", "encoder_tokens"),
     *("codebook_size", "codebook_depth", "train_batch_size", "MAX_ITEM_LIST_LENGTH", "enable_amp"),
 )
 
-# Operators of PyTorch by what they are for; an operator belongs to the first group that names a part of it.
+# Operators of PyTorch by purpose; an operator belongs to the first group with a part of its name.
 GROUPS = {
     "matrix products": ("aten::mm", "aten::addmm", "mkldnn_linear"),
     "attention": ("aten::bmm", "aten::baddbmm", "scaled_dot_product", "flash_attention"),
@@ -78,12 +78,12 @@ GROUPS = {
     "embedding and indexing": ("index", "embedding", "scatter", "select"),
     "copies": ("copy_", "cat", "clone", "fill_", "zero_", "pad"),
 }
-# The norm of a layer is element-wise, that of the gradients the optimizer's.
+# The norm of a layer is element-wise; the norm of the gradients belongs to the optimizer.
 ELEMENT_WISE = ("layer_norm",)
 
 
 def in_child(function, *args):
-    """Call a function in a forked process; this one never starts PyTorch's threads, which a fork would lose."""
+    """Call a function in a forked process; the parent never starts PyTorch's threads, which a fork would lose."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=lambda: sender.send(function(*args)))
@@ -95,7 +95,7 @@ def in_child(function, *args):
 
 
 def peak_memory(build, *args):
-    """Bytes that building a contender and two of its steps add to the process, at most; those of the GPU where it is on one.
+    """Peak bytes that building a contender and two of its steps add to the process, or to the GPU if it is on one.
 
     Called in a child: what is there before, the imported libraries and the data as arrays, is not counted.
     """
@@ -109,14 +109,14 @@ def peak_memory(build, *args):
 
 
 def finished():
-    """The clock, when the GPU has done what it was given."""
+    """The time after the GPU has finished its work."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def rate(step, seconds):
-    """Units a second of ``step``, which does some and returns how many, called until the time is over."""
+    """Units per second of ``step``, which returns the number of units done, called until time runs out."""
     begin, done = finished(), 0
     while time.perf_counter() - begin < seconds or not done:
         done += step()
@@ -124,7 +124,7 @@ def rate(step, seconds):
 
 
 def take_turns(contenders, args, label):
-    """Rates of every contender, a slice a round, after a step to warm up.
+    """Rates of every contender, one slice per round, after a warm-up step.
 
     Args:
         contenders: dict of name to step.
@@ -142,7 +142,7 @@ def take_turns(contenders, args, label):
 
 
 def seconds_of(function, *args):
-    """Seconds that a call takes."""
+    """Seconds of a call."""
     begin = finished()
     function(*args)
     return finished() - begin
@@ -152,7 +152,7 @@ def seconds_of(function, *args):
 
 
 def read_data(config):
-    """What the contenders read: semantic IDs, training rows and windows, histories of test users."""
+    """The inputs of the contenders: semantic IDs, training rows and windows, histories of test users."""
     dataset = CatalogueDataset(config)
     train_data, _, test_data = data_preparation(config, dataset)
     rows, test = train_data._dataset, test_data._dataset.inter_feat
@@ -162,7 +162,7 @@ def read_data(config):
     users = users[: GPU_USERS if config["device"].type == "cuda" else USERS]
     histories = left_padded(test[sequence][users], test[length][users], config["MAX_ITEM_LIST_LENGTH"])
     return SimpleNamespace(
-        catalogue=replace(dataset.catalogue, tokenizer=None),  # its tensors do not go through the pipe
+        catalogue=replace(dataset.catalogue, tokenizer=None),  # its tensors cannot be sent through the pipe
         shape={
             "users": dataset.user_num - 1,
             "items": dataset.item_num - 1,
@@ -178,7 +178,7 @@ def read_data(config):
     )
 
 
-# --- contenders: functions that build a model and return its step ---
+# --- contenders: functions that make a model and return its step ---
 
 
 def tiger(config, data):
@@ -206,7 +206,7 @@ def train_tiger(config, data, bidirectional, warm=True):
         trainer.train_step(windows, batch, FAR_OFF)
         return int(windows.n_targets[batch].sum())
 
-    if warm and config["device"].type == "cuda":  # every shape becomes a graph
+    if warm and config["device"].type == "cuda":  # captures every shape as a graph
         for _ in range(len(epoch)):
             step()
     return step
@@ -234,14 +234,14 @@ def t5(config, data):
             dropout_rate=config["hidden_dropout_prob"],
             pad_token_id=0,
             decoder_start_token_id=0,
-            eos_token_id=None,  # an ID has a fixed number of codes: nobody needs an end
+            eos_token_id=None,  # an ID has a fixed number of codes and needs no end
         )
     )
     return model.to(config["device"]), tokens.to(config["device"])
 
 
 def shuffled_rows(config, data, size):
-    """Batches of training rows without end, padded to MAX_ITEM_LIST_LENGTH as RecBole pads them."""
+    """Endless batches of training rows, padded to MAX_ITEM_LIST_LENGTH as in RecBole."""
     rows = {name: torch.from_numpy(value) for name, value in data.rows.items()}
     order = torch.randperm(data.targets, generator=torch.Generator().manual_seed(config["seed"]))
     for batch in cycle(order.split(size)):
@@ -256,7 +256,7 @@ def optimizer_step(optimizer, loss):
 
 
 def train_t5(config, data):
-    """The usual way: a row a prefix, 20 items of codes with padding; returns targets."""
+    """Hugging Face's T5 with one row per prefix, 20 items of codes with padding; the step returns the number of targets."""
     model, tokens = t5(config, data)
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=config["learning_rate"], fused=True)
@@ -275,7 +275,7 @@ def train_t5(config, data):
 
 
 def train_sasrec(config, data):
-    """RecBole's model with its own settings, rows and batch size; returns targets."""
+    """RecBole's model with its own settings, rows and batch size; the step returns the number of targets."""
     model = SASRec(config, SimpleNamespace(num=lambda field: len(data.catalogue.items) + 1)).to(config["device"])
     model.train()
     optimizer = torch.optim.Adam(model.parameters(), lr=config["learning_rate"])
@@ -292,7 +292,7 @@ def train_sasrec(config, data):
 
 
 def decode_tiger(config, data, width):
-    """Beam search for all users; returns their number."""
+    """Beam search for all users; the step returns their number."""
     model = tiger(config, data).eval()
     histories = torch.from_numpy(data.histories)
 
@@ -306,7 +306,7 @@ def decode_tiger(config, data, width):
 
 
 def decode_t5(config, data, width, users, prefixes):
-    """``generate`` for a batch of users; returns their number.
+    """``generate`` for a batch of users; the step returns their number.
 
     Args:
         users: users a batch.
@@ -324,7 +324,7 @@ def decode_t5(config, data, width, users, prefixes):
     children = {prefix: sorted(following) for prefix, following in children.items()}
 
     def allowed(batch, sequence):
-        return children.get(tuple(sequence[1:].tolist()), [0])  # a beam of no item at all goes on with padding
+        return children.get(tuple(sequence[1:].tolist()), [0])  # a beam without any item continues with padding
 
     @torch.no_grad()
     def step():
@@ -351,7 +351,7 @@ def decode_t5(config, data, width, users, prefixes):
 
 
 def training_flops(config, data):
-    """Operations that the matrix products of an epoch need, forward and backward: 3 times forward, 2 a multiply-add.
+    """Operations of the matrix products of an epoch, forward and backward: 3 times forward, 2 per multiply-add.
 
     Products of weights and of attention, of what a target may see alone: neither padding nor masked pairs nor anything
     computed twice counts.
@@ -373,7 +373,7 @@ def training_flops(config, data):
 
 
 def multiply(config, data):
-    """Every matrix product with weights of a step of training by torch.mm alone; returns operations."""
+    """Every matrix product with weights of a training step, by torch.mm alone; the step returns the operations."""
     windows = data.windows[False]
     codes = data.catalogue.semantic_ids.codes
     levels = codes.shape[1]
@@ -383,7 +383,7 @@ def multiply(config, data):
     read = round(share * (windows["lengths"] - 1).sum() * tokens)
     targets = config["train_batch_size"]
     written = targets * levels
-    # Width of the input, width of the output of every product in a layer.
+    # Input and output width of every product in a layer.
     layer = [(hidden, width), (hidden, 2 * width), (width, hidden), (hidden, inner), (inner, hidden)]
     shapes = [(read, *shape) for shape in layer] * config["n_layers"]
     shapes += [(written, *shape) for shape in layer] * config["n_decoder_layers"]
@@ -411,7 +411,7 @@ def multiply(config, data):
 
 
 def measure_training(config, sasrec_config, data, args):
-    """Rates of training in targets a second, and of torch.mm in operations a second."""
+    """Rates of training in targets per second, and of torch.mm in operations per second."""
     contenders = {
         "ours": train_tiger(config, data, False),
         "ours, a row a prefix": train_tiger(config, data, True),
@@ -423,7 +423,7 @@ def measure_training(config, sasrec_config, data, args):
 
 
 def measure_decoding(config, data, width, args):
-    """Rates in users a second, and Hugging Face's best number of users a batch."""
+    """Rates in users per second, and Hugging Face's best number of users per batch."""
     users = {}
     for prefixes in (False, True):
         tried = {}
@@ -441,7 +441,7 @@ def measure_decoding(config, data, width, args):
 
 
 def measure_preparation(config, data, args):
-    """Encoding, both quantizers, and our dataset in turns with RecBole's, each from the files to the three splits."""
+    """Measure encoding, both quantizers, and our dataset and RecBole's in turns, from the files to the three splits."""
     items = list(data.catalogue.items)
     texts = text_of_items(config, items)[0][:TEXTS]
     encoder = load_encoder(config["text_encoder"], config["device"])
@@ -465,7 +465,7 @@ def measure_preparation(config, data, args):
 
 
 def contenders_of(config, sasrec_config, data, training, decoding):
-    """How the contenders that were measured are built, by the part and their name."""
+    """Functions that build the measured contenders, by part and name."""
     builds = {}
     if training:
         builds |= {
@@ -482,7 +482,7 @@ def contenders_of(config, sasrec_config, data, training, decoding):
 
 
 def where_time_goes(build, args, *more):
-    """Shares of the time of a contender by group of operators.
+    """Shares of a contender's time by group of operators.
 
     Returns:
         list of rows: group, share of the time.
@@ -505,20 +505,20 @@ def where_time_goes(build, args, *more):
 
 
 def group_of(operator):
-    """The group of GROUPS that an operator belongs to."""
+    """The group in GROUPS of an operator."""
     if any(part in operator for part in ELEMENT_WISE):
         return "element-wise"
     return next((name for name, parts in GROUPS.items() if any(part in operator for part in parts)), "element-wise")
 
 
 def measured(unit, values, peak):
-    """The median of rates, the rates, and the bytes that a contender takes at most, where they were measured."""
+    """The median of rates, the rates, and the peak bytes of a contender if measured."""
     row = {f"{unit}_per_second": median(values)}
     return {**row, **({} if peak is None else {"peak_bytes": peak}), "rounds": values}
 
 
 def summary(data, training, decoding, preparation, memory, flops):
-    """Medians, and their ratios: how many times ours is faster; of the parts that were measured."""
+    """Medians and their ratios (how many times as fast ours is) for the measured parts."""
     result, ratios = {}, {}
     if training:
         result["training"] = {
@@ -577,7 +577,7 @@ def tables(result):
 
 
 def plot(result, file):
-    """Points of the ratios, on a logarithmic axis, from the line of equal speed."""
+    """Plot the ratios on a logarithmic axis, from the line of equal speed."""
     import matplotlib.pyplot as plt
 
     names = list(result["ratios"])[::-1]
@@ -599,7 +599,7 @@ def plot(result, file):
 
 
 def dataset_settings(args, folder):
-    """Settings that name the data: those under --data_path, or a generated set of the same shape."""
+    """Settings of the data: the dataset under --data_path, or a generated one of the same shape."""
     if (Path(args.data_path) / args.dataset).is_dir():
         return {"data_path": args.data_path}
     print(f"{args.data_path}/{args.dataset} is not there: a set of its shape is generated")
@@ -611,13 +611,13 @@ def dataset_settings(args, folder):
 
 
 def main():
-    """Print tables; write JSON and plot."""
+    """Print tables, and write JSON and a plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_path", default="dataset/", help="parent folder of the dataset (default: dataset/)")
     parser.add_argument("--dataset", default="amazon-beauty")
     parser.add_argument("--quick", action="store_true", help="shorter and fewer slices: 5 of 1 s instead of 7 of 3 s")
-    parser.add_argument("--rounds", type=int, help="slices of each contender")
-    parser.add_argument("--seconds", type=float, help="of a slice, at the least")
+    parser.add_argument("--rounds", type=int, help="number of slices of each contender")
+    parser.add_argument("--seconds", type=float, help="least seconds of a slice")
     parser.add_argument(
         "--parts", type=names, default=PARTS, help=f"what to measure, separated by commas (default: {','.join(PARTS)})"
     )
@@ -653,7 +653,7 @@ def main():
             settings["item_embeddings"] = str(Path(settings["item_embeddings"]).resolve())
         config = experiment.prepare("TIGER", args.dataset, {**settings, "show_progress": False, "beam_size": max(WIDTHS)})
         sasrec_config = experiment.prepare("SASRec", args.dataset, shared)
-        os.chdir(folder)  # RecBole's trainers write logs where they run
+        os.chdir(folder)  # RecBole's trainers write logs in the working directory
         try:
             data = in_child(read_data, config)
             if args.profile:

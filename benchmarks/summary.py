@@ -1,6 +1,6 @@
-"""Draw the pictures and write the tables of the pages, from the result files in ``benchmarks/results``; nothing is trained.
+"""Draw the pictures and write the tables of the pages from the result files in ``benchmarks/results``; nothing is trained.
 
-A table of a page stands between ``<!-- table NAME -->`` and ``<!-- end -->``; what is between them is replaced.
+A table of a page is between ``<!-- table NAME -->`` and ``<!-- end -->``; the text between them is replaced.
 
 python benchmarks/summary.py
 """
@@ -16,7 +16,7 @@ from tabulate import tabulate
 
 from recbole_tiger.report.leaderboard import difference, leaderboard, published_rows, rows_of
 from recbole_tiger.report.results import read_results
-from recbole_tiger.report.statistics import interval, metric_of_users
+from recbole_tiger.report.statistics import interval, metric_per_user
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -24,7 +24,7 @@ DATASETS = {"amazon-beauty": "Beauty", "amazon-sports-outdoors": "Sports", "amaz
 MAIN = ("recall@10", "ndcg@10")
 PAPER = "TIGER, paper (published)"
 CHART = [PAPER, "SASRec", "TIGER", "TIGER-trie", "TIGER-text"]
-# First minus second.
+# Pairs for differences, first minus second.
 PAIRS = [
     *((label, "SASRec") for label in ("TIGER-text", "TIGER-trie", "TIGER", "FDSA")),
     *((label, "TIGER") for label in ("TIGER-trie", "TIGER-rq-kmeans", "FDSA")),
@@ -44,7 +44,7 @@ LATER = "#2b6cb0"
 
 
 def read(name):
-    """A JSON file of ``benchmarks/results``."""
+    """Read a JSON file of ``benchmarks/results``."""
     return json.loads((RESULTS / name).read_text(encoding="utf-8"))
 
 
@@ -57,17 +57,17 @@ def rows(dataset, folder="leaderboard"):
 
 
 def number_text(value, digits=4):
-    """A share without the zero before its point."""
+    """Format a share without the zero before its point."""
     return f"{value:.{digits}f}".removeprefix("0") if value >= 0 else f"-{number_text(-value, digits)}"
 
 
 def metrics_text(values):
-    """Recall@10 / NDCG@10."""
+    """Format Recall@10 / NDCG@10."""
     return " / ".join(map(number_text, values))
 
 
 def markdown(lines):
-    """A table of dicts; cells are written already."""
+    """A table of dicts with formatted cells."""
     return tabulate(lines, headers="keys", tablefmt="github", disable_numparse=True)
 
 
@@ -88,7 +88,7 @@ def results_table():
 
 
 def runs_table():
-    """Every run of the leaderboard: its scores, its epochs and the conditions that it ran under."""
+    """Every run of the leaderboard: its scores, epochs and conditions."""
     folder, lines = RESULTS / "leaderboard", []
     conditions = yaml.safe_load((folder / "conditions.yaml").read_text(encoding="utf-8"))
     order = {label: i for i, label in enumerate(["TIGER-text", "TIGER-trie", "TIGER", "TIGER-rq-kmeans", "SASRec"])}
@@ -96,7 +96,7 @@ def runs_table():
         found = [row for row in rows(dataset).values() if row.results]
         for row in sorted(found, key=lambda row: order.get(row.label, len(order))):
             for result, ranks in zip(row.results, row.ranks, strict=True):
-                low, high = interval(metric_of_users(ranks, "ndcg@10"))
+                low, high = interval(metric_per_user(ranks, "ndcg@10"))
                 ran = result["prepare_seconds"] + result["train_seconds"] + result["eval_seconds"]
                 ran += sum(epoch.get("eval_seconds", 0) for epoch in result["epoch_log"])
                 machine, beside = conditions.get(dataset, {}).get(row.label, {}).get(result["seed"], ("", ""))
@@ -121,7 +121,7 @@ def runs_table():
 
 
 def differences_table():
-    """How much better one model is than another, with the p of a paired bootstrap over users."""
+    """Differences between models, with the p-value of a paired bootstrap over users."""
     lines = []
     for first, second in PAIRS:
         line = {"first minus second": f"{first} - {second}"}
@@ -143,7 +143,7 @@ def beauty_table():
 
 
 def ties():
-    """Of each model: metrics as in the file, and the means and deviations over orders that are drawn."""
+    """Metrics of each model with the order of the file, and their means and deviations over drawn orders."""
     files = {"SASRec": "SASRec", "TIGER-text": "TIGER-text", "TIGER-text, no `history_bias`": "TIGER-text-no-history-bias"}
     for label, file in files.items():
         first, *drawn = read(f"amazon-beauty-{file}-ties.json")["rows"]
@@ -152,7 +152,7 @@ def ties():
 
 
 def ties_table():
-    """Metrics with the order of the file, and with orders drawn anew."""
+    """Metrics with the order of the file and with orders drawn anew."""
     return markdown(
         [
             {
@@ -168,7 +168,7 @@ def ties_table():
 
 
 def days_table():
-    """Metrics by whether the target has the day of the item before it."""
+    """Metrics by whether the target is of the same day as the item before it."""
     lines = []
     for dataset, name in DATASETS.items():
         recall, ndcg = (read(f"{dataset}-rare-items{suffix}.json")["days"] for suffix in ("", "-ndcg"))
@@ -190,7 +190,7 @@ def without_history():
 
 
 def history_table():
-    """Metrics as they are, and with the history's items left out of the lists."""
+    """Metrics as they are, and with the items of the history left out of the lists."""
     lines = []
     for row in without_history():
         later = [row.get(f"{metric} without history, later day") for metric in MAIN]
@@ -210,7 +210,7 @@ def history_table():
 
 
 def groups_table(kind, names):
-    """Test Recall@10 of every model in the groups of the targets that ``rare_items.py`` makes."""
+    """Test Recall@10 of every model in the groups of targets of ``rare_items.py``."""
     lines = []
     for dataset, name in DATASETS.items():
         for row in read(f"{dataset}-rare-items.json")[kind]:
@@ -220,12 +220,12 @@ def groups_table(kind, names):
 
 
 def occurrences_table():
-    """By how often training has the target."""
+    """Recall@10 by how often the target occurs in training, as a table."""
     return groups_table("rows", {name: name for name in ("0-2", "3-5", "6-10", "11-20", "21-50", "over 50")})
 
 
 def pairs_table():
-    """By whether training showed the target after an item of the history."""
+    """Recall@10 by whether the target follows an item of the history in training."""
     return groups_table("pairs", {"in order": "after", "reversed": "only before", "in none": "never"})
 
 
@@ -254,7 +254,7 @@ BEAMS = {
 
 
 def beam_table():
-    """Beams of several widths beside exact scores."""
+    """Beams of several widths and exact scores."""
     lines = []
     for model, file in BEAMS.items():
         found = read(file)
@@ -298,7 +298,7 @@ def scale_table():
 
 
 def texts_per_second():
-    """Texts that the default encoder reads in a second, two threads (``speed.py``)."""
+    """Texts per second of the default encoder on two threads (``speed.py``)."""
     return read("speed.json")["preparation"]["encoding_items_per_second"]
 
 
@@ -321,7 +321,7 @@ MARKED = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(\n<!-- end -->)", flags=re.
 
 
 def with_tables(text):
-    """The text of a page with its tables made anew."""
+    """The text of a page with its tables replaced."""
     return MARKED.sub(lambda found: f"{found.group(1)}\n{TABLES[found.group(2)]()}\n{found.group(3)}", text)
 
 
@@ -336,7 +336,7 @@ def figure_of(width, height):
 
 
 def style_axes(axes, grid="y"):
-    """Leave axes without the upper and the right line, with a light grid."""
+    """Remove the upper and right lines of axes and add a light grid."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis=grid, alpha=0.3)
     axes.set_axisbelow(True)
@@ -384,7 +384,7 @@ def draw_quality():
 
 
 def dumbbells(axes, lines, names):
-    """Two points a line, joined.
+    """Draw two joined points per line.
 
     Args:
         lines: (label, first, second), the first on top. names: of the two points.
@@ -420,7 +420,7 @@ def draw_ties():
 
 
 def draw_history():
-    """Metrics as they are and with the history's items left out; means over the seeds that were evaluated."""
+    """Metrics as they are and with the items of the history left out; means over the evaluated seeds."""
     found = {}
     for row in without_history():
         key = f"{DATASETS[row['dataset']]}: {row['label'].replace('`', '')}"
@@ -438,7 +438,7 @@ def draw_history():
 
 
 def draw_occurrences():
-    """Recall@10 by how often training has the target."""
+    """Recall@10 by how often the target occurs in training."""
     figure = figure_of(11, 3.8)
     for axes, dataset in zip(figure.subplots(1, len(DATASETS), sharey=True), DATASETS, strict=True):
         shares, *found = read(f"{dataset}-rare-items.json")["rows"]
@@ -482,7 +482,7 @@ def draw_nats():
 
 
 def draw_way():
-    """The way from an item's text to a list; an illustration with made-up items."""
+    """The steps from an item's text to a list; an illustration with made-up items."""
     figure = figure_of(11, 3.3)
     axes = figure.subplots()
     axes.set(xlim=(0, 110), ylim=(0, 33))

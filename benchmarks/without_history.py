@@ -1,9 +1,9 @@
 """How many places of their lists do models spend on items that the user has already? Test metrics as they are, and with the
-items of the history left out of every list; the latter also where the target is of a later day than the item before it. The
-history is what the models read of it, the last MAX_ITEM_LIST_LENGTH items.
+items of the history left out of every list; the latter also for targets of a later day than the item before them. The
+history is the part that models read, the last MAX_ITEM_LIST_LENGTH items.
 
-The protocol does not mask histories, as a user may take an item again. Where nobody does, as in the Amazon datasets, a model
-can only lose by it what it did not learn from that.
+The protocol does not mask histories, because a user may take an item again. If nobody does, as in the Amazon datasets,
+models lose places to the history unless they learn that nobody repeats.
 
 python benchmarks/without_history.py --checkpoints saved/SASRec-....pth saved/TIGER-....pth --output=without-history.json
 """
@@ -17,7 +17,7 @@ from tqdm import tqdm
 from recbole_tiger.catalogue.download import DAY
 from recbole_tiger.model.tiger import TIGER
 from recbole_tiger.report.results import write_result
-from recbole_tiger.report.statistics import interval, metric_of_users
+from recbole_tiger.report.statistics import interval, metric_per_user
 
 from recbole.quick_start import load_data_and_model  # isort: skip - after the plugin's import
 
@@ -26,7 +26,7 @@ LIST = 10
 
 
 def ranks_of(scores, target):
-    """Place of each row's target among the scores of all items, from 1; 0 where its score is -inf.
+    """Rank of each row's target among the scores of all items, from 1; 0 if its score is -inf.
 
     Args:
         scores: float tensor [users, items]. target: int tensor [users].
@@ -36,7 +36,7 @@ def ranks_of(scores, target):
 
 
 def evaluate(checkpoint):
-    """What a model recommends to the test users.
+    """Lists of a model for the test users.
 
     Returns:
         dict: name of the model, its dataset and its seed; ranks of the targets [users] as they are and without the history;
@@ -47,7 +47,7 @@ def evaluate(checkpoint):
     model.eval()
     history_field = config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"]
     if isinstance(model, TIGER):
-        # As many places as history can take.
+        # As many more places as the history can take.
         model.beam_size = min(model.beam_size + config["MAX_ITEM_LIST_LENGTH"], model.n_items - 1)
     time, length = config["TIME_FIELD"], config["ITEM_LIST_LENGTH_FIELD"]
     found = {"as it is": [], "without history": [], "first": [], "list": [], "repeats": [], "later": []}
@@ -79,9 +79,11 @@ def evaluate(checkpoint):
 
 
 def main(argv=None):
-    """Print a table, a row a model, and write it as JSON."""
+    """Print a table, one row per model, and write it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoints", nargs="+", required=True, help="of TIGER or other sequential models of RecBole")
+    parser.add_argument(
+        "--checkpoints", nargs="+", required=True, help="checkpoints of TIGER or other sequential models of RecBole"
+    )
     parser.add_argument("--output")
     args = parser.parse_args(argv)
 
@@ -91,12 +93,12 @@ def main(argv=None):
         row = {name: found[name] for name in ("model", "dataset", "seed")}
         for how, ranks in found["ranks"].items():
             for metric in METRICS:
-                values = metric_of_users(ranks, metric)
+                values = metric_per_user(ranks, metric)
                 row[f"{metric} {how}"] = round(float(values.mean()), 4)
                 low, high = interval(values)
                 row[f"95% of {metric} {how}"] = f"{low:.4f} to {high:.4f}"
         for metric in METRICS if found["later"].any() else ():
-            values = metric_of_users(found["ranks"]["without history"], metric)[found["later"]]
+            values = metric_per_user(found["ranks"]["without history"], metric)[found["later"]]
             row[f"{metric} without history, later day"] = round(float(values.mean()), 4)
         row.update(
             {

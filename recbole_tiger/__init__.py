@@ -1,12 +1,12 @@
-"""TIGER (generative retrieval over semantic IDs) as a plugin of RecBole: importing this package registers the model.
+"""TIGER (generative retrieval over semantic IDs) as a plugin of RecBole: importing this package registers its models.
 
-RecBole learns of it with its own first import, or at once where it is imported already; this package imports neither it nor
-PyTorch before a name of theirs is asked for.
+The models are registered when RecBole is first imported, or at once if it is imported already. This package imports neither
+RecBole nor PyTorch before a name that needs them is used.
 """
 
 import importlib
 
-from recbole_tiger import compat, plugin  # noqa: F401 - they wait for RecBole
+from recbole_tiger import compat, plugin  # noqa: F401 - they act when RecBole is imported
 from recbole_tiger.version import __version__
 
 _HOMES = {

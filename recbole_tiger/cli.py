@@ -1,4 +1,4 @@
-"""The command line: recbole-tiger and the name of a command of COMMANDS."""
+"""The command line: ``recbole-tiger`` with one of COMMANDS."""
 
 import argparse
 import io
@@ -42,13 +42,13 @@ COMMANDS = {
     "datasets": datasets,
     "settings": settings,
 }
-SETTINGS_HELP = "Any setting of RecBole or of TIGER is given as --key=value; values are YAML."
+SETTINGS_HELP = "Give any setting of RecBole or TIGER as --key=value; values are YAML."
 
 
 def make_parser():
-    """The parser of all commands; what it leaves over are settings, where the command takes them."""
+    """Make the parser of all commands; arguments that it leaves over are settings if the command takes them."""
     parser = argparse.ArgumentParser(
-        prog="recbole-tiger", description="TIGER beside the models of RecBole.", allow_abbrev=False
+        prog="recbole-tiger", description="TIGER and the models of RecBole.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=__version__)
     shtab.add_argument_to(parser, "--print-completion", help="print a script that completes commands and options")
@@ -65,7 +65,7 @@ def make_parser():
         if command.SETTINGS:
             add_plugins(sub)
             sub.add_argument(
-                "--dataset", required=True, help="name of a dataset, the folder under data_path; several, as one: a,b"
+                "--dataset", required=True, help="name of a dataset, a folder under data_path; a,b mixes several into one"
             )
             sub.add_argument(
                 "--config_files", type=names, default=[], help="YAML files of settings, separated by commas; later ones win"
@@ -78,10 +78,10 @@ def make_parser():
 
 
 def _check_arguments(argv):
-    """Refuse what this locale does not decode: half of what is written later could not hold it."""
+    """Refuse arguments that this locale cannot decode, because they could not be written to files later."""
     for argument in argv:
         if any("\ud800" <= character <= "\udfff" for character in argument):
-            raise TigerError(f"the argument {argument!a} is no text in this locale: set PYTHONUTF8=1 for UTF-8")
+            raise TigerError(f"the argument {argument!a} is not text in this locale: set PYTHONUTF8=1 for UTF-8")
 
 
 def _execute(args, rest):
@@ -98,8 +98,8 @@ def _execute(args, rest):
 
 def main(argv=None):
     """Entry point; returns the exit status."""
-    warnings.simplefilter("ignore", FutureWarning)  # RecBole's use of pandas, dozens a run
-    unwritten = []  # by tensorboard's thread: one line at the end, not a traceback in the middle
+    warnings.simplefilter("ignore", FutureWarning)  # RecBole's use of pandas gives dozens per run
+    unwritten = []  # errors of tensorboard's thread, for one line at the end instead of a traceback
 
     def thread_failed(failure):
         if isinstance(failure.exc_value, OSError):
@@ -112,10 +112,10 @@ def main(argv=None):
 
     def terminate(number, frame):
         terminated.append(number)
-        raise KeyboardInterrupt  # what was begun to be written is removed on the way out; Ray lets no other kind pass
+        raise KeyboardInterrupt  # partly written files are removed on the way out; Ray passes no other exception on
 
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a title that the terminal cannot show ends no command
+        sys.stdout.reconfigure(errors="backslashreplace")  # the terminal may be unable to show a title
     try:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, terminate)
@@ -131,7 +131,7 @@ def main(argv=None):
             raise
         print(f"recbole-tiger: error: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # as of `| head`; what is left in the buffer is not wanted
+    except BrokenPipeError:  # for example `| head`; the rest of the buffer is not wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:

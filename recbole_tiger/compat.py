@@ -1,7 +1,7 @@
-"""What RecBole 1.2.1 needs on today's libraries: one function a defect.
+"""Fixes of RecBole 1.2.1 for current libraries, one function per defect.
 
-Each waits for the module of RecBole that has the defect: it runs when that module is imported, or at once where it is
-already. So this module itself imports nothing of RecBole.
+Each function runs when the RecBole module with the defect is imported, or at once if it is imported already, so this module
+does not import RecBole itself.
 """
 
 import ast
@@ -19,14 +19,14 @@ from recbole_tiger.errors import TigerError
 
 
 def replace(name, function, *modules):
-    """Put ``function`` in the place of the one of that name in each of the modules that is imported."""
+    """Replace the function ``name`` in each of the modules that is imported."""
     for module in modules:
         if module in sys.modules:
             setattr(sys.modules[module], name, function)
 
 
-def changed(library, **names):
-    """A module that is ``library`` but for some names, to be the library of one module of RecBole alone."""
+def module_with(library, **names):
+    """A copy of the module ``library`` with some names replaced, for use in one module of RecBole only."""
     found = ModuleType(library.__name__)
     found.__getattr__ = functools.partial(getattr, library)
     vars(found).update(names)
@@ -35,7 +35,7 @@ def changed(library, **names):
 
 @wrapt.when_imported("recbole.config.configurator")
 def numpy_names(module):
-    """RecBole uses names of before NumPy 1.24 (``np.float``), which it makes by names that NumPy 2 lacks (``np.float_``)."""
+    """RecBole uses names removed in NumPy 1.24 (``np.float``) and defines them by names not in NumPy 2 (``np.float_``)."""
     import numpy as np
 
     def compatibility_settings(self):
@@ -44,12 +44,12 @@ def numpy_names(module):
         np.float, np.complex, np.long, np.unicode = np.float64, np.complex128, np.int_, np.str_
 
     module.Config.compatibility_settings = compatibility_settings
-    compatibility_settings(None)  # making a Config adds them, loading one does not
+    compatibility_settings(None)  # making a Config defines the names, loading one does not
 
 
 @wrapt.when_imported("recbole.config.configurator")
 def settings_without_eval(module):
-    """RecBole evaluates every string among its settings as Python; literals give the same values without running code."""
+    """RecBole evaluates every string setting as Python; parsing literals gives the same values without running code."""
 
     def _convert_config_dict(self, config_dict):
         for key, value in config_dict.items():
@@ -65,8 +65,8 @@ def settings_without_eval(module):
 
 
 @wrapt.when_imported("recbole.config.configurator")
-def dataset_of_ones_own(module):
-    """RecBole reads its sample for whatever dataset is called ml-100k, and gives it settings of the sample."""
+def own_dataset_called_ml_100k(module):
+    """RecBole reads its own sample, with its settings, for any dataset called ml-100k."""
     Config = module.Config
     load_internal, set_default = Config._load_internal_config_dict, Config._set_default_parameters
 
@@ -91,7 +91,7 @@ def dataset_of_ones_own(module):
 
 @wrapt.when_imported("recbole.config.configurator")
 def checkpoints_name_their_model(module):
-    """A checkpoint holds the Config, which names its model's class: reading it without running code has to know the name."""
+    """A checkpoint holds the Config, which refers to the model's class; safe loading has to allow the name."""
     load_internal = module.Config._load_internal_config_dict
 
     @functools.wraps(load_internal)
@@ -110,7 +110,7 @@ def checkpoints_name_their_model(module):
 @wrapt.when_imported("recbole.trainer.trainer")
 @wrapt.when_imported("recbole.quick_start.quick_start")
 def checkpoints_read_without_code(module):
-    """PyTorch >= 2.6 reads weights only, and RecBole pickles its Config: what that refers to is allowed."""
+    """PyTorch >= 2.6 loads weights only, but RecBole pickles its Config: allow the names to which it refers."""
     import torch
 
     from recbole_tiger.training.checkpoint import SAFE_GLOBALS
@@ -120,7 +120,7 @@ def checkpoints_read_without_code(module):
 
 @wrapt.when_imported("recbole.trainer.trainer")
 def checkpoints_written_to_be_read(module):
-    """RecBole pickles with a protocol that the reader of weights rejects, and to the file itself."""
+    """RecBole writes checkpoints in place, and with a pickle protocol that loading weights only rejects."""
     import torch
 
     from recbole_tiger.training import checkpoint
@@ -133,7 +133,7 @@ def checkpoints_written_to_be_read(module):
             "cur_step": self.cur_step,
             "best_valid_score": float(self.best_valid_score),
             "state_dict": self.model.state_dict(),
-            # FDSA, SASRecF, DIN and others list submodules here, whose weights are in the state_dict anyway.
+            # FDSA, SASRecF, DIN and others have submodules here, but their weights are in the state_dict anyway.
             "other_parameter": {key: value for key, value in other.items() if not isinstance(value, torch.nn.Module)},
             "optimizer": self.optimizer.state_dict(),
         }
@@ -151,7 +151,7 @@ def checkpoints_written_to_be_read(module):
 
 @wrapt.when_imported("recbole.quick_start.quick_start")
 def loading_allows_what_the_checkpoint_names(module):
-    """``load_data_and_model`` reads checkpoints of a model that this process has not made a Config of."""
+    """``load_data_and_model`` may read the checkpoint of a model for which this process has made no Config."""
     load = module.load_data_and_model
 
     @functools.wraps(load)
@@ -166,14 +166,14 @@ def loading_allows_what_the_checkpoint_names(module):
 
 @wrapt.when_imported("recbole.quick_start.quick_start")
 def report_as_a_dict(module):
-    """``objective_function`` reports metrics to Ray Tune as keywords, which Ray >= 2.7 takes as one dict."""
+    """``objective_function`` reports metrics to Ray Tune as keywords, but Ray >= 2.7 expects one dict."""
     report = module.tune.report
     module.tune = SimpleNamespace(report=lambda **metrics: report(metrics))
 
 
 @wrapt.when_imported("recbole.data.dataset.dataset")
-def one_reader(module):
-    """RecBole reads headers in the terminal's encoding, and rows by pandas' slow parser, which ends some otherwise."""
+def read_files_as_utf8(module):
+    """RecBole reads headers in the locale's encoding, and rows with pandas' slow parser, which ends some rows elsewhere."""
     import pandas
 
     from recbole_tiger.catalogue.item_text import read_csv
@@ -182,26 +182,26 @@ def one_reader(module):
         return open(file, mode, encoding=encoding or "utf-8")
 
     module.open = open_text
-    module.pd = changed(pandas, read_csv=read_csv)
+    module.pd = module_with(pandas, read_csv=read_csv)
 
 
 @wrapt.when_imported("recbole.trainer.hyper_tuning")
 def random_generator(module):
-    """``exhaustive_search`` gives HyperOpt a RandomState, where HyperOpt 0.3 wants NumPy's Generator."""
+    """``exhaustive_search`` passes HyperOpt a RandomState, but HyperOpt 0.3 expects NumPy's Generator."""
     import numpy as np
 
-    module.np = changed(np, random=SimpleNamespace(RandomState=np.random.default_rng))
+    module.np = module_with(np, random=SimpleNamespace(RandomState=np.random.default_rng))
 
 
 @wrapt.when_imported("recbole.model.context_aware_recommender.kd_dagfm")
 def teacher_without_eval(module):
-    """KD_DAGFM evaluates its setting ``teacher`` as Python; here it names one of the classes beside it."""
+    """KD_DAGFM evaluates its setting ``teacher`` as Python; look it up among the classes of its module instead."""
     module.eval = functools.partial(getattr, module)
 
 
 @wrapt.when_imported("recbole.model")
 def sparse_matrix_update(module):
-    """SciPy >= 1.13 has no ``dok_matrix._update``, by which LightGCN, NGCF and others fill their graph."""
+    """SciPy >= 1.13 lacks ``dok_matrix._update``, with which LightGCN, NGCF and others fill their graph."""
     import scipy.sparse
 
     if hasattr(scipy.sparse.dok_matrix, "_update"):
@@ -215,10 +215,10 @@ def sparse_matrix_update(module):
 
 @wrapt.when_imported("recbole.model")
 def no_anomaly_detection(module):
-    """Importing any sequential model imports SINE's module, which makes autograd look for NaN in all gradients.
+    """Importing any sequential model imports SINE's module, which switches on autograd's anomaly detection.
 
-    That lasts for the process and costs every model half of its speed. Imported here, before any model, it changes nothing;
-    where a model was imported earlier, it is switched off.
+    This lasts for the process and halves the speed of every model. Import the sequential models here and restore the state;
+    if they were imported earlier, switch anomaly detection off.
     """
     import torch
 
@@ -229,7 +229,7 @@ def no_anomaly_detection(module):
 
 @wrapt.when_imported("recbole.evaluator.collector")
 def collected_counts(module):
-    """``Collector.get_data_struct`` calls ``.cpu()`` on ints and counters (ItemCoverage, GiniIndex, ...)."""
+    """``Collector.get_data_struct`` calls ``.cpu()`` even on ints and counters (for ItemCoverage, GiniIndex, ...)."""
     import torch
 
     original = module.Collector.get_data_struct
@@ -237,9 +237,9 @@ def collected_counts(module):
     @functools.wraps(original)
     def get_data_struct(self):
         data = self.data_struct._data_dict
-        plain = {key: data.pop(key) for key in list(data) if not isinstance(data[key], torch.Tensor)}
+        others = {key: data.pop(key) for key in list(data) if not isinstance(data[key], torch.Tensor)}
         struct = original(self)
-        for key, value in plain.items():
+        for key, value in others.items():
             data[key] = value
             struct.set(key, value)
         return struct
@@ -249,7 +249,7 @@ def collected_counts(module):
 
 @wrapt.when_imported("recbole.evaluator.collector")
 def targets_left_out(module):
-    """``Collector`` fills a list with any items of score -inf where too few others are left: a target may be among them."""
+    """``Collector`` fills short lists with items of score -inf, among which a target may be; rank such targets last."""
     import torch
 
     original = module.Collector.eval_batch_collect
@@ -268,7 +268,7 @@ def targets_left_out(module):
 
 @wrapt.when_imported("recbole.data.dataset.dataset")
 def download_in_one_process(module):
-    """``Dataset._download`` ends in a barrier, which raises where no process group exists, and leaves what broke off."""
+    """``Dataset._download`` ends in a barrier, which fails without a process group, and leaves partial downloads behind."""
     import torch
 
     from recbole_tiger.files import locked, whole_folder
@@ -282,17 +282,17 @@ def download_in_one_process(module):
             torch.distributed.barrier = lambda: None
         try:
             if self.config["local_rank"] != 0:
-                original(self)  # waits for the process that fetches
+                original(self)  # waits for the process that downloads
                 return
-            self._get_download_url("url")  # an unknown name is told by the folder that was looked for
+            self._get_download_url("url")  # for an unknown name, the message names the missing folder
             with locked(f"{path}.lock", f"the download of {path}"):
-                if os.path.exists(path):  # another process has made it until now
+                if os.path.exists(path):  # another process has made it in the meantime
                     return
                 with whole_folder(path) as temporary:
                     self.dataset_path = str(temporary)
                     try:
                         original(self)
-                    except RuntimeError as error:  # RecBole's one word for all that ends a transfer, as a full disk
+                    except RuntimeError as error:  # RecBole raises it for all failures of a transfer, such as a full disk
                         if isinstance(error.__context__, OSError):
                             raise error.__context__ from error
                         raise
@@ -301,7 +301,7 @@ def download_in_one_process(module):
         except (OSError, ValueError, RuntimeError, HTTPException, zipfile.BadZipFile) as error:
             raise TigerError(
                 f"dataset {self.dataset_name} is not at {path} and could not be fetched ({error}); "
-                f"put its atomic files there or give their parent folder by --data_path=..."
+                f"put its atomic files there or give their parent folder as --data_path=..."
             ) from error
         finally:
             torch.distributed.barrier, self.dataset_path = barrier, path

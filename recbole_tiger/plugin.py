@@ -1,4 +1,4 @@
-"""Registers every model of MODELS with RecBole: with RecBole's first import, or at once where it is imported already."""
+"""Register every model of MODELS when RecBole is first imported, or at once if it is imported already."""
 
 import functools
 import importlib.machinery
@@ -12,7 +12,7 @@ from recbole_tiger.registry import imported
 
 
 class Absent:
-    """A finder, asked after all others, that says what to type where RecBole is not installed."""
+    """A finder, asked after all others, whose error says how to install RecBole if it is missing."""
 
     @staticmethod
     def find_spec(name, path=None, target=None):
@@ -26,21 +26,21 @@ sys.meta_path.append(Absent)
 
 @wrapt.when_imported("recbole")
 def supported_version(module):
-    """Refuse another RecBole than the one whose internals are used here.
+    """Refuse versions of RecBole other than the one whose internals are used here.
 
     Raises:
-        ImportError: with what to type.
+        ImportError: with the command that installs that version.
     """
     if not module.__version__.startswith("1.2."):
         raise ImportError(
-            f"RecBole {module.__version__} is installed, and recbole_tiger works with 1.2: "
+            f"RecBole {module.__version__} is installed, but recbole_tiger works with 1.2: "
             f"pip install --no-deps recbole==1.2.1",
             name="recbole",
         )
 
 
-def _looked_up(module, find):
-    """Let attributes that a module of RecBole's lacks be those that ``find`` of their name, which may be None."""
+def _set_lookup(module, find):
+    """Make a module of RecBole look up missing attributes with ``find(name)``, which returns None for unknown names."""
 
     def __getattr__(name):
         found = find(name)
@@ -51,8 +51,8 @@ def _looked_up(module, find):
     module.__getattr__ = __getattr__
 
 
-def _of_model(suffix, attribute):
-    """A function that finds the class which a model of MODELS names, by the model's name and a suffix."""
+def _class_finder(suffix, attribute):
+    """Make a function that finds the class in an attribute of a model of MODELS, by the model's name with a suffix."""
 
     def find(name):
         model = name.removesuffix(suffix)
@@ -63,7 +63,7 @@ def _of_model(suffix, attribute):
 
 
 class Models:
-    """A finder of the modules in which ``get_model`` looks for models: one of its lowercase name for each of MODELS."""
+    """A finder of the modules in which ``get_model`` looks for models: one for each of MODELS, with its lowercase name."""
 
     PACKAGE = "recbole.model.sequential_recommender."
 
@@ -80,7 +80,7 @@ class Models:
     @staticmethod
     def exec_module(module):
         """Importlib's: fill the module."""
-        _looked_up(module, lambda name: MODELS.get(name))
+        _set_lookup(module, lambda name: MODELS.get(name))
 
 
 sys.meta_path.append(Models)
@@ -88,20 +88,20 @@ sys.meta_path.append(Models)
 
 @wrapt.when_imported("recbole.data.dataset")
 def register_datasets(module):
-    """``create_dataset`` looks for the dataset of a model here, by the model's name."""
-    _looked_up(module, _of_model("Dataset", "dataset_class"))
+    """``create_dataset`` looks up the dataset class of a model here, by the model's name."""
+    _set_lookup(module, _class_finder("Dataset", "dataset_class"))
 
 
 @wrapt.when_imported("recbole.trainer")
 def register_trainers(module):
-    """``get_trainer`` looks for the trainer of a model here, by the model's name, or else takes RecBole's."""
-    _looked_up(module, _of_model("Trainer", "trainer_class"))
+    """``get_trainer`` looks up the trainer class of a model here, by the model's name, and falls back to RecBole's."""
+    _set_lookup(module, _class_finder("Trainer", "trainer_class"))
 
 
 @wrapt.when_imported("recbole.trainer.trainer")
 @wrapt.when_imported("recbole.quick_start.quick_start")
 def register_checkpoints(module):
-    """A ``load_data_and_model`` that was imported before this package reads the checkpoints of its models, too."""
+    """A ``load_data_and_model`` imported before this package can read the checkpoints of its models too."""
     import torch
 
     from recbole_tiger.training.checkpoint import stand_in
@@ -111,7 +111,7 @@ def register_checkpoints(module):
 
 @wrapt.when_imported("recbole.config.configurator")
 def register_settings(module):
-    """The property files of a model lie over RecBole's own, and its settings are checked before any long work."""
+    """The property files of a model override RecBole's, and its settings are checked before any long work."""
     Config = module.Config
     load_internal, init_device = Config._load_internal_config_dict, Config._init_device
 
@@ -131,7 +131,7 @@ def register_settings(module):
             check_model(self.final_config_dict)
             home = MODELS[self.model].trainer_class
             trainer = home and imported(home)
-            if hasattr(trainer, "check_settings"):  # those about checkpoints, which models do not read
+            if hasattr(trainer, "check_settings"):  # settings about checkpoints, which models do not read
                 trainer.check_settings(self.final_config_dict)
         init_device(self)
 
@@ -140,7 +140,7 @@ def register_settings(module):
 
 @wrapt.when_imported("recbole.data.utils")
 def leave_out_history(module):
-    """``data_preparation`` gives loaders that leave out what users have, where ``exclude_history`` asks for it."""
+    """``data_preparation`` gives loaders that leave the users' history out of the lists if ``exclude_history`` is set."""
     original = module.data_preparation
 
     @functools.wraps(original)
@@ -156,7 +156,7 @@ def leave_out_history(module):
 
 @wrapt.when_imported("recbole.data.utils")
 def refuse_pickled_datasets(module):
-    """RecBole unpickles caches of datasets, which can run code: for models of MODELS they are refused first."""
+    """RecBole unpickles dataset caches, which can run code; they are refused for models of MODELS."""
 
     def checked(function):
         @functools.wraps(function)

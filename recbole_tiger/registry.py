@@ -1,4 +1,4 @@
-"""Registries: one place for each kind of thing that there can be more of."""
+"""Registries of classes by name, one for each kind of extensible part."""
 
 import importlib
 import importlib.util
@@ -11,21 +11,21 @@ from recbole_tiger.errors import TigerError
 
 
 def imported(name):
-    """The class of a dotted name."""
+    """Import the class of a dotted name."""
     module, _, attribute = name.rpartition(".")
     return getattr(importlib.import_module(module), attribute)
 
 
 class Registry(UserDict):
-    """Names and the classes behind them; those of this package are imported when they are asked for.
+    """A mapping of names to classes; classes of this package are imported on first access.
 
     Args:
-        what: what it holds, for messages.
+        what: the kind of classes, for messages.
         homes: name -> dotted name of the class.
 
     Attributes:
-        settings: of what was registered from outside of this package: name -> its settings and their defaults, a dict or the
-            path of a YAML file.
+        settings: for classes registered from outside this package: name -> settings and their defaults, a dict or the path
+            of a YAML file.
     """
 
     def __init__(self, what, **homes):
@@ -38,35 +38,35 @@ class Registry(UserDict):
         return self.data[name]
 
     def register(self, name, cls, settings):
-        """Add a class from outside of this package.
+        """Add a class from outside this package.
 
         Raises:
-            TigerError: the name is taken by another.
+            TigerError: another class has the name.
         """
         if self.dotted().get(name, dotted(cls)) != dotted(cls):
-            raise TigerError(f"there is a {self.what} called {name} already: choose another name")
+            raise TigerError(f"a {self.what} called {name} already exists: choose another name")
         self.data[name] = cls
         self.settings[name] = settings if isinstance(settings, dict) else Path(settings)
 
     def files(self):
-        """The files in which the registered classes are."""
+        """The files that define the classes from outside this package."""
         return sorted({inspect.getfile(self.data[name]) for name in self.settings})
 
     def dotted(self):
-        """Dotted name of every class, without importing one."""
+        """The dotted name of every class, without importing any."""
         return {name: home if isinstance(home, str) else dotted(home) for name, home in self.data.items()}
 
 
 def dotted(cls):
-    """The dotted name of a class, as pickles have it."""
+    """The dotted name of a class, in the form used by pickles."""
     return f"{cls.__module__}.{cls.__name__}"
 
 
 def import_file(file):
-    """Import a Python file of the user's, which registers models or quantizers.
+    """Import a Python file of the user that registers models or quantizers.
 
     Raises:
-        TigerError: it does not exist, or its code raises.
+        TigerError: the file does not exist, or its code raises an exception.
     """
     path = Path(file).resolve()
     if not path.is_file():

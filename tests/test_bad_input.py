@@ -513,7 +513,7 @@ def test_own_semantic_ids_start_from_the_text(own, tmp_path):
         ({"hidden_dropout_prob": 1}, ["hidden_dropout_prob", "1"]),
         ({"text_fields": "title"}, ["text_fields", "list", "'title'"]),
         ({"text_fields": ["title", "title"]}, ["text_fields", "different", "'title', 'title'"]),
-        ({"text_fields": ["title", "item_id"]}, ["text_fields has item_id", "no text"]),
+        ({"text_fields": ["title", "item_id"]}, ["text_fields has item_id", "not text"]),
         ({"ema_decay": 1}, ["ema_decay", "from 0 up to 1"]),
         ({"seed": "x"}, ["seed", "'x'"]),
         ({"seed": -1}, ["seed", "-1"]),
@@ -521,7 +521,7 @@ def test_own_semantic_ids_start_from_the_text(own, tmp_path):
         ({"stopping_step": None}, ["stopping_step", "whole number", "None"]),
         ({"field_separator": ""}, ["field_separator", "text", "''", "--field_separator='\"|\"'"]),
         ({"seq_separator": None}, ["seq_separator", "text", "None"]),
-        ({"eval_args": {"order": "RO"}}, ["TIGER is a model of sequences", "TO, not RO"]),
+        ({"eval_args": {"order": "RO"}}, ["TIGER is a sequential model", "TO, not RO"]),
         ({"weight_decay": True}, ["weight_decay", "number from 0 up", "True"]),
         ({"learner": "adafactor"}, ["unknown learner 'adafactor'", "adam or adamw"]),
         ({"betas": 0.9}, ["betas", "two numbers", "0.9"]),
@@ -557,12 +557,12 @@ def test_own_semantic_ids_start_from_the_text(own, tmp_path):
         ({"enable_amp": "maybe"}, ["unknown enable_amp 'maybe'", "True or False"]),
         ({"clip_grad_norm": {"max_norm": -1}}, ["clip_grad_norm, max_norm has to be a positive number, not -1"]),
         ({"clip_grad_norm": {"max_norm": 1, "foo": 2}}, ["clip_grad_norm has to be of the form"]),
-        ({"eval_args": {"foo": "RO"}}, ["eval_args has no foo", "split, group_by, order, mode"]),
+        ({"eval_args": {"foo": "RO"}}, ["unknown key foo in eval_args", "split, group_by, order, mode"]),
         ({"eval_args": {"mode": "uni0"}}, ["unknown mode 'uni0'", "full, or uni100"]),
-        ({"eval_args": {"mode": "labeled"}}, ["mode labeled is for models of labels"]),
-        ({"eval_args": {"split": {"RS": 0.8}}}, ["the split {'RS': 0.8} is none", "{RS: [0.8,0.1,0.1]}"]),
-        ({"eval_args": {"split": {"RS": [0.8, -0.1, 0.3]}}}, ["-0.1", "is none"]),
-        ({"user_inter_num_interval": 5}, ["user_inter_num_interval has to be an interval as '[5,inf)'", "not 5"]),
+        ({"eval_args": {"mode": "labeled"}}, ["mode labeled is for models that read labels"]),
+        ({"eval_args": {"split": {"RS": 0.8}}}, ["unknown split {'RS': 0.8}", "{RS: [0.8,0.1,0.1]}"]),
+        ({"eval_args": {"split": {"RS": [0.8, -0.1, 0.3]}}}, ["-0.1", "unknown split"]),
+        ({"user_inter_num_interval": 5}, ["user_inter_num_interval has to be an interval like '[5,inf)'", "not 5"]),
         ({"item_inter_num_interval": [5, "inf"]}, ["item_inter_num_interval has to be an interval"]),
         ({"val_interval": {"price": 3}}, ["val_interval of price has to be an interval"]),
         ({"val_interval": 5}, ["val_interval has to be of the form", "not 5"]),
@@ -583,9 +583,12 @@ def test_setting_that_cannot_work(capsys, own, change, parts):
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
-        ({"threshold": {"price": 4}}, ["threshold is for models of labels", "--val_interval="]),
-        ({"LABEL_FIELD": "bought"}, ["LABEL_FIELD is for models of labels", "--val_interval="]),
-        ({"load_col": {"inter": ["user_id", "item_id", "label"]}}, ["the column label in load_col is for models of labels"]),
+        ({"threshold": {"price": 4}}, ["threshold is for models that read labels", "--val_interval="]),
+        ({"LABEL_FIELD": "bought"}, ["LABEL_FIELD is for models that read labels", "--val_interval="]),
+        (
+            {"load_col": {"inter": ["user_id", "item_id", "label"]}},
+            ["column label in load_col is for models"],
+        ),
         ({"use_gpu": False}, ["use_gpu does not choose", "--gpu_id="]),
         ({"valid_metric_bigger": False}, ["valid_metric_bigger follows from valid_metric, NDCG@10"]),
         ({"TIME_FIELD": None}, ["TIME_FIELD has to be text, not None", '"timestamp"']),
@@ -597,8 +600,11 @@ def test_setting_that_cannot_work(capsys, own, change, parts):
         ({"load_col": ["user_id", "item_id"]}, ["load_col has to be of the form"]),
         ({"alias_of_item_id": True}, ["alias_of_item_id has to be a list of columns", "True"]),
         ({"numerical_features": "price"}, ["numerical_features has to be a list of columns", "'price'"]),
-        ({"benchmark_filename": ["train", "test"]}, ["benchmark_filename has to be a list of three", "['train', 'test']"]),
-        ({"benchmark_filename": "train"}, ["benchmark_filename has to be a list of three", "'train'"]),
+        (
+            {"benchmark_filename": ["train", "test"]},
+            ["benchmark_filename has to be a list of the three", "['train', 'test']"],
+        ),
+        ({"benchmark_filename": "train"}, ["benchmark_filename has to be a list of the three", "'train'"]),
         ({"encoding": "base64"}, ["encoding 'base64'", "utf-8-sig"]),
         ({"reg_weight": [None]}, ["reg_weight has to be a number from 0 up, not [None]"]),
         ({"log_wandb": True}, ["log_wandb needs the package wandb", "pip install wandb"]),
@@ -615,7 +621,7 @@ def test_setting_that_works_with_no_model(capsys, own, model, change, parts):
 @pytest.mark.parametrize("change", [{"val_interval": {"price": "[1,inf)"}}, {"user_inter_num_interval": "[5,inf)"}], ids=str)
 def test_filters_that_pre_split_files_pass_by(capsys, split, change):
     (key,) = change
-    has(run(capsys, {**split[1], **change}), f"{key} does nothing with pre-split files")
+    has(run(capsys, {**split[1], **change}), f"{key} has no effect on pre-split files")
 
 
 def test_ratings_that_an_interval_leaves_out(own):
@@ -635,7 +641,7 @@ def test_ratings_that_an_interval_leaves_out(own):
 @pytest.mark.parametrize("key", ["on", "1", "2.5", "null"])
 def test_yaml_key_that_is_no_text(capsys, settings, tmp_path, key):
     (tmp_path / "mine.yaml").write_text(f"{key}: 3\n")
-    has(run(capsys, settings, "--config_files=mine.yaml"), "mine.yaml is no name of a setting", "YAML reads")
+    has(run(capsys, settings, "--config_files=mine.yaml"), "mine.yaml is not a name of a setting", "YAML reads")
 
 
 @pytest.mark.parametrize("name", ["ml-100k", "netflix"])
@@ -675,7 +681,7 @@ def test_files_that_change_during_a_run(own):
 def test_a_folder_that_takes_no_logs(capsys, data_path):
     Path("log").touch()
     call = ["run", "--model=Pop", "--dataset=tiny", f"--data_path={data_path}"]
-    has(refused(capsys, call), "log/ and log_tensorboard/", str(Path.cwd()), "give the command in another folder")
+    has(refused(capsys, call), "log/ and log_tensorboard/", str(Path.cwd()), "run the command in another folder")
 
 
 def compared(capsys, settings, models="SASRec,TIGER"):
@@ -868,7 +874,7 @@ def test_misspelt_setting(capsys, own, tmp_path):
     message = run(capsys, settings, "--config_files=mine.yaml")
     has(message, "unknown setting 'learning_rte' in mine.yaml", "did you mean learning_rate?")
     (tmp_path / "mine.yaml").write_text("model: TIGER-text\n")
-    has(run(capsys, settings, "--config_files=mine.yaml"), "model in mine.yaml is no setting", "--help")
+    has(run(capsys, settings, "--config_files=mine.yaml"), "model in mine.yaml is not a setting", "--help")
     has(refused(capsys, ["compare", "--model=TIGER", "--models=SASRec", "--dataset=tiny"]), "model in the command line")
 
 
@@ -1488,7 +1494,7 @@ def test_value_that_is_code_stays_a_string(settings, stock):
         (["--histories=absent.txt"], ["absent.txt does not exist"]),
         (["--history=i1", "--output=some.jsonl"], ["--output is for --histories"]),
         (["--history=i1", "--user=u1"], ["without user tokens", "leave out the user"]),
-        (["--histories=none.txt"], ["none.txt has no histories", "one a line"]),
+        (["--histories=none.txt"], ["none.txt has no histories", "one per line"]),
         (["--histories=gap.txt"], ["history 2 is empty"]),
         (["--histories=unknown.txt"], ["history 2 has 1 items", "x9"]),
         (["--histories=latin.txt"], ["latin.txt", "UTF-8"]),
@@ -1496,7 +1502,7 @@ def test_value_that_is_code_stays_a_string(settings, stock):
         (["--history=i1", "--among=absent.txt"], ["absent.txt does not exist"]),
         (["--history=i1", "--among=none.txt"], ["among is empty"]),
         (["--history=i1", "--among=unknown.txt"], ["among has 1 items that the model does not know", "i2,x9"]),
-        (["--history=i1", "--among=two.txt", "--k=3"], ["among those asked for", "fewer than k = 3"]),
+        (["--history=i1", "--among=two.txt", "--k=3"], ["among those allowed", "fewer than k = 3"]),
         (["--history=i1", "--temperature=-1"], ["temperature has to be a positive number", "-1"]),
     ],
     ids=lambda value: " ".join(value) if value and value[0].startswith("--") else "",

@@ -17,9 +17,9 @@ import pytest
 
 from recbole_tiger import Recommender, SemanticIDs, __version__, cli
 from recbole_tiger.cli import main
-from recbole_tiger.commands.shared import tell_unread
+from recbole_tiger.commands.shared import warn_unread
 from recbole_tiger.report.results import read_ranks, read_results
-from recbole_tiger.report.statistics import metric_of_users
+from recbole_tiger.report.statistics import metric_per_user
 from recbole_tiger.runs import experiment
 from recbole_tiger.settings.arguments import parse_arguments
 from recbole_tiger.settings.identity import run_key
@@ -231,7 +231,7 @@ def check_ranks(result, folder):
     assert sorted(users) == sorted(f"u{i}" for i in range(120))
     assert ranks.max() <= 20
     for name, value in result["test_result"].items():
-        assert round(metric_of_users(ranks, name).mean(), 4) == value, name
+        assert round(metric_per_user(ranks, name).mean(), 4) == value, name
 
 
 def test_ranks_belong_to_their_users(settings):
@@ -537,7 +537,7 @@ def test_settings_that_a_baseline_does_not_read_are_told(data_path, tmp_path, ca
     settings = {"data_path": str(data_path), "cache_dir": str(tmp_path), "epochs": 1, "train_neg_sample_args": None}
     own = {"codebook_size": 16, "beam_size": 30}
     assert main(["run", "--model=Pop", "--dataset=tiny", *arguments({**settings, **own})]) == 0
-    told = "recbole-tiger: warning: of other models, without effect on Pop: beam_size, codebook_size"
+    told = "recbole-tiger: warning: settings without effect on Pop: beam_size, codebook_size"
     assert capsys.readouterr().err.count(told + "\n") == 1
     assert main(["run", "--model=Pop", "--dataset=tiny", *arguments(settings)]) == 0
     assert "warning: of TIGER" not in capsys.readouterr().err
@@ -558,6 +558,6 @@ def test_settings_that_a_baseline_does_not_read_are_told(data_path, tmp_path, ca
     ],
 )
 def test_settings_of_another_quantizer_are_told(capsys, settings, told):
-    tell_unread("TIGER", settings)
+    warn_unread("TIGER", settings)
     said = capsys.readouterr().err
-    assert said == ("" if told is None else f"recbole-tiger: warning: of other quantizers, without effect on {told}\n")
+    assert said == ("" if told is None else f"recbole-tiger: warning: settings without effect on {told}\n")

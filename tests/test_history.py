@@ -13,7 +13,7 @@ from recbole.trainer import Trainer
 from recbole_tiger.errors import TigerError
 from recbole_tiger.model.base import LEFT_OUT
 from recbole_tiger.report.results import read_ranks, read_result
-from recbole_tiger.report.statistics import metric_of_users
+from recbole_tiger.report.statistics import metric_per_user
 from recbole_tiger.runs import experiment
 from recbole_tiger.settings.config import make_config
 from recbole_tiger.settings.identity import run_key
@@ -94,12 +94,12 @@ def test_ranks_without_what_users_have(model, more, exclude_history, settings):
     assert len(repeated) > 10
     assert not any(found[user] for user in repeated)
     for name, value in result["test_result_without_history"].items():
-        assert value == pytest.approx(metric_of_users(np.array(list(expected.values())), name).mean(), abs=6e-5)
+        assert value == pytest.approx(metric_per_user(np.array(list(expected.values())), name).mean(), abs=6e-5)
     low, high = result["intervals_without_history"]["ndcg@10"]
     assert low < result["test_result_without_history"]["ndcg@10"] < high
     # The other test is that of RecBole.
     with leaving_out(test_data, on=False):
-        assert experiment.plain(trainer.evaluate(test_data, load_best_model=False)) == result["test_result"]
+        assert experiment.as_floats(trainer.evaluate(test_data, load_best_model=False)) == result["test_result"]
     if more != {"repeatable": False}:
         assert result["test_result"] != result["test_result_without_history"]
     assert read_result("results/x.json")["test_result_without_history"] == result["test_result_without_history"]
@@ -122,10 +122,13 @@ def test_validation_goes_by_the_setting(model, valid_users, settings):
     config["valid_users"] = valid_users
     with leaving_out(valid_data, on=False):
         expected = by_hand(
-            model_of, valid_data if valid_users is None else experiment.of_some_users(config, valid_data), sequences, "valid"
+            model_of,
+            valid_data if valid_users is None else experiment.subset_of_users(config, valid_data),
+            sequences,
+            "valid",
         )
     assert len(expected) == (valid_users or N_USERS)
-    assert scores[1][0] == pytest.approx(metric_of_users(np.array(list(expected.values())), "ndcg@10").mean(), abs=6e-5)
+    assert scores[1][0] == pytest.approx(metric_per_user(np.array(list(expected.values())), "ndcg@10").mean(), abs=6e-5)
 
 
 @pytest.mark.parametrize(("constrained", "scoring"), [(True, "beam"), (False, "beam")])
@@ -272,7 +275,7 @@ def test_recboles_own_functions_follow_the_setting(trainer_class, settings):
     with leaving_out(test_data, on=False):
         expected = by_hand(model, test_data, read_sequences(settings["data_path"] + "/tiny"), "test")
     for name, value in result["test_result"].items():
-        assert value == pytest.approx(metric_of_users(np.array(list(expected.values())), name).mean(), abs=6e-5)
+        assert value == pytest.approx(metric_per_user(np.array(list(expected.values())), name).mean(), abs=6e-5)
     if trainer_class:
         model.beam_size = 20
         trainer = trainer_class(config, model)
@@ -294,7 +297,7 @@ def test_a_run_without_the_setting_keeps_its_key(settings):
 
 def test_a_metric_that_looks_at_no_list(settings):
     more = {"metrics": ["Recall", "GAUC"], "valid_metric": "Recall@10"}
-    with pytest.raises(TigerError, match="lists, which GAUC does not look at: leave the metric out"):
+    with pytest.raises(TigerError, match="lists, but GAUC is not computed from lists: leave the metric out"):
         make_config("SASRec", "tiny", settings_of("SASRec", settings, exclude_history=True, **more))
     result, _, _ = run_of("SASRec", settings, **more)
     assert set(result["test_result"]) - set(result["test_result_without_history"]) == {"gauc"}

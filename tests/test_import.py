@@ -182,7 +182,7 @@ def test_a_command_without_recbole_is_one_sentence(arguments):
 def test_another_recbole_is_refused(tmp_path):
     (tmp_path / "recbole").mkdir()
     (tmp_path / "recbole" / "__init__.py").write_text("__version__ = '1.1.1'\n")
-    message = "RecBole 1.1.1 is installed, and recbole_tiger works with 1.2: pip install --no-deps recbole==1.2.1"
+    message = "RecBole 1.1.1 is installed, but recbole_tiger works with 1.2: pip install --no-deps recbole==1.2.1"
     path = {"PYTHONPATH": str(tmp_path)}
     assert python("import recbole_tiger, recbole", **path).splitlines()[-1] == f"ImportError: {message}"
     code = "import sys; sys.stderr = sys.stdout\n" + command("run", "--model=TIGER", "--dataset=tiny")
@@ -203,6 +203,6 @@ def test_tune_without_ray_of_today_is_one_sentence(old, tmp_path):
     shown = python(code + command("tune", "--dataset=tiny"), PYTHONPATH=str(tmp_path)).splitlines()
     assert shown[-1].startswith("2 ")
     reason = "cannot import name 'RunConfig' from 'ray.tune'" if old else "No module named 'ray'"
-    assert shown[-2].startswith(f"recbole-tiger: error: tune needs ray[tune]>=2.44, and {reason}")
+    assert shown[-2].startswith(f"recbole-tiger: error: tune needs ray[tune]>=2.44, but {reason}")
     assert shown[-2].endswith(": pip install 'ray[tune]>=2.44'")
     assert len(shown) == 2

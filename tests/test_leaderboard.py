@@ -14,7 +14,7 @@ from recbole_tiger.errors import TigerError
 from recbole_tiger.report.leaderboard import leaderboard, leaderboards, published_rows
 from recbole_tiger.report.leaderboard import rows_of as leaderboard_rows
 from recbole_tiger.report.results import SCHEMA, read_ranks, read_results, write_ranks, write_result
-from recbole_tiger.report.statistics import metric_of_users
+from recbole_tiger.report.statistics import metric_per_user
 from tests.test_bad_input import has
 from tests.test_command_line import files_under, rows_of
 
@@ -46,7 +46,7 @@ def write_run(
 
     def tested(level):
         ranks = np.where(rng.random(len(users)) < level, rng.integers(1, 21, len(users)), 0).astype(np.int32)
-        return ranks, {metric: round(float(metric_of_users(ranks, metric).mean()), 4) for metric in METRICS}
+        return ranks, {metric: round(float(metric_per_user(ranks, metric).mean()), 4) for metric in METRICS}
 
     ranks, test = tested(level)
     more = {} if later_day is None else {"later_day": later_day}
@@ -199,7 +199,7 @@ def test_interval():
     write_run("TIGER", 2)
     (shown,) = cells(table(), "95% of ndcg@10").values()
     ranks = np.stack([read_ranks(f"results/{result['ranks']}")[1] for result in read_results("results")])
-    values = metric_of_users(ranks, "ndcg@10").mean(axis=0)
+    values = metric_per_user(ranks, "ndcg@10").mean(axis=0)
     found = scipy.stats.bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(0))
     low, high = map(float, shown.split(" to "))
     assert (low, high) == pytest.approx(tuple(found.confidence_interval), abs=0.001)
@@ -221,7 +221,7 @@ def test_ranks_that_are_not_here(tmp_path):
     text = table(style="markdown")
     assert cells(text, "95% of ndcg@10") == {**whole, "A": "0.3000 to 0.5000"}
     assert "†" not in text
-    assert "not all runs of A have ranks of the same users here" in text
+    assert "A: not compared user by user, because not all runs have ranks of the same users here" in text
 
 
 def test_best_second_and_dagger():
@@ -443,7 +443,7 @@ def test_against(capsys):
         for label in "AB"
     }
     for metric, cell in zip(METRICS, rows_of(shown)["A"], strict=True):
-        apart = np.subtract(*(metric_of_users(ranks[label], metric).mean(axis=0) for label in "AB"))
+        apart = np.subtract(*(metric_per_user(ranks[label], metric).mean(axis=0) for label in "AB"))
         by, p = re.fullmatch(r"([+-]0\.\d{4}) \(p (\d\.\d{4})\)", cell).groups()
         assert float(by) == pytest.approx(apart.mean(), abs=6e-5)
         drawn = scipy.stats.bootstrap((apart,), np.mean, rng=np.random.default_rng(1)).bootstrap_distribution
@@ -492,7 +492,7 @@ def test_each_test_has_a_table_of_its_own(capsys):
     assert set(cells(second, "recall@10")) == {"A", "B"}
     assert "TIGER [1]" in first
     assert "[1]" not in second  # by which protocol others tested is not known
-    assert "of older runs, which were not tested so: old" in second
+    assert "not tested like this, from older versions: old" in second
     results = [result for result in read_results("results") if result["label"] != "old"]
     for text, name in ((first, "test_result"), (second, "test_result_without_history")):
         for label in "AB":
@@ -540,7 +540,7 @@ def test_targets_of_the_same_day_and_of_a_later_one(capsys):
             both = [read_ranks(f"results/amazon-beauty-{label}-{seed}-0.ranks.npz", name) for seed in (1, 2)]
             later = np.array([int(user[1:]) % 4 == 0 for user in both[0][0]])
             expected = [
-                np.mean([metric_of_users(ranks, metric)[later == day].mean() for _, ranks in both])
+                np.mean([metric_per_user(ranks, metric)[later == day].mean() for _, ranks in both])
                 for metric in ("recall@10", "ndcg@10")
                 for day in (False, True)
             ]

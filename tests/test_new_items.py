@@ -131,7 +131,7 @@ def test_the_command(checkpoint, data_path, capsys):
     items, embeddings = write_new(data_path, ["i3", "i9"])
     call = ["add-items", f"--checkpoint={checkpoint}", f"--items={items}", "--output=new/more.pth"]
     assert main([*call, f"--item_embeddings={embeddings}"]) == 0
-    assert "2 new items behind 60: new/more.pth" in capsys.readouterr().out
+    assert "2 new items after 60: new/more.pth" in capsys.readouterr().out
     assert main(["recommend", "--checkpoint=new/more.pth", "--history=n0,i3", "--k=62"]) == 0
     assert "New n1" in capsys.readouterr().out
 
@@ -176,7 +176,7 @@ def test_ids_from_a_file_take_no_new_items(settings, data_path):
     ids.save("ids.tsv")
     config = experiment.prepare("TIGER", "tiny", {**settings, "semantic_ids": "ids.tsv", "epochs": 1})
     recommender = Recommender.load(experiment.run(config, Path("results"))["checkpoint"], "cpu")
-    with pytest.raises(TigerError, match="keeps no tokenizer"):
+    with pytest.raises(TigerError, match="has no tokenizer"):
         recommender.add_items(*write_new(data_path, ["i3"]))
 
 

@@ -151,7 +151,7 @@ def test_too_many_histories_for_a_page(tiny, monkeypatch, capsys):
     Path("histories").write_text("i1,i7\ni2\n")
     command = ["recommend", f"--checkpoint={tiny.checkpoint}", "--histories=histories", "--html=page.html"]
     assert main(command) == 2
-    assert "the page of 2 histories and their lists of 10 would have 23 items, and may have 20" in capsys.readouterr().err
+    assert "2 histories and their lists of 10 would have 23 items, but the limit is 20" in capsys.readouterr().err
     assert not Path("page.html").exists()
 
 

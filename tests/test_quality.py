@@ -95,4 +95,4 @@ def test_tokenize_tells_what_the_codes_keep(settings, data_path, capsys, monkeyp
     assert told(semantic_ids="ids.tsv")[1] == [None, None, None]
     monkeypatch.setattr(quality, "QUERIES", 50)
     settings["item_embeddings"] = data_path / "tiny" / "embeddings.npz"
-    assert "of the 10 nearest items by cosine, of 50 items drawn" in told()[0]
+    assert "of the 10 nearest items by cosine, for 50 drawn items" in told()[0]

@@ -56,7 +56,7 @@ def scores_of(model, data):
 
 
 def test_several_processes_are_refused(settings):
-    with pytest.raises(TigerError, match="in one process, on one device: leave out nproc"):
+    with pytest.raises(TigerError, match="in one process on one device: leave out nproc"):
         Config(model="TIGER", dataset="tiny", config_dict={**settings, "local_rank": 0, "nproc": 2})
 
 

@@ -191,7 +191,7 @@ def test_histories_are_read_as_csv():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_device_that_is_not_there(trained):
-    with pytest.raises(TigerError, match="device 'cuda': this PyTorch finds no GPU here; give 'cpu'"):
+    with pytest.raises(TigerError, match="device 'cuda': PyTorch finds no GPU; give 'cpu'"):
         Recommender.load(trained["checkpoint"], device="cuda")
 
 
@@ -219,6 +219,6 @@ def test_conditions_of_the_command(trained, capsys):
     assert len(rows) == 3
     assert all("The shampoo" in row for row in rows)
     assert main([*call, "--where=title=brush"]) == 2
-    assert "no item is left by --where=title=brush" in capsys.readouterr().err
+    assert "no item fits --where=title=brush" in capsys.readouterr().err
     assert main([*call, "--where=soap"]) == 2
-    assert "is no condition" in capsys.readouterr().err
+    assert "is not a condition" in capsys.readouterr().err

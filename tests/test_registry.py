@@ -85,7 +85,7 @@ def test_what_cannot_be_registered_is_refused():
     registry.register("mine", dict, {})
     registry.register("mine", dict, {"again": 1})  # as where a file is imported twice
     assert registry["mine"] is dict
-    with pytest.raises(TigerError, match="there is a quantizer called lsh already: choose another name"):
+    with pytest.raises(TigerError, match="a quantizer called lsh already exists: choose another name"):
         registry.register("lsh", dict, {})
 
 

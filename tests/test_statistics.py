@@ -5,15 +5,15 @@ import pytest
 import scipy.stats
 
 from recbole_tiger.report import statistics
-from recbole_tiger.report.statistics import RESAMPLES, bootstrap_means, interval, metric_of_users, paired_p
+from recbole_tiger.report.statistics import RESAMPLES, bootstrap_means, interval, metric_per_user, paired_p
 
 
 def test_metrics_by_hand():
     ranks = np.array([[1, 3, 0], [10, 11, 20]])
-    np.testing.assert_allclose(metric_of_users(ranks, "recall@10"), [[1, 1, 0], [1, 0, 0]])
-    np.testing.assert_allclose(metric_of_users(ranks, "hit@20"), [[1, 1, 0], [1, 1, 1]])
-    np.testing.assert_allclose(metric_of_users(ranks, "mrr@10"), [[1, 1 / 3, 0], [0.1, 0, 0]])
-    np.testing.assert_allclose(metric_of_users(ranks, "ndcg@10"), [[1, 0.5, 0], [1 / np.log2(11), 0, 0]])
+    np.testing.assert_allclose(metric_per_user(ranks, "recall@10"), [[1, 1, 0], [1, 0, 0]])
+    np.testing.assert_allclose(metric_per_user(ranks, "hit@20"), [[1, 1, 0], [1, 1, 1]])
+    np.testing.assert_allclose(metric_per_user(ranks, "mrr@10"), [[1, 1 / 3, 0], [0.1, 0, 0]])
+    np.testing.assert_allclose(metric_per_user(ranks, "ndcg@10"), [[1, 0.5, 0], [1 / np.log2(11), 0, 0]])
 
 
 def test_interval_of_a_share_is_binomial():
@@ -23,13 +23,13 @@ def test_interval_of_a_share_is_binomial():
 
 
 def test_interval_of_many_users_is_normal():
-    values = metric_of_users(np.random.default_rng(1).integers(0, 60, 20000), "ndcg@20")
+    values = metric_per_user(np.random.default_rng(1).integers(0, 60, 20000), "ndcg@20")
     half = 1.959964 * values.std() / np.sqrt(len(values))
     np.testing.assert_allclose(interval(values), [values.mean() - half, values.mean() + half], atol=0.05 * half)
 
 
 def test_interval_is_that_of_scipy():
-    values = metric_of_users(np.random.default_rng(2).integers(0, 40, 300), "mrr@20")
+    values = metric_per_user(np.random.default_rng(2).integers(0, 40, 300), "mrr@20")
     found = scipy.stats.bootstrap((values,), np.mean, n_resamples=20000, method="percentile", rng=np.random.default_rng(3))
     width = found.confidence_interval.high - found.confidence_interval.low
     np.testing.assert_allclose(interval(values), found.confidence_interval, atol=0.03 * width)

@@ -102,7 +102,7 @@ def test_a_sweep_that_was_begun_is_not_begun_again(killed):
     status, message, same = killed["refusal"]
     assert status == 2
     assert same
-    assert "a sweep of 4 trials, 3 of them unfinished: go on by --resume" in message
+    assert "a sweep of 4 trials, 3 of them unfinished: continue it with --resume" in message
 
 
 def test_the_same_sweep_twice_at_once(killed):
@@ -139,7 +139,7 @@ def test_a_failing_trial_is_noted_with_its_reason(killed):
         8: "failed",
         50: "failed",
     }
-    assert killed["after"][8]["reason"] == "its process ended without a word: out of memory, or killed"
+    assert killed["after"][8]["reason"] == "its process ended without a message: out of memory, or killed"
     assert killed["after"][50]["reason"].startswith("codebook 1 has collapsed: 4 of 50 codes used")
     assert re.search(r"^failed: codebook_size 50: codebook 1 has collapsed", killed["shown"], flags=re.MULTILINE)
 
@@ -234,7 +234,7 @@ def cluster(tmp_path, monkeypatch):
             folder.mkdir(exist_ok=True)
             start = [sys.executable, "-W", "ignore", "-m", "ray.scripts.scripts", "start", "--num-cpus=1", "--block"]
             how = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": folder}
-            how["env"] = {**os.environ, **tuning.PATIENCE}
+            how["env"] = {**os.environ, **tuning.RAY_TIMEOUTS}
             how["env"].pop("MALLOC_ARENA_MAX", None)
             nodes.append(subprocess.Popen([*start, *options, "--disable-usage-stats"], **how))
             assert any("Ray runtime started" in line for line in nodes[-1].stdout)
@@ -286,7 +286,7 @@ def test_a_cluster_wants_its_token(token, cluster, settings):
     done = subprocess.run([*PYTHON, *call], capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 2
     message = done.stderr.splitlines()[-1]
-    assert message.startswith(f"recbole-tiger: error: the Ray cluster at {cluster} does not take this command: ")
+    assert message.startswith(f"recbole-tiger: error: the Ray cluster at {cluster} refuses the connection: ")
     assert message.endswith("; give it the cluster's token, as in RAY_AUTH_MODE=token RAY_AUTH_TOKEN=... recbole-tiger tune")
     assert "Traceback" not in done.stderr
 
@@ -309,7 +309,7 @@ def test_ray_that_runs_in_the_process_already(settings):
     call = ["tune", "--dataset=tiny", "--sweep=TIGER", *arguments(settings)]
     done = subprocess.run([sys.executable, "-c", RUNNING, *call], capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
-    assert done.stderr.splitlines()[-1].startswith("recbole-tiger: error: Ray runs in this process already, by ray.init()")
+    assert done.stderr.splitlines()[-1].startswith("recbole-tiger: error: Ray already runs in this process")
 
 
 def test_lists_longer_than_the_catalogue_before_any_trial(capsys, data_path):
@@ -430,14 +430,14 @@ def test_a_grid_and_draws_combine():
         ("- 8", ["has to hold key: value lines"]),
         ("codebook_size: [8, 512]", ["512 is larger than the catalogue of 60 items", "'codebook_size': 512"]),
         ("codebook_size: [8, 0]", ["trial {'codebook_size': 0}", "positive whole number"]),
-        ("learning_rate: {lognormal: [0, 1]}", ["no distribution", "loguniform"]),
+        ("learning_rate: {lognormal: [0, 1]}", ["not a distribution", "loguniform"]),
         ("learning_rate: {uniform: [0.1]}", ["uniform takes a list of 2 numbers", "[0.1]"]),
         ("learning_rate: {uniform: [0.1, .inf]}", ["uniform takes a list of 2 numbers", "inf"]),
         ("learning_rate: {uniform: [0.2, 0.1]}", ["uniform from 0.2 to 0.1"]),
         ("learning_rate: {loguniform: [0, 0.1]}", ["loguniform from 0 to 0.1"]),
         ("n_layers: {randint: [1.5, 3]}", ["randint takes whole numbers"]),
         ("learning_rate: {choice: []}", ["at least one"]),
-        ("topk: [[5], [10]]", ["topk", "cannot be compared", "--topk=..."]),
+        ("topk: [[5], [10]]", ["topk", "comparable", "--topk=..."]),
         ("cache_dir: [a, b]", ["cache_dir", "all trials have to share it"]),
     ],
 )
@@ -452,10 +452,10 @@ def test_a_sweep_that_cannot_work(text, parts, capsys, settings):
     [
         (["--sweep=codebok"], ["unknown sweep 'codebok'", "did you mean codebook?"]),
         (["--sweep=none.yaml"], ["none.yaml does not exist"]),
-        (["--sweep=codebook"], ["varies codebook_depth, codebook_size", "take it out of one"]),
+        (["--sweep=codebook"], ["varies codebook_depth, codebook_size", "remove it from one"]),
         (["--sweep=codebook", "--model=SASRec"], ["SASRec has no such setting", "try --sweep=SASRec"]),
-        (["--sweep=GRU4Rec"], ["sweep GRU4Rec is of settings of GRU4Rec, not of TIGER", "--model=GRU4Rec"]),
-        (["--sweep=TIGER", "--model=SASRec"], ["sweep TIGER is of settings of TIGER, not of SASRec"]),
+        (["--sweep=GRU4Rec"], ["sweep GRU4Rec varies settings of GRU4Rec, not of TIGER", "--model=GRU4Rec"]),
+        (["--sweep=TIGER", "--model=SASRec"], ["sweep TIGER varies settings of TIGER, not of SASRec"]),
         (["--sweep=TIGER", "--grace_period=3"], ["grace_period", "from 1 to the 2 epochs, not 3"]),
         (["--sweep=TIGER", "--max_concurrent=0"], ["max_concurrent", "positive whole number, not 0"]),
         (["--sweep=TIGER", "--num_samples=0"], ["num_samples", "positive whole number, not 0"]),
@@ -596,7 +596,7 @@ def test_no_room_for_what_becomes_of_trials(settings):
     one.folder.mkdir(parents=True)
     (one.folder / "trials").touch()
     how = {"scheduler": "none", "grace_period": 1, "max_concurrent": 1, "cpus_per_trial": 1, "gpus_per_trial": 0}
-    with pytest.raises(TigerError, match=r"broke off: cannot write .*/trials/.*; make room .*; then go on by --resume"):
+    with pytest.raises(TigerError, match=r"broke off: cannot write .*/trials/.*; make room .*; then continue with --resume"):
         tuning.tune_sweep(one, resume=False, ray_address=None, **how)
 
 
@@ -718,7 +718,9 @@ def test_hyperopt_says_when_a_space_has_no_more_points(settings):
     for number in range(4):
         chosen.write(trials.suggest(str(number))["trial"], status="completed", result=noted([0.1]))
         trials.on_trial_complete(str(number))
-    with pytest.raises(TigerError, match="chose no new trial after 4: the space is too small for 5; lower --num_samples"):
+    with pytest.raises(
+        TigerError, match="chose no new trial after 4: the space is too small for 5 trials; lower --num_samples"
+    ):
         trials.suggest("4")
 
 

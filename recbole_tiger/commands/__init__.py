@@ -1,6 +1,6 @@
-"""The commands of the command line: one file a command.
+"""The commands of the command line, one file per command.
 
-Each has its ``SUMMARY``, an ``EXAMPLE``, ``SETTINGS`` (whether it takes RecBole's settings as ``--key=value``),
-``add_arguments(parser)`` and ``execute(args)``, or ``execute(args, settings)``. What it works with it imports when it is
-executed, so that help and mistakes are answered without PyTorch and RecBole.
+Each command has a ``SUMMARY``, an ``EXAMPLE``, ``SETTINGS`` (whether it takes RecBole's settings as ``--key=value``),
+``add_arguments(parser)`` and ``execute(args)``, or ``execute(args, settings)``. Commands import PyTorch and RecBole in
+``execute`` only, so that help and error messages come without delay.
 """

@@ -9,7 +9,7 @@ from recbole_tiger.files import make_folder
 SUMMARY = "Give new items semantic IDs, so that a trained model recommends them"
 EXAMPLE = "recbole-tiger add-items --checkpoint=saved/TIGER-....pth --items=new.item --output=saved/more.pth"
 SETTINGS = False
-# New items of the printed table.
+# Most new items in the printed table.
 SHOWN = 10
 
 
@@ -17,8 +17,8 @@ def add_arguments(parser):
     """Add the command's own arguments."""
     add_plugins(parser)
     parser.add_argument("--checkpoint", required=True, help="a TIGER-*.pth that a run saved")
-    parser.add_argument("--items", required=True, help="RecBole's item file (*.item) of the new items")
-    parser.add_argument("--output", required=True, help="the checkpoint to write, which has the old and the new items")
+    parser.add_argument("--items", required=True, help="item file (*.item, RecBole's format) of the new items")
+    parser.add_argument("--output", required=True, help="the checkpoint to write, with the old and the new items")
     parser.add_argument("--item_embeddings", help="file of the new items' embeddings, for a model trained on such a file")
 
 
@@ -42,4 +42,4 @@ def execute(args):
         for i in range(first, min(first + SHOWN, len(after.items)))
     ]
     print(tabulate(rows, ["item", "semantic ID", "title"], tablefmt="github", disable_numparse=True))
-    print(f"\n{len(after.items) - first:,} new items behind {first:,}: {args.output}")
+    print(f"\n{len(after.items) - first:,} new items after {first:,}: {args.output}")

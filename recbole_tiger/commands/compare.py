@@ -13,11 +13,11 @@ def add_arguments(parser):
     """Add the command's own arguments."""
     parser.add_argument("--models", required=True, type=names, help="models and recipes, separated by commas")
     add_results_dir(parser)
-    add_html(parser, "tables that sort, charts, settings and differences")
+    add_html(parser, "sortable tables, charts, settings and differences")
 
 
 def execute(args, settings):
-    """Run the models that have no result yet, print their table and where their checkpoints are."""
+    """Run the models that have no result yet, and print the table and the paths of the checkpoints."""
     if args.html:
         check_writable(args.html)
     for name in args.models:

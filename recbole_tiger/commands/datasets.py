@@ -5,7 +5,7 @@ import textwrap
 from recbole_tiger.catalogue.datasets import DATASETS
 from recbole_tiger.settings.properties import property_files, read_file, recbole_folder, summary_of
 
-SUMMARY = "List the datasets that come along or can be downloaded"
+SUMMARY = "List the included datasets and those to download"
 EXAMPLE = "recbole-tiger datasets"
 SETTINGS = False
 
@@ -15,12 +15,12 @@ def add_arguments(parser):
 
 
 def execute(args):
-    """Print a line for each dataset that this package knows, and the names of RecBole's list."""
+    """Print a line for each dataset known to this package, and the names in RecBole's list."""
     from tabulate import tabulate
 
     rows = [[name, summary_of("dataset", name)] for name in property_files("dataset")]
     rows += [[name, f"Amazon's {amazon.department}, 5-core: {amazon.published}."] for name, amazon in DATASETS.items()]
     print(tabulate(rows, tablefmt="plain"))
     listed = read_file(recbole_folder() / "properties/dataset/url.yaml")
-    print("\nof RecBole's list, fetched by recbole-tiger download:")
+    print("\nin RecBole's list, to fetch with recbole-tiger download:")
     print(textwrap.fill(", ".join(sorted(set(listed) - set(DATASETS))), 100, break_on_hyphens=False))

@@ -6,7 +6,7 @@ from recbole_tiger.commands.shared import add_html, add_results_dir, write, writ
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import check_writable
 
-SUMMARY = "Make tables and pictures of result files, beside published numbers; nothing is run"
+SUMMARY = "Make tables and pictures of result files, with published numbers; nothing is run"
 EXAMPLE = "recbole-tiger leaderboard --results_dir=results --format=markdown --plots=plots"
 SETTINGS = False
 
@@ -15,12 +15,12 @@ def add_arguments(parser):
     """Add the command's own arguments."""
     add_results_dir(parser)
     parser.add_argument("--format", default="markdown", choices=["markdown", "latex", "csv"], help="(default: %(default)s)")
-    parser.add_argument("--against", help="label of a row: tell the differences to it, with p-values (paired bootstrap)")
+    parser.add_argument("--against", help="label of a row: add the differences from it, with p-values (paired bootstrap)")
     parser.add_argument("--plots", help="folder for pictures")
     parser.add_argument("--output", help="file for the tables (default: standard output)")
-    add_html(parser, "tables that sort, charts, settings and differences")
+    add_html(parser, "sortable tables, charts, settings and differences")
     parser.add_argument(
-        "--data_path", help="the folder of datasets, for the chart of --html by how often training has the target"
+        "--data_path", help="the folder of datasets, for the chart of --html by how often the target occurs in training"
     )
 
 
@@ -29,13 +29,13 @@ def execute(args):
     if args.html:
         check_writable(args.html)
     elif args.data_path:
-        raise TigerError("--data_path is for --html: name the page, or leave it out")
+        raise TigerError("--data_path is for --html: give --html=FILE too, or leave --data_path out")
     from recbole_tiger.report.leaderboard import leaderboards
     from recbole_tiger.report.results import read_results
 
     results = read_results(args.results_dir)
     if not results:
-        raise TigerError(f"{args.results_dir} holds no result files: make some by recbole-tiger run or compare")
+        raise TigerError(f"{args.results_dir} holds no result files: make some with recbole-tiger run or compare")
     write(leaderboards(results, args.results_dir, args.format, args.against), args.output)
     if args.plots:
         from recbole_tiger.report.plots import plot

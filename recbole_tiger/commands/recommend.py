@@ -15,16 +15,16 @@ SETTINGS = False
 
 
 def read_history(text):
-    """Item tokens of a line: separated by commas, oldest first; one that has a comma stands in double quotes."""
+    """Parse item tokens separated by commas, oldest first; a token with a comma has to be in double quotes."""
     row = next(csv.reader([text], skipinitialspace=True), [])
     return [item.strip() for item in row if item.strip()]
 
 
 def read_histories(file):
-    """Histories of a file: one a line, as :func:`read_history` takes it.
+    """Read the histories in a file: one per line, in the form of :func:`read_history`.
 
     Raises:
-        TigerError: it does not exist or is no UTF-8 text.
+        TigerError: the file does not exist or is not UTF-8 text.
     """
     return [read_history(line) for line in _lines(file, "histories")]
 
@@ -47,36 +47,36 @@ def add_arguments(parser):
     which.add_argument(
         "--history",
         type=read_history,
-        help="item tokens, oldest first, separated by commas, in double quotes if with commas",
+        help="item tokens, oldest first, separated by commas; tokens with commas in double quotes",
     )
     which.add_argument(
-        "--histories", help="file with a history a line, written as for --history; the answer is a line of JSON each"
+        "--histories", help="file with one history per line, in the form of --history; the output is one JSON line for each"
     )
     parser.add_argument("--k", type=int, default=10, help="length of the list (default: %(default)s)")
     parser.add_argument("--beam_size", type=int, help="width of the beam")
-    parser.add_argument("--scoring", help="of TIGER: beam (default), or exact to score the whole catalogue")
+    parser.add_argument("--scoring", help="for TIGER: beam (default), or exact to score the whole catalogue")
     parser.add_argument("--exclude_history", action="store_true", help="leave out the items of the history")
-    parser.add_argument("--among", help="file with the items that a list may have, one a line, as those in stock")
+    parser.add_argument("--among", help="file with the items allowed in a list, one per line, for example those in stock")
     parser.add_argument(
         "--where",
         action="append",
         default=[],
         metavar="COLUMN=WORDS",
-        help="keep lists to items with these words in a column of the item file, as 'categories=Hair Care'; may be repeated",
+        help="allow only items with these words in a column of the item file, like 'categories=Hair Care'; may be repeated",
     )
-    parser.add_argument("--temperature", type=float, help="draw items at this temperature, in place of the best")
-    parser.add_argument("--seed", type=int, default=0, help="of the draw (default: %(default)s)")
+    parser.add_argument("--temperature", type=float, help="draw items at this temperature instead of taking the best")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draw (default: %(default)s)")
     parser.add_argument("--user", help="user token, for a model trained with user tokens")
     parser.add_argument("--output", help="file for the JSON lines of --histories (default: standard output)")
     add_html(parser, "histories and lists with titles, semantic IDs and the log-probability of each level")
 
 
 def execute(args):
-    """Print a table of the items after one history, or write a line of JSON for each of many; and write the page."""
+    """Print a table for one history or write a line of JSON for each of several, and write the page."""
     if args.html:
         check_writable(args.html)
     if args.output and args.histories is None:
-        raise TigerError("--output is for --histories; one --history is answered by a table")
+        raise TigerError("--output is for --histories: leave it out, because --history prints a table")
     from tabulate import tabulate
 
     from recbole_tiger.report.html.recommendations import check_rows, write_recommendations_page
@@ -87,11 +87,11 @@ def execute(args):
     for condition in args.where:
         column, equals, words = condition.partition("=")
         if not equals:
-            raise TigerError(f"--where={condition} is no condition: give it as --where='categories=Hair Care'")
+            raise TigerError(f"--where={condition} is not a condition: give it in the form --where='categories=Hair Care'")
         fitting = set(recommender.items_where(column, words))
         among = [item for item in (recommender.items if among is None else among) if item in fitting]
         if not among:
-            raise TigerError(f"no item is left by --where={condition} and what stands before it: leave one out")
+            raise TigerError(f"no item fits --where={condition} and the conditions before it: leave one out")
     options = {
         "k": args.k,
         "beam_size": args.beam_size,
@@ -111,13 +111,13 @@ def execute(args):
         return
     histories = read_histories(args.histories)
     if not histories:
-        raise TigerError(f"{args.histories} has no histories: one a line, items separated by commas")
+        raise TigerError(f"{args.histories} has no histories: write one per line, items separated by commas")
     if args.html:
         check_rows(histories, args.k)
     found = recommender.recommend(histories, user=args.user, **options)
-    plain = not args.output and (sys.stdout.encoding or "utf-8").lower().replace("-", "") != "utf8"
+    ascii_only = not args.output and (sys.stdout.encoding or "utf-8").lower().replace("-", "") != "utf8"
     lines = "".join(
-        json.dumps({"history": history, "recommendations": rows}, ensure_ascii=plain) + "\n"
+        json.dumps({"history": history, "recommendations": rows}, ensure_ascii=ascii_only) + "\n"
         for history, rows in zip(histories, found, strict=True)
     )
     write(lines, args.output)

@@ -1,6 +1,6 @@
 """``recbole-tiger run``."""
 
-from recbole_tiger.commands.shared import add_html, add_results_dir, tell_unread, write_leaderboard_page
+from recbole_tiger.commands.shared import add_html, add_results_dir, warn_unread, write_leaderboard_page
 from recbole_tiger.files import check_writable
 from recbole_tiger.settings.properties import model_of
 
@@ -11,26 +11,26 @@ SETTINGS = True
 
 def add_arguments(parser):
     """Add the command's own arguments."""
-    parser.add_argument("--model", required=True, help="a model of RecBole, TIGER, or a recipe of it")
+    parser.add_argument("--model", required=True, help="a model of RecBole or of this package, or a recipe of one")
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="read the result of the same run, or where TIGER was killed go on from its last epoch",
+        help="read the result of the same run if it finished; continue a killed run of TIGER from its last epoch",
     )
     add_results_dir(parser)
     add_html(parser, "the result, with its charts and settings")
 
 
 def execute(args, settings):
-    """Train and test a model, print its row and where its files are."""
+    """Train and test a model, and print its row and the paths of its files."""
     if args.html:
         check_writable(args.html)
-    model_of(args.model)  # a model that there is not is named before the imports, which take seconds
+    model_of(args.model)  # refuse unknown models before the imports, which take seconds
     from recbole_tiger.report.leaderboard import tables_of_runs
     from recbole_tiger.runs import experiment
 
     config = experiment.prepare(args.model, args.dataset, {**settings, **({"resume": True} if args.resume else {})})
-    tell_unread(args.model, settings)
+    warn_unread(args.model, settings)
     file = experiment.result_path(config, args.results_dir)  # some models write into their settings as they run
     run = experiment.run_or_read if config["resume"] else experiment.run
     result = run(config, args.results_dir)

@@ -27,13 +27,13 @@ def add_arguments(parser):
 
 
 def execute(args):
-    """Print a line for each setting: its name, its default, what it may be and what it is for."""
+    """Print a line for each setting: its name, default, kind and description."""
     from tabulate import tabulate
 
-    of_all = protocol_settings()
+    of_every_model = protocol_settings()
     if args.name is None:
         shared = catalogue_settings()
-        groups = {"of every model": of_all, "of item text and semantic IDs": shared}
+        groups = {"of every model": of_every_model, "of item text and semantic IDs": shared}
         for model in MODELS:
             groups[f"of {model}"] = {
                 key: setting for key, setting in settings_of(model).items() if setting != shared.get(key)
@@ -42,7 +42,8 @@ def execute(args):
         model = model_of(args.name)
         file = recbole_folder() / f"properties/model/{model}.yaml"  # models without settings have none
         own = settings_of(model) if model in MODELS else described(file) if file.is_file() else {}
-        groups = {f"of {model}": own, "of every model": {key: value for key, value in of_all.items() if key not in own}}
+        common = {key: value for key, value in of_every_model.items() if key not in own}
+        groups = {f"of {model}": own, "of every model": common}
     chosen = property_file("recipe", args.name) if args.name in recipes() else {}
     for title, settings in groups.items():
         rows = [

@@ -1,4 +1,4 @@
-"""What several commands share."""
+"""Functions shared by several commands."""
 
 import sys
 from functools import partial
@@ -10,7 +10,7 @@ from recbole_tiger.settings.properties import defaults_of, model_of, property_fi
 
 
 def names(text):
-    """Names separated by commas, as a list."""
+    """Split names separated by commas into a list."""
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
@@ -20,7 +20,7 @@ def add_plugins(parser):
         "--plugins",
         type=names,
         default=[],
-        help="Python files that register models or quantizers of your own, separated by commas",
+        help="Python files that register your own models or quantizers, separated by commas",
     )
 
 
@@ -39,8 +39,8 @@ def write_leaderboard_page(file, results, folder, data_path):
 
     Args:
         file: path of the page.
-        results: dicts, as in result files. folder: where they are.
-        data_path: the folder of datasets, for the chart by how often training has the target; None for none.
+        results: dicts, as in result files. folder: the folder of these files.
+        data_path: the folder of datasets, for the chart by how often the target occurs in training; None for no chart.
     """
     from recbole_tiger.report.html.leaderboard import write_leaderboard_page as write_page
 
@@ -53,25 +53,26 @@ def write_leaderboard_page(file, results, folder, data_path):
     print(f"page: {file}", file=sys.stderr)
 
 
-def tell_unread(model, settings):
-    """Warn of settings that do nothing for a model.
+def warn_unread(model, settings):
+    """Warn about settings that have no effect on a model.
 
     Raises:
         TigerError: there is no such model.
     """
     found = unread(model, settings)
     if found:
-        print(f"recbole-tiger: warning: of other models, without effect on {model}: {', '.join(found)}", file=sys.stderr)
+        unused = f"settings without effect on {model}"
+        print(f"recbole-tiger: warning: {unused}: {', '.join(found)}", file=sys.stderr)
     if model_of(model) not in MODELS:
         return
     config = {**defaults_of(model_of(model)), **property_file("recipe", model), **settings}
     if config["quantizer"] in QUANTIZERS and (found := unread_settings(config, settings)):
-        of = f"of other quantizers, without effect on {config['quantizer']}"
-        print(f"recbole-tiger: warning: {of}: {', '.join(found)}", file=sys.stderr)
+        unused = f"settings without effect on {config['quantizer']}"
+        print(f"recbole-tiger: warning: {unused}: {', '.join(found)}", file=sys.stderr)
 
 
 def write(text, output):
-    """To a file, or to standard output where none is named."""
+    """Write text to a file, or to standard output if ``output`` is None."""
     if output:
         with whole_file(output) as temporary:
             temporary.write_text(text, encoding="utf-8")

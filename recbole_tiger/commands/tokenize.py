@@ -10,7 +10,7 @@ from recbole_tiger.files import check_writable, make_folder
 from recbole_tiger.model import MODELS
 from recbole_tiger.settings.properties import model_of
 
-SUMMARY = "Make the semantic IDs of a dataset and show how well they tell items apart and keep alike ones together"
+SUMMARY = "Make the semantic IDs of a dataset and show how well they separate items and group similar ones"
 EXAMPLE = "recbole-tiger tokenize --dataset=ml-100k --quantizer=rq_kmeans --output=ids.tsv"
 SETTINGS = True
 
@@ -25,24 +25,24 @@ def add_arguments(parser):
 
 
 def execute(args, settings):
-    """Make semantic IDs, print their statistics, what they keep of the embeddings, and items that share a prefix."""
+    """Make semantic IDs, and print their statistics, their quality and items that share a prefix."""
     if args.html:
         check_writable(args.html)
     if model_of(args.model) not in MODELS:
-        raise TigerError(f"model {args.model} has no semantic IDs: give {' or '.join(MODELS)}, or a recipe of one")
+        raise TigerError(f"model {args.model} has no semantic IDs: give {' or '.join(MODELS)}, or a recipe of one of them")
     from tabulate import tabulate
 
     from recbole_tiger.runs import experiment
     from recbole_tiger.training.dataset import CatalogueDataset
 
-    if settings.get("semantic_ids"):  # a model alone would encode texts beside them
+    if settings.get("semantic_ids"):  # texts would only be encoded for a model, which is not made here
         settings = {**settings, "text_initializer": bool(settings.get("item_embeddings")), "encoder_text": False}
     config = experiment.prepare(args.model, args.dataset, settings)
     if args.output:
         if Path(args.output).is_dir():
             raise TigerError(f"--output={args.output} is a folder: name a file for the semantic IDs")
         make_folder(Path(args.output).parent)
-    with experiment.refused_by_recbole(config):
+    with experiment.recbole_errors_as_sentences(config):
         catalogue = CatalogueDataset(config).catalogue
     ids = catalogue.semantic_ids
     if args.output:
@@ -55,7 +55,7 @@ def execute(args, settings):
     print()
     print(tabulate(levels, ["level", "used codes", "perplexity", "distinct prefixes"], tablefmt="github"))
     overall = [[name, statistics[name]] for name in ("items", "distinct_ids", "collision_rate", "largest_group")]
-    overall += _kept(catalogue, config)
+    overall += _quality_rows(catalogue, config)
     print()
     print(tabulate(overall, tablefmt="plain"))
     print("\nitems that share a prefix:")
@@ -69,8 +69,8 @@ def execute(args, settings):
         print(f"page: {args.html}", file=sys.stderr)
 
 
-def _kept(catalogue, config):
-    """Rows of how much of the embeddings the codes keep; none where there are no embeddings."""
+def _quality_rows(catalogue, config):
+    """Rows about how well the codes represent the embeddings; [] if there are no embeddings."""
     import torch
 
     from recbole_tiger.catalogue.quality import NEIGHBOURS, QUERIES, neighbour_shares, reconstruction_error
@@ -81,10 +81,10 @@ def _kept(catalogue, config):
     codes = torch.tensor(catalogue.semantic_ids.codes[:, :-1], device=config["device"])
     shares = neighbour_shares(codes, embeddings, config["seed"])
     names = ["neighbours_share_code_1", "neighbours_share_codes_1_2"]
-    told = f"of the {NEIGHBOURS} nearest items by cosine"
+    note = f"of the {NEIGHBOURS} nearest items by cosine"
     if len(codes) > QUERIES:
-        told += f", of {QUERIES:,} items drawn"
-    rows = [[name, round(share, 4), told] for name, share in zip(names, shares, strict=False)]
+        note += f", for {QUERIES:,} drawn items"
+    rows = [[name, round(share, 4), note] for name, share in zip(names, shares, strict=False)]
     if catalogue.tokenizer and catalogue.tokenizer.quantizer.reconstruct:
         error = reconstruction_error(catalogue.tokenizer.quantizer, codes, embeddings)
         rows.append(["reconstruction_error", round(error, 4), "squared, relative to that of the mean embedding"])
@@ -92,7 +92,7 @@ def _kept(catalogue, config):
 
 
 def _examples(catalogue, groups=3, members=4):
-    """Rows of items of the largest groups that share their first codes (all but the last of the depth)."""
+    """Rows of items in the largest groups that share the codes of all levels but the last."""
     shared = max(1, catalogue.semantic_ids.depth - 1)
     by_prefix = {}
     for i, codes in enumerate(catalogue.semantic_ids.codes.tolist()):

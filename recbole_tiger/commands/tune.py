@@ -3,11 +3,11 @@
 import os
 from importlib import metadata
 
-from recbole_tiger.commands.shared import add_results_dir, tell_unread
+from recbole_tiger.commands.shared import add_results_dir, warn_unread
 from recbole_tiger.errors import TigerError
 from recbole_tiger.settings.properties import model_of, property_files
 
-SUMMARY = "Search settings by Ray Tune; the winner on validation is tested"
+SUMMARY = "Search settings with Ray Tune and test the winner on validation"
 EXAMPLE = "recbole-tiger tune --dataset=ml-100k --sweep=codebook --max_concurrent=2 --epochs=8 --valid_users=500"
 SETTINGS = True
 
@@ -26,7 +26,7 @@ def add_arguments(parser):
         "--num_samples",
         type=int,
         default=10,
-        help="draws from the distributions, for each point of the grid (default: %(default)s)",
+        help="number of draws from the distributions for each point of the grid (default: %(default)s)",
     )
     parser.add_argument(
         "--search",
@@ -43,37 +43,37 @@ def add_arguments(parser):
     parser.add_argument(
         "--grace_period", type=int, help="epochs before asha stops a trial (default: a quarter of the epochs, at least 1)"
     )
-    parser.add_argument("--max_concurrent", type=int, default=1, help="trials at a time (default: %(default)s)")
+    parser.add_argument("--max_concurrent", type=int, default=1, help="number of trials at a time (default: %(default)s)")
     parser.add_argument(
-        "--cpus_per_trial", type=int, help="cores of a trial, and its threads (default: this machine's among max_concurrent)"
+        "--cpus_per_trial", type=int, help="cores and threads per trial (default: this machine's divided by max_concurrent)"
     )
     parser.add_argument(
         "--gpus_per_trial",
         type=float,
-        help="GPUs of a trial, or a share of one (default: this machine's among max_concurrent, at most 1)",
+        help="GPUs per trial, may be a fraction (default: this machine's divided by max_concurrent, at most 1)",
     )
-    parser.add_argument("--ray_address", help="a Ray cluster to run on, or auto (default: this machine alone)")
-    parser.add_argument("--resume", action="store_true", help="go on with a sweep that was killed; ended trials are kept")
+    parser.add_argument("--ray_address", help="a Ray cluster to run on, or auto (default: this machine only)")
+    parser.add_argument("--resume", action="store_true", help="continue a sweep that was killed; ended trials are kept")
     add_results_dir(parser, "folder of the sweep and its result file")
 
 
 def _import_ray():
-    """Refuse to begin where Ray Tune is not installed, or another than this package works with."""
+    """Refuse to start if Ray Tune is missing or has an unsupported version."""
     try:
         from recbole_tiger.runs import tuning  # noqa: F401
     except ImportError as error:
         if not (error.name or "").startswith("ray"):
             raise
         (wanted,) = [text for text in metadata.requires("recbole-tiger") if text.startswith("ray")]
-        raise TigerError(f"tune needs {wanted}, and {error}: pip install '{wanted}'") from error
+        raise TigerError(f"tune needs {wanted}, but {error}: pip install '{wanted}'") from error
 
 
 def execute(args, settings):
-    """Run the trials that have not ended, test the winner, print both tables."""
+    """Run the trials that have not ended, test the winner, and print both tables."""
     for key in ("num_samples", "max_concurrent"):
         if getattr(args, key) < 1:
             raise TigerError(f"{key} has to be a positive whole number, not {getattr(args, key)}")
-    model_of(args.model)  # a model that there is not is named before the imports, which take seconds
+    model_of(args.model)  # refuse unknown models before the imports, which take seconds
     _import_ray()
     import torch
 
@@ -83,12 +83,12 @@ def execute(args, settings):
     if args.ray_address:
         tuning.check_address(args.ray_address)
     if "gpu_id" not in settings:
-        # RecBole lets a process see the GPUs of its gpu_id alone, and Ray gives out those. That they are counted starts none
-        # of them: a process that has started one sees all for good.
+        # RecBole hides all GPUs but those of gpu_id from a process, and Ray assigns the visible ones. Counting GPUs does not
+        # initialise CUDA, after which hiding them would have no effect.
         seen = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
         settings["gpu_id"] = seen if torch.cuda.device_count() else ""
     config = experiment.prepare(args.model, args.dataset, settings)
-    tell_unread(args.model, settings)
+    warn_unread(args.model, settings)
     cpus, gpus = args.cpus_per_trial, args.gpus_per_trial
     planned = sweep.plan(
         args.model,
@@ -113,7 +113,7 @@ def execute(args, settings):
         ray_address=args.ray_address,
     )
     result = tuning.evaluate_winner(planned, args.results_dir)
-    print(f"\n{args.dataset}, validation, * the winner\n")
+    print(f"\n{args.dataset}, validation, * marks the winner\n")
     print(sweep.table(planned))
     if result is None:
         raise TigerError(f"no trial of the sweep completed; the reasons are above and in {planned.folder}/trials.csv")

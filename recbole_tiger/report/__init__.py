@@ -1,1 +1,1 @@
-"""Result files -> statistics, tables and pictures."""
+"""Statistics, tables, pictures and pages of result files."""

@@ -1,4 +1,4 @@
-"""Leaderboards, made of result files alone."""
+"""Leaderboards, made from result files only."""
 
 import csv
 import io
@@ -11,24 +11,24 @@ from tabulate import tabulate
 
 from recbole_tiger.errors import TigerError
 from recbole_tiger.report.results import WITHOUT_HISTORY, read_ranks
-from recbole_tiger.report.statistics import LEVEL, interval, metric_of_users, paired_p
+from recbole_tiger.report.statistics import LEVEL, interval, metric_per_user, paired_p
 from recbole_tiger.settings.properties import nearest, property_file, protocol
 
 METRICS = [f"{metric}@{k}" for metric in ("recall", "ndcg") for k in (5, 10, 20)]
-# The one whose interval fits in a table; the others' are in the CSV.
+# The metric whose interval is in the tables; the intervals of the others are in the CSV.
 MAIN = "ndcg@10"
 SIGNIFICANT = 0.05
-# Those that are told by the day of the target.
+# The metrics reported by the day of the target.
 BY_DAY = ("recall@10", MAIN)
-# What titles say of tests without what users have already; other tests have it in their lists.
+# Suffix of the titles of tests with the users' history left out of the lists.
 LEFT_OUT = "history left out"
 
-# Settings that leave out interactions, or split them beforehand.
+# Settings that filter interactions, or give files split beforehand.
 FILTERS = ("benchmark_filename", "rm_dup_inter", "val_interval", "user_inter_num_interval", "item_inter_num_interval")
-# Settings that decide which users are validated and tested on what, and so which results can stand in one table.
+# Settings that decide on which targets users are validated and tested, and so which results can be in one table.
 PROTOCOL = ("eval_args", "repeatable", "exclude_history", *FILTERS, "filter_inter_by_user_or_item", "TIME_FIELD")
 
-# What results of one table share beside the dataset: the hash of its files, which items are ranked, and the protocol.
+# What results of one table share besides the dataset: the hash of its files, the ranked items, and the protocol.
 COMPARED = ("data_hash", "items", *PROTOCOL)
 
 OUT_OF_TIME = "T the limit of time (max_minutes) ended training"
@@ -38,15 +38,15 @@ IMPROVING = "* the budget of epochs or minutes ended here, at the model's best e
 
 @dataclass(frozen=True)
 class Row:
-    """A model with one set of settings on one dataset: its runs over seeds, or what somebody published.
+    """A row of a leaderboard: the runs of a model with one set of settings over seeds, or published values.
 
     Attributes:
         label: its name.
         results: dicts of result files.
-        users, ranks: tokens [users] and int array [seeds, users], or None where the ranks of a run are not here.
-        later_day: bool array [users], whether the target is of a later day than what the user has before; or None.
-        published: metric -> value, where there are no runs.
-        source: who published it.
+        users, ranks: tokens [users] and int array [seeds, users], or None if the ranks of a run are missing.
+        later_day: bool array [users], whether the target is of a later day than the user's history; or None.
+        published: metric -> value, if there are no runs.
+        source: the publication.
     """
 
     label: str
@@ -58,7 +58,7 @@ class Row:
     source: str = ""
 
     def values(self, metric):
-        """The metric on the test set, of each seed; [] where it is unknown."""
+        """The metric on the test set for each seed; [] if unknown."""
         found = [result["test_result"].get(metric) for result in self.results] or [self.published.get(metric)]
         return [] if None in found else found
 
@@ -67,30 +67,30 @@ class Row:
         return float(np.mean(self.values(metric))) if self.values(metric) else None
 
     def deviation(self, metric):
-        """Standard deviation over seeds, or None where there are not two."""
+        """Standard deviation over seeds, or None with fewer than two seeds."""
         return float(np.std(self.values(metric), ddof=1)) if len(self.values(metric)) > 1 else None
 
     def exact(self, metric):
-        """The mean before RecBole rounds it, where ranks were kept; or else as :meth:`mean`."""
-        return self.mean(metric) if self.ranks is None else float(self.of_users(metric).mean())
+        """The mean without RecBole's rounding if ranks are known; otherwise as :meth:`mean`."""
+        return self.mean(metric) if self.ranks is None else float(self.per_user(metric).mean())
 
-    def of_users(self, metric):
-        """The metric of every user, the mean over seeds: float array [users]."""
-        return metric_of_users(self.ranks, metric).mean(axis=0)
+    def per_user(self, metric):
+        """The metric for each user, averaged over seeds: float array [users]."""
+        return metric_per_user(self.ranks, metric).mean(axis=0)
 
     def interval(self, metric):
         """Bootstrap interval over users of the mean over seeds.
 
-        Without ranks that of the result file, where there is one run; or else None.
+        Without ranks, the interval in the result file of a single run; None for several runs.
         """
         if not self.values(metric):
             return None
         if self.ranks is None:
             return self.results[0].get("intervals", {}).get(metric) if len(self.results) == 1 else None
-        return interval(self.of_users(metric))
+        return interval(self.per_user(metric))
 
     def any(self, mark):
-        """Whether any run has a field, or a setting, of this name that is true."""
+        """Whether the field or setting ``mark`` is true for any run."""
         return any(result.get(mark) or result["settings"].get(mark) for result in self.results)
 
     def average(self, name):
@@ -99,7 +99,7 @@ class Row:
 
 
 def published_rows(dataset):
-    """What others published on a dataset (``properties/published.yaml``)."""
+    """Rows of published values on a dataset (``properties/published.yaml``)."""
     return [
         Row(
             entry["label"],
@@ -111,7 +111,7 @@ def published_rows(dataset):
 
 
 def _published_beside(result):
-    """The published rows of a result's dataset; [] where it is not of the protocol by which they were made."""
+    """The published rows of a result's dataset; [] if the result has another protocol than the published values."""
     wanted = protocol()["eval_args"]
     found = {**wanted, **(result["settings"].get("eval_args") or {})}
     modes = found["mode"].values() if isinstance(found["mode"], dict) else [found["mode"]]
@@ -121,12 +121,14 @@ def _published_beside(result):
 
 
 def rows_of(results, folder, test=""):
-    """Rows of one dataset, best first by the validation metric; where runs chose by different ones, by one that all have.
+    """Make the rows of one dataset, best first by the validation metric.
+
+    If the runs have different validation metrics, the order is by a metric that all of them have.
 
     Args:
         results: dicts of one dataset, as in result files.
-        folder: where the files of their ranks are.
-        test: WITHOUT_HISTORY for the rows of that test, those of the results that have it; "" for the other one's.
+        folder: folder of the files with their ranks.
+        test: WITHOUT_HISTORY for the test with the history left out, with the results that have it; "" for the other test.
     """
     if test:
         results = [
@@ -154,18 +156,18 @@ def rows_of(results, folder, test=""):
 
 
 def settings_of(result):
-    """What tells a run from others of its label: its settings, and hashes of the files of the user's own that it read."""
+    """The settings of a run, and hashes of the user's files that it read; they distinguish runs with the same label."""
     inputs = "/".join(digest[:8] for digest in result.get("inputs", []))
     return {**result["settings"], **({"inputs": inputs} if inputs else {})}
 
 
 def _name(label, result, groups):
-    """The label, and where other rows have the same, the settings in which they differ."""
+    """The label; if other rows have it too, followed by the settings in which the rows differ."""
     own, others = settings_of(result), [settings_of(runs[0]) for (other, _), runs in groups.items() if other == label]
     keys = sorted({key for settings in others for key in settings} - {"seed"})
     differ = [key for key in keys if any(settings.get(key) != others[0].get(key) for settings in others)]
-    told = ", ".join(f"{key}={own.get(key)}" for key in differ)
-    return f"{label} ({told})" if told else label
+    suffix = ", ".join(f"{key}={own.get(key)}" for key in differ)
+    return f"{label} ({suffix})" if suffix else label
 
 
 def _row(label, runs, folder, name):
@@ -179,11 +181,11 @@ def _row(label, runs, folder, name):
 
 @dataclass(frozen=True)
 class Ranking:
-    """Where one metric's best rows are.
+    """The best rows by one metric.
 
     Attributes:
         best, second: indices of rows, or None.
-        p: of the paired bootstrap of the best against the second; None where it cannot be told.
+        p: p-value of the paired bootstrap of the best against the second row; None if unknown.
     """
 
     best: int | None
@@ -192,21 +194,21 @@ class Ranking:
 
     @property
     def significant(self):
-        """Whether chance alone hardly explains the difference."""
+        """Whether the difference between the best and the second row is significant."""
         return self.p is not None and self.p < SIGNIFICANT
 
 
 def ranking(rows, metric):
-    """Ranking of the rows that have runs, by a metric."""
+    """Rank the rows with runs by a metric."""
     known = [i for i, row in enumerate(rows) if row.results and row.values(metric)]
     order = sorted(known, key=lambda i: (rows[i].mean(metric), rows[i].exact(metric)), reverse=True)
     best, second = [*order, None, None][:2]
     p = None
     if second is not None:
         first, other = rows[best], rows[second]
-        # RecBole's rounding can put a row first that is not.
+        # RecBole's rounding can put the wrong row first.
         if _paired(first, other) and first.exact(metric) > other.exact(metric):
-            p = paired_p(first.of_users(metric), other.of_users(metric))
+            p = paired_p(first.per_user(metric), other.per_user(metric))
     return Ranking(best, second, p)
 
 
@@ -216,20 +218,20 @@ def _paired(first, second):
 
 
 def difference(row, against, metric):
-    """How much better a row is than another, the means over their seeds, and the p of a paired bootstrap over users.
+    """The difference of a row's metric from another's, as means over seeds, and its p-value (paired bootstrap over users).
 
     Returns:
-        difference, p: floats; None, None where their users cannot be paired, or the metric is unknown.
+        difference, p: floats; None, None if their users cannot be paired or the metric is unknown.
     """
     if not _paired(row, against) or not row.values(metric) or not against.values(metric):
         return None, None
-    first, second = row.of_users(metric), against.of_users(metric)
+    first, second = row.per_user(metric), against.per_user(metric)
     return float((first - second).mean()), paired_p(first, second)
 
 
 @dataclass(frozen=True)
 class Style:
-    """How a kind of table writes things: tabulate's name of it, and formats of a title and of cells."""
+    """A style of tables: tabulate's format, formats of titles and cells, and characters to escape."""
 
     tablefmt: str
     title: str
@@ -237,17 +239,17 @@ class Style:
     second: str
     dagger: str
     plus_minus: str
-    plain: dict = field(default_factory=dict)
+    escapes: dict = field(default_factory=dict)
 
     def text(self, text):
-        """Text with the characters escaped that mean something here."""
-        return text.translate(str.maketrans(self.plain))
+        """Escape special characters of the style."""
+        return text.translate(str.maketrans(self.escapes))
 
     def table(self, cells, headers):
-        """A table of cells that are written already; that of LaTeX has the rules of booktabs."""
+        """A table of formatted cells; a LaTeX table has the rules of booktabs."""
         headers = [self.text(header) for header in headers]
         table = tabulate(cells, headers, tablefmt=self.tablefmt, disable_numparse=True, stralign="right")
-        # tabulate's own latex_booktabs would escape the cells once more.
+        # tabulate's own latex_booktabs would escape the cells again.
         for rule in ("\\toprule", "\\midrule", "\\bottomrule"):
             table = table.replace("\\hline", rule, 1)
         return table
@@ -273,7 +275,7 @@ STYLES = {
 
 
 def tested_metrics(rows):
-    """Names of the metrics of a table, those that any run has."""
+    """Names of the metrics of a table: those of any run."""
     names = dict.fromkeys(name for row in rows for result in row.results for name in result["test_result"])
     return [name for name in names if name.startswith(("recall", "ndcg"))]
 
@@ -282,12 +284,12 @@ def leaderboard(rows, style="plain"):
     """A table of one dataset.
 
     Args:
-        rows: as of :func:`rows_of`, and any published ones before them.
+        rows: from :func:`rows_of`, after any published rows.
         style: a key of STYLES.
 
     Returns:
-        str: a row a model: test metrics (the mean over seeds ± their standard deviation), the interval of MAIN over users,
-        seeds, epochs, seconds of training, users per second of evaluation, parameters. Notes say what the marks mean.
+        str: one row per model: test metrics (mean ± standard deviation over seeds), the interval of MAIN over users, seeds,
+        epochs, seconds of training, users per second of evaluation, parameters. Notes explain the marks.
     """
     metrics, style = tested_metrics(rows), STYLES[style]
     rankings = {metric: ranking(rows, metric) for metric in metrics}
@@ -333,7 +335,7 @@ def _notes(rows, rankings, sources, style):
     notes += [note for mark, note in marks.items() if any(row.any(mark) for row in rows)]
     bare = [row.label for row in rows if row.ranks is None and any(result["ranks"] for result in row.results)]
     if bare:
-        notes.append(f"not all runs of {', '.join(bare)} have ranks of the same users here: not compared user by user")
+        notes.append(f"{', '.join(bare)}: not compared user by user, because not all runs have ranks of the same users here")
     notes = [style.text(note) for note in notes]
     if any(found.significant for found in rankings.values()):
         notes.append(
@@ -343,13 +345,13 @@ def _notes(rows, rankings, sources, style):
 
 
 def differences(rows, style, against):
-    """A table of how much better each model of one dataset is than one of them, with p-values of a paired bootstrap.
+    """A table of the differences of each model of one dataset from one of them, with p-values of a paired bootstrap.
 
     Args:
-        rows, style: as :func:`leaderboard` takes them. against: the label of a row that has runs.
+        rows, style: as in :func:`leaderboard`. against: the label of a row that has runs.
 
     Returns:
-        str; nothing where the dataset has no such row, or no other.
+        str; "" if the dataset has no such row, or no other.
     """
     metrics, style, reference = tested_metrics(rows), STYLES[style], _reference(rows, against)
     if reference is None:
@@ -363,13 +365,13 @@ def differences(rows, style, against):
 
 
 def by_day(rows, style="plain"):
-    """A table of the metrics of BY_DAY where the target shares a day with what the user has before, and where it does not.
+    """A table of the metrics of BY_DAY for targets on the same day as the user's history, and for targets on later days.
 
     Args:
-        rows, style: as :func:`leaderboard` takes them.
+        rows, style: as in :func:`leaderboard`.
 
     Returns:
-        str; nothing where no row knows the days.
+        str; "" if the days are unknown for all rows.
     """
     style = STYLES[style]
     known = [row for row in rows if row.later_day is not None and all(map(row.values, BY_DAY))]
@@ -378,7 +380,7 @@ def by_day(rows, style="plain"):
     days = {"same day": False, "later day": True}
     values = np.array(
         [
-            [row.of_users(metric)[row.later_day == later].mean() for metric in BY_DAY for later in days.values()]
+            [row.per_user(metric)[row.later_day == later].mean() for metric in BY_DAY for later in days.values()]
             for row in known
         ]
     )
@@ -389,15 +391,15 @@ def by_day(rows, style="plain"):
         for i, row in enumerate(known)
     ]
     note = (
-        f"{known[0].later_day.mean():.1%} of the targets are of a later day than what the user has before; which of a day's "
-        f"items is the target of the others follows from the order of the file"
+        f"{known[0].later_day.mean():.1%} of the targets are of a later day than the user's history; for the others, the "
+        f"order of the file decides which item of the day is the target"
     )
     headers = ["model", *(f"{metric}, {day}" for metric in BY_DAY for day in days)]
     return "\n\n".join([style.table(cells, headers), style.text(note)])
 
 
 def tables_of_runs(results, folder):
-    """What is shown of runs on one dataset: the table of the test, and that of the test without what users have already."""
+    """The tables of runs on one dataset: of the test, and of the test with the history left out of the lists."""
     tables = []
     for test in ("", WITHOUT_HISTORY):
         if rows := rows_of(results, folder, test):
@@ -406,16 +408,16 @@ def tables_of_runs(results, folder):
 
 
 def _reference(rows, against):
-    """The row of this label that has runs, or None."""
+    """The row with this label and with runs, or None."""
     return next((row for row in rows if row.results and row.label == against), None)
 
 
 def leaderboard_csv(tables, against=None):
-    """All datasets in one table for programs, with the interval of every metric.
+    """All datasets in one CSV table, with the interval of every metric.
 
     Args:
-        tables: dict of title to list of rows, one a dataset and a test, as :func:`leaderboard` takes them.
-        against: the label of a row; with it also the difference to that row, and the p-value of the difference.
+        tables: dict of title to list of rows, one per dataset and test, as in :func:`leaderboard`.
+        against: the label of a row, to add the differences from that row and their p-values.
     """
     stream = io.StringIO()
     metrics = tested_metrics([row for rows in tables.values() for row in rows])
@@ -429,12 +431,12 @@ def leaderboard_csv(tables, against=None):
     writer = csv.DictWriter(stream, names, lineterminator="\n")
     writer.writeheader()
     for title, rows in tables.items():
-        of_table = dict(zip(("dataset", *COMPARED), comparison(rows[-1].results[0]), strict=True))
+        shared = dict(zip(("dataset", *COMPARED), comparison(rows[-1].results[0]), strict=True))
         rankings = {metric: ranking(rows, metric) for metric in metrics}
         reference = _reference(rows, against)
         for i, row in enumerate(rows):
             history = "left out" if title.endswith(LEFT_OUT) else "left in"
-            line = {**of_table, "history": history, "model": row.label, "source": row.source}
+            line = {**shared, "history": history, "model": row.label, "source": row.source}
             for metric in metrics:
                 low, high = row.interval(metric) or (None, None)
                 p = rankings[metric].p if i == rankings[metric].best else None
@@ -456,19 +458,19 @@ def leaderboard_csv(tables, against=None):
 
 
 def comparison(result):
-    """What results have to share to be compared: the dataset and what COMPARED names, as text."""
+    """What results have to share to be comparable: the dataset and the values of COMPARED, as text."""
     settings = [json.dumps(result["settings"].get(key), sort_keys=True).replace('"', "") for key in PROTOCOL]
-    # By the item file's, items that nobody touched are ranked, too.
-    of_file = "item" in (result["settings"].get("load_col") or {})
-    return result["dataset"], result["data_hash"], "of the item file" if of_file else "of the interactions", *settings
+    # If the item file is loaded, items without interactions are ranked too.
+    from_file = "item" in (result["settings"].get("load_col") or {})
+    return result["dataset"], result["data_hash"], "of the item file" if from_file else "of the interactions", *settings
 
 
 def comparable(results):
-    """Results in groups within which they can be compared: of one dataset, the same files, filters, split and evaluation.
+    """Group results that are comparable: with the same dataset, files, filters, split and evaluation.
 
     Returns:
-        dict of title to list of results; the title is the dataset's name, and where that has several groups what tells
-        them apart.
+        dict of title to list of results; the title is the dataset's name, followed by the differences between the groups
+        of the dataset if there are several.
     """
     groups = {}
     for result in results:
@@ -476,22 +478,22 @@ def comparable(results):
     titles = {}
     for dataset, *values in sorted(groups):
         others = [other[1:] for other in groups if other[0] == dataset]
-        told = [
+        differing = [
             f", {name} {value}"
-            for name, value, of_others in zip(("files", *COMPARED[1:]), values, zip(*others, strict=True), strict=True)
-            if len(set(of_others)) > 1
+            for name, value, other_values in zip(("files", *COMPARED[1:]), values, zip(*others, strict=True), strict=True)
+            if len(set(other_values)) > 1
         ]
-        titles[dataset + "".join(told)] = groups[(dataset, *values)]
+        titles[dataset + "".join(differing)] = groups[(dataset, *values)]
     return titles
 
 
 def tables_of(results, folder):
-    """Rows of each table by its title: the published ones, then those of the results, best first.
+    """The rows of each table by its title: first published rows, then those of the results, best first.
 
-    Behind the table of a test stands that of the test without what users have already, where results have it.
+    The table of a test is followed by that of the test with the history left out, if results have it.
 
     Args:
-        results: dicts, as in result files. folder: where they are.
+        results: dicts, as in result files. folder: the folder of these files.
     """
     tables = {}
     for title, group in comparable(results).items():
@@ -502,12 +504,12 @@ def tables_of(results, folder):
 
 
 def leaderboards(results, folder, style, against=None):
-    """Tables of all datasets, each under its name; or one CSV.
+    """The tables of all datasets with their titles, or one CSV table.
 
     Args:
-        results: dicts, as in result files. folder: where they are.
-        style: markdown, latex or csv.
-        against: the label of a row, to which the differences of the others are told, too; None for none.
+        results: dicts, as in result files. folder: the folder of these files.
+        style: "markdown", "latex" or "csv".
+        against: the label of a row, to add the differences of the other rows from it; or None.
 
     Raises:
         TigerError: no table has a row ``against``.
@@ -535,5 +537,5 @@ def leaderboards(results, folder, style, against=None):
         if table := by_day(rows, style):
             parts.append(table + "\n")
         if untested.get(title):
-            parts.append(f"of older runs, which were not tested so: {STYLES[style].text(', '.join(untested[title]))}\n")
+            parts.append(f"not tested like this, from older versions: {STYLES[style].text(', '.join(untested[title]))}\n")
     return "\n".join(parts)

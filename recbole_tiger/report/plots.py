@@ -1,4 +1,4 @@
-"""Pictures of leaderboards and sweeps, made of their files."""
+"""Pictures of leaderboards and sweeps, made from their files."""
 
 import re
 from itertools import accumulate
@@ -11,7 +11,7 @@ from recbole_tiger.report.leaderboard import MAIN, comparable, rows_of
 
 
 def _figure(width, height):
-    from matplotlib.figure import Figure  # half a second of every command's start, and only needed here
+    from matplotlib.figure import Figure  # importing it at the top would slow every command down by half a second
 
     return Figure(figsize=(width, height), layout="constrained")
 
@@ -22,12 +22,13 @@ def _save(figure, file):
 
 
 def plot(results, folder, output):
-    """Draw, for every dataset, what training brings over time and what size brings.
+    """Draw the metric over training time and over model size, for every dataset.
 
     Args:
-        results: dicts, as in result files. folder: where they are.
-        output: folder for ``<title>-training.png`` (validation against seconds of training, a line a run) and
-            ``<title>-parameters.png`` (test against parameters, with the interval over users; a line where it has none).
+        results: dicts, as in result files. folder: the folder of these files.
+        output: folder for ``<title>-training.png`` (validation metric over seconds of training, one line per run) and
+            ``<title>-parameters.png`` (test metric over parameters, with the interval over users; models without parameters
+            are horizontal lines).
 
     Returns:
         list of paths.
@@ -36,7 +37,7 @@ def plot(results, folder, output):
     files = []
     for title, group in comparable(results).items():
         name = re.sub(r"[^\w.-]+", "-", title).strip("-")
-        if any(file.name == f"{name}-training.png" for file in files):  # titles may differ in brackets alone
+        if any(file.name == f"{name}-training.png" for file in files):  # titles may differ only in brackets
             name += f"-{len(files)}"
         rows = rows_of(group, folder)
         for kind, draw in (("training", _draw_training), ("parameters", _draw_parameters)):
@@ -79,11 +80,11 @@ def _draw_parameters(axes, rows):
     for i, row in enumerate(row for row in rows if row.values(MAIN)):
         size, value = row.average("parameters"), row.mean(MAIN)
         bounds = row.interval(MAIN)
-        # RecBole's values are rounded, and may lie outside of an interval without width.
+        # RecBole's values are rounded, so they may lie outside an interval of width zero.
         error = [[max(0, value - bounds[0])], [max(0, bounds[1] - value)]] if bounds else None
         if size > 1:
             axes.errorbar(size, value, yerr=error, marker="o", color=f"C{i}", capsize=3, linestyle="", label=row.label)
-        else:  # RecBole gives models that learn nothing (Pop, ItemKNN) one parameter, for there to be an optimizer.
+        else:  # RecBole gives models that learn nothing (Pop, ItemKNN) one parameter for the optimizer.
             axes.axhline(value, color=f"C{i}", linestyle="--", label=f"{row.label} (none)")
     axes.set_xscale("log")
     axes.set_xlabel("parameters")
@@ -92,11 +93,11 @@ def _draw_parameters(axes, rows):
 
 
 def codebook_heat_map(rows, metric, bigger, file):
-    """The best validation score at each size and depth of the codebooks.
+    """Draw the best validation score at each size and depth of the codebooks.
 
     Args:
         rows: dicts with ``codebook_size``, ``codebook_depth`` and the metric.
-        bigger: whether more of the metric is better.
+        bigger: whether a higher metric is better.
     """
     frame = pd.DataFrame(rows)
     best = frame.groupby(["codebook_depth", "codebook_size"])[metric].agg("max" if bigger else "min").unstack()
@@ -105,7 +106,7 @@ def codebook_heat_map(rows, metric, bigger, file):
     image = axes.imshow(best.to_numpy(), aspect="auto", origin="lower")
     axes.set_xticks(range(best.shape[1]), best.columns)
     axes.set_yticks(range(best.shape[0]), best.index)
-    axes.set_xlabel("codes a level")
+    axes.set_xlabel("codes per level")
     axes.set_ylabel("levels")
     axes.set_title(f"validation {metric}")
     middle = (best.max().max() + best.min().min()) / 2
@@ -119,7 +120,7 @@ def codebook_heat_map(rows, metric, bigger, file):
 
 
 def collision_scatter(rows, metric, file):
-    """The validation score against the share of the items that share their codes with another; a label is a codebook's size.
+    """Draw the validation score over the share of the items that share their codes; labels are codebook sizes.
 
     Args:
         rows: dicts with ``codebook_size``, ``codebook_depth``, ``collision_rate`` and the metric.
@@ -127,9 +128,9 @@ def collision_scatter(rows, metric, file):
     figure = _figure(6, 4)
     axes = figure.subplots()
     frame = pd.DataFrame(rows)
-    for depth, of_depth in frame.groupby("codebook_depth"):
-        axes.scatter(of_depth["collision_rate"], of_depth[metric], label=f"{depth} levels")
-        for size, *point in of_depth[["codebook_size", "collision_rate", metric]].itertuples(index=False):
+    for depth, group in frame.groupby("codebook_depth"):
+        axes.scatter(group["collision_rate"], group[metric], label=f"{depth} levels")
+        for size, *point in group[["codebook_size", "collision_rate", metric]].itertuples(index=False):
             axes.annotate(size, point, textcoords="offset points", xytext=(4, 4))
     axes.set_xlabel("collision rate")
     axes.set_ylabel(f"validation {metric}")

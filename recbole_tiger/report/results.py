@@ -1,4 +1,4 @@
-"""Result files: one JSON a run, and beside it the ranks of its test users' targets."""
+"""Result files: one JSON file per run, and beside it the ranks of its test users' targets."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from recbole_tiger.errors import TigerError
 from recbole_tiger.files import read_arrays, whole_file, write_arrays
 
 SCHEMA = 1
-# What the fields of the test without what users have already end in; those of the other test have no such end.
+# Suffix of the fields of the test with the users' history left out of the lists; the other test has no suffix.
 WITHOUT_HISTORY = "_without_history"
 REQUIRED = (
     *("schema", "model", "label", "dataset", "seed", "best_valid_score", "valid_score_bigger", "best_valid_result"),
@@ -19,10 +19,10 @@ REQUIRED = (
 
 
 def write_result(result, file, users=None, kept=None):
-    """Write a result as JSON, whole or not at all, and what is kept of its users to the file that it names.
+    """Write a result as JSON, whole or not at all, and arrays of its users to the file named by ``result["ranks"]``.
 
     Args:
-        users: as :func:`write_ranks` takes them; kept: dict of the other arrays; where ``result["ranks"]`` names a file.
+        users: as in :func:`write_ranks`; kept: dict of the other arrays of :func:`write_ranks`, or None to write none.
     """
     with whole_file(file) as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -34,7 +34,7 @@ def read_result(file):
     """Read one result file.
 
     Raises:
-        TigerError: it is cut short, lacks a field, or is of another schema.
+        TigerError: the file is cut short, lacks a field, or has another schema.
     """
     try:
         result = json.loads(Path(file).read_text(encoding="utf-8"))
@@ -44,12 +44,12 @@ def read_result(file):
     if absent:
         raise TigerError(f"result file {file} lacks {', '.join(absent)}; delete it and run again")
     if result["schema"] != SCHEMA:
-        raise TigerError(f"result file {file} is of schema {result['schema']}, this version reads {SCHEMA}")
+        raise TigerError(f"result file {file} has schema {result['schema']}, but this version reads {SCHEMA}")
     return result
 
 
 def read_results(folder):
-    """All results of a folder, in the order of their file names."""
+    """Read all results of a folder, in the order of their file names."""
     return [read_result(file) for file in sorted(Path(folder).glob("*.json"))]
 
 
@@ -58,10 +58,10 @@ def write_ranks(users, ranks, file, **more):
 
     Args:
         users: tokens, an array [users] of strings.
-        ranks: int32 array [users]; 1 is best, 0 not among the first max(topk).
-        file: an .npz.
-        more: ``ranks_without_history``, of the same form, and ``later_day``, bool array [users], whether the target is of a
-            later day than what the user has before; where they are known.
+        ranks: int32 array [users]; 1 is best, 0 is not among the first max(topk).
+        file: path of an .npz file.
+        more: if known, ``ranks_without_history``, of the same form, and ``later_day``, bool array [users], whether the
+            target is of a later day than the user's history.
     """
     with whole_file(file) as temporary:
         write_arrays(temporary, compress=True, users=np.asarray(users, dtype=str), ranks=ranks, **more)
@@ -71,7 +71,7 @@ def read_ranks(file, name="ranks"):
     """Read one of the arrays that :func:`write_ranks` wrote.
 
     Returns:
-        users (tokens, sorted); the array in their order, or None where the file has none of this name.
+        users (tokens, sorted); the array in their order, or None if the file has no array of this name.
 
     Raises:
         TigerError: the file is absent or damaged.

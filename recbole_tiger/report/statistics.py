@@ -1,12 +1,12 @@
-"""How sure a metric is: bootstrap over users, one model's and two models' on the same users."""
+"""Uncertainty of metrics: bootstrap over users, for one model or for two models on the same users."""
 
 import numpy as np
 
 RESAMPLES = 10_000
 LEVEL = 0.95
-# Counts that are drawn at once: 32 MB.
+# Counts drawn at once: 32 MB.
 DRAWN = 2**22
-# What a target at a rank is worth to a metric.
+# The gain of a target at a rank, by metric.
 GAINS = {
     "recall": np.ones_like,
     "hit": np.ones_like,
@@ -14,21 +14,21 @@ GAINS = {
     "mrr": lambda rank: 1 / rank,
 }
 
-# Ranges of how often training has a target: the largest number of each, and its name.
+# Ranges of how often a target occurs in training: the largest count of each, and its name.
 RANGES = {2: "0-2", 5: "3-5", 10: "6-10", 20: "11-20", 50: "21-50", np.inf: "over 50"}
 
 
 def range_of(counts):
-    """The place in RANGES of each of an array of counts."""
+    """The index in RANGES of each count of an array."""
     return np.searchsorted(list(RANGES), counts)
 
 
-def metric_of_users(ranks, name):
-    """A metric of every user with one target.
+def metric_per_user(ranks, name):
+    """The value of a metric for each user, who has one target.
 
     Args:
-        ranks: int array; 1 is best, 0 not in the list.
-        name: as RecBole writes it: recall@10, hit@10, ndcg@10 or mrr@10.
+        ranks: int array; 1 is best, 0 is not in the list.
+        name: in RecBole's form: recall@10, hit@10, ndcg@10 or mrr@10.
 
     Returns:
         float array of the same shape.
@@ -41,7 +41,7 @@ def metric_of_users(ranks, name):
 def bootstrap_means(values, seed=0):
     """Means of ``RESAMPLES`` samples of users, drawn with replacement.
 
-    Users with the same value are alike, so how often each value is drawn, a multinomial, is all that is drawn.
+    Only how often each distinct value is drawn matters, so these counts are drawn from a multinomial distribution.
 
     Args:
         values: float array [users].
@@ -50,7 +50,7 @@ def bootstrap_means(values, seed=0):
         float array [RESAMPLES].
     """
     distinct, counts = np.unique(values, return_counts=True)
-    rng = np.random.RandomState(seed)  # whose draws stay the same from one NumPy to the next; a Generator's changed with 2.5
+    rng = np.random.RandomState(seed)  # its draws are the same in every NumPy; those of a Generator changed with 2.5
     block = max(1, DRAWN // len(distinct))
     sizes = [min(block, RESAMPLES - begin) for begin in range(0, RESAMPLES, block)]
     drawn = (rng.multinomial(len(values), counts / len(values), size=size) for size in sizes)
@@ -68,13 +68,13 @@ def interval(values):
 
 
 def paired_p(first, second):
-    """Two-sided p-value of a paired bootstrap: how often chance alone makes two models differ as much.
+    """Two-sided p-value of a paired bootstrap: how often two models differ as much by chance alone.
 
     Args:
         first, second: float arrays [users], of the same users in the same order.
     """
     difference = first - second
     shifted = bootstrap_means(difference) - difference.mean()
-    # Of one sum in two orders: equal, but for rounding.
+    # The sum in two orders; the results differ by rounding only.
     extreme = np.abs(shifted) >= abs(difference.mean()) * (1 - 1e-9)
     return float((extreme.sum() + 1) / (RESAMPLES + 1))

@@ -1,1 +1,1 @@
-"""Runs from settings to a result: one, several side by side, a sweep, recommendations."""
+"""Runs from settings to a result: one run, a comparison, a sweep, recommendations."""

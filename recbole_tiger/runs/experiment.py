@@ -1,4 +1,4 @@
-"""One run from settings to a result file, for any model; and several side by side."""
+"""One run of any model, from settings to a result file, and comparisons of several models."""
 
 import contextlib
 import copy
@@ -26,9 +26,9 @@ from recbole_tiger.errors import TigerError
 from recbole_tiger.files import locked, make_folder
 from recbole_tiger.model import MODELS
 from recbole_tiger.report.results import SCHEMA, WITHOUT_HISTORY, read_result, write_result
-from recbole_tiger.report.statistics import GAINS, interval, metric_of_users
+from recbole_tiger.report.statistics import GAINS, interval, metric_per_user
 from recbole_tiger.settings.arguments import check_keys
-from recbole_tiger.settings.checks import of_lists
+from recbole_tiger.settings.checks import is_list_metric
 from recbole_tiger.settings.config import make_config
 from recbole_tiger.settings.identity import check_unchanged, run_inputs, run_key
 from recbole_tiger.settings.properties import dataset_properties
@@ -40,37 +40,37 @@ PACKAGES = ("recbole-tiger", "recbole", "torch", "numpy", "pandas", "sentence-tr
 
 
 def prepare(name, dataset, user_settings):
-    """Config of a run, checked against the data: the columns to load are filled in, the same for every model."""
+    """Make the config of a run and check it against the data; every model loads the same columns."""
     config = configure(name, dataset, user_settings)
     fit_to_data(config, user_settings)
     return config
 
 
 def configure(name, dataset, user_settings):
-    """Config of a run whose settings are known and fit together."""
+    """Make the config of a run and check that its settings are known and fit together."""
     check_keys(user_settings, "the settings")
     return make_config(name, dataset, user_settings)
 
 
 def fit_to_data(config, user_settings):
-    """Check a config against its dataset, which is fetched where RecBole's list has it, and fill in the columns to load."""
+    """Check a config against its dataset and fill in the columns to load; download the dataset if RecBole lists it."""
     ensure_dataset(config)
     if config["load_col"] is None:
         own = MODELS.get(config["model"])
-        of_all = user_settings.get("item_embeddings") is None  # the columns are the same for every model of a comparison
-        config["load_col"] = text_load_col(config, own.needs_text(config) if own else of_all)
+        text_needed = user_settings.get("item_embeddings") is None  # every model of a comparison loads the same columns
+        config["load_col"] = text_load_col(config, own.needs_text(config) if own else text_needed)
     if "load_col" not in user_settings:
-        config["load_col"] = {**_of_knowledge(config), **config["load_col"]}
+        config["load_col"] = {**_knowledge_graph_columns(config), **config["load_col"]}
     check_aliases(config)
     _check_columns(config)
     check_interactions(config)
 
 
-def _of_knowledge(config):
-    """Columns of the files beside users, items and interactions that RecBole gives models of a knowledge graph.
+def _knowledge_graph_columns(config):
+    """Columns of the knowledge graph files that RecBole loads for models of a knowledge graph.
 
     Raises:
-        TigerError: the dataset has no such file.
+        TigerError: the dataset lacks such a file.
     """
     columns = config.internal_config_dict.get("load_col") or {}
     found = {kind: names for kind, names in columns.items() if kind not in ("inter", "item", "user")}
@@ -82,7 +82,7 @@ def _of_knowledge(config):
 
 
 def _check_columns(config):
-    """Refuse settings that name columns which are not loaded."""
+    """Refuse settings that name columns not loaded."""
     if "*" in config["load_col"].values():
         return
     loaded = {column for columns in config["load_col"].values() for column in columns}
@@ -90,24 +90,24 @@ def _check_columns(config):
         absent = [column for column in config[key] or [] if column not in loaded]
         if absent:
             raise TigerError(
-                f"{key} of {config['label']} names {', '.join(absent)}, and loaded are {', '.join(sorted(loaded))}: "
-                f"give --{key}=... of these, or load more by --load_col=..."
+                f"{key} of {config['label']} names {', '.join(absent)}, but the loaded columns are "
+                f"{', '.join(sorted(loaded))}: name some of these in --{key}=..., or load more with --load_col=..."
             )
 
 
 def budget(name, dataset, user_settings):
-    """Settings that bound the cost of a model in a comparison (``properties/budget``); {} where there are none."""
+    """Settings that limit the cost of a model in a comparison (``properties/budget``); {} if there are none."""
     return dataset_properties("budget", dataset, user_settings).get(name, {})
 
 
 class OutOfTime(Exception):
-    """Training has passed ``max_minutes``."""
+    """Training and validation took longer than ``max_minutes``."""
 
 
 def time_epochs(trainer, max_minutes):
-    """Let any RecBole trainer keep in ``epoch_log`` what each epoch took and reached, one dict an epoch.
+    """Make a RecBole trainer log the time, loss and validation result of each epoch in ``epoch_log``, one dict per epoch.
 
-    Keys: ``train_seconds``, ``train_loss``, and where it was evaluated ``eval_seconds``, ``valid_score`` and
+    The keys are ``train_seconds`` and ``train_loss``, and for evaluated epochs ``eval_seconds``, ``valid_score`` and
     ``valid_result``. An epoch that would begin after ``max_minutes`` of training and validation (None: no limit) raises
     OutOfTime.
     """
@@ -117,7 +117,7 @@ def time_epochs(trainer, max_minutes):
 
     def timed_train(*args, **kwargs):
         spent = sum(epoch["train_seconds"] + epoch.get("eval_seconds", 0) for epoch in trainer.epoch_log)
-        # By now the epoch before is validated and saved.
+        # The previous epoch is validated and saved by now.
         if max_minutes is not None and spent > 60 * max_minutes and trainer.best_valid_result is not None:
             raise OutOfTime
         begin = time.perf_counter()
@@ -129,7 +129,7 @@ def time_epochs(trainer, max_minutes):
     def timed_valid(*args, **kwargs):
         begin = time.perf_counter()
         score, result = valid(*args, **kwargs)
-        entry = {"eval_seconds": time.perf_counter() - begin, "valid_score": float(score), "valid_result": plain(result)}
+        entry = {"eval_seconds": time.perf_counter() - begin, "valid_score": float(score), "valid_result": as_floats(result)}
         if trainer.epoch_log:
             trainer.epoch_log[-1].update(entry)
         return score, result
@@ -138,10 +138,10 @@ def time_epochs(trainer, max_minutes):
 
 
 def keep_ranks(trainer):
-    """Let a RecBole trainer keep in ``ranks`` what its last evaluation found: the rank of every user's target.
+    """Make a RecBole trainer keep the ranks of the targets in its last evaluation as its attribute ``ranks``.
 
-    An int32 array in the order of the evaluated rows, 0 where the target is not among the first max(topk); None where a row
-    has several targets, or no metric looks at ranks.
+    ``ranks`` is an int32 array in the order of the evaluated rows, 0 where the target is not among the first max(topk). It
+    is None if a row has several targets or no metric uses ranks.
     """
     evaluate = trainer.evaluator.evaluate
 
@@ -157,23 +157,23 @@ def keep_ranks(trainer):
 
 
 def evaluated_ids(data):
-    """RecBole's ids of the users of an evaluation's rows, in their order: int array."""
+    """RecBole's user ids of the evaluated rows, in their order: int array."""
     dataset = data.dataset
     return np.asarray(data.uid_list if hasattr(data, "uid_list") else dataset.inter_feat[dataset.uid_field])
 
 
 def evaluated_users(data):
-    """Tokens of the same."""
+    """User tokens of the evaluated rows, in their order."""
     return data.dataset.id2token(data.dataset.uid_field, evaluated_ids(data))
 
 
-def plain(result):
-    """Metrics as a dict of floats."""
+def as_floats(result):
+    """Convert metrics to a dict of floats."""
     return {name: float(value) for name, value in result.items()}
 
 
 def hardware():
-    """What the run ran on."""
+    """Describe the machine of a run."""
     return {
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
@@ -184,24 +184,24 @@ def hardware():
 
 
 def versions():
-    """Versions of Python and of the packages that a result depends on."""
+    """Versions of Python and of the packages on which results depend."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):  # all but a sweep works without Ray
+        with contextlib.suppress(metadata.PackageNotFoundError):  # only sweeps need Ray
             found[name] = metadata.version(name)
     return found
 
 
 def result_path(config, results_dir):
-    """Where the result of a run is written."""
+    """Path of the result file of a run."""
     return Path(results_dir) / f"{config['dataset']}-{config['label']}-{config['seed']}-{run_key(config)}.json"
 
 
 def start_logging(config):
-    """Hand RecBole's log over to a run.
+    """Start RecBole's log for a run.
 
     Raises:
-        TigerError: the folder of the command takes no logs.
+        TigerError: logs cannot be written in the working directory.
     """
     root = getLogger()
     for handler in root.handlers[:]:
@@ -211,29 +211,29 @@ def start_logging(config):
         Path("log_tensorboard").mkdir(exist_ok=True)
     except OSError as error:
         raise TigerError(
-            f"RecBole writes log/ and log_tensorboard/ into the folder of the command, and cannot write {error.filename} in "
-            f"{Path.cwd()} ({error.strerror}): give the command in another folder"
+            f"RecBole writes log/ and log_tensorboard/ in the working directory, and cannot write {error.filename} in "
+            f"{Path.cwd()} ({error.strerror}): run the command in another folder"
         ) from error
     for handler in root.handlers:
         if isinstance(handler, FileHandler):
-            handler.handleError = functools.partial(_cut_short, handler)
+            handler.handleError = functools.partial(_close_log, handler)
     root.info(config)
 
 
-def _cut_short(handler, record):
-    """End a log that cannot be written, in a sentence and not in a traceback for each of its lines; the run goes on."""
+def _close_log(handler, record):
+    """Close a log that cannot be written and warn once, instead of a traceback per line; the run goes on."""
     error = sys.exc_info()[1]
     if not isinstance(error, OSError):
         raise
     getLogger().removeHandler(handler)
-    with contextlib.suppress(OSError):  # of what it still holds
+    with contextlib.suppress(OSError):  # closing writes the rest of the buffer
         handler.close()
     print(f"recbole-tiger: warning: the log {handler.baseFilename} is cut short: {error}", file=sys.stderr)
 
 
 @contextlib.contextmanager
-def refused_by_recbole(config):
-    """What RecBole raises as it makes a dataset or a model of settings, as a sentence."""
+def recbole_errors_as_sentences(config):
+    """Turn exceptions of RecBole about the data or the settings into a TigerError of one sentence."""
     try:
         yield
     except TigerError:
@@ -241,11 +241,9 @@ def refused_by_recbole(config):
     except (ValueError, TypeError, LookupError, AttributeError, NotImplementedError, ImportError) as error:
         reason = " ".join(str(error).split())
         if "num_samples=0" in reason:
-            raise _nothing_left(config, "training") from error
+            raise _empty_part_error(config, "training") from error
         if "Some feat is empty" in reason:
-            reason = (
-                "its filters leave no interaction, user or item: loosen user_inter_num_interval, val_interval and the like"
-            )
+            reason = "its filters leave no interaction, user or item: loosen user_inter_num_interval, val_interval or others"
         raise TigerError(
             f"{config['label']} on {config['dataset']}: RecBole refuses the data or the settings, "
             f"{type(error).__name__}: {reason}"
@@ -253,8 +251,8 @@ def refused_by_recbole(config):
 
 
 @contextlib.contextmanager
-def told_of_memory(config):
-    """What PyTorch raises where a GPU has no memory left, as a sentence."""
+def memory_error_as_sentence(config):
+    """Turn PyTorch's out-of-memory error of a GPU into a TigerError of one sentence."""
     try:
         yield
     except torch.cuda.OutOfMemoryError as error:
@@ -262,7 +260,7 @@ def told_of_memory(config):
         raise TigerError(f"{config['label']}: the GPU is out of memory: lower {sizes} or the widths of the model") from error
 
 
-def _nothing_left(config, part):
+def _empty_part_error(config, part):
     return TigerError(
         f"dataset {config['dataset']}: with eval_args split {config['eval_args']['split']} no interaction is left "
         f"for {part}; leave-one-out needs users with at least four"
@@ -270,33 +268,33 @@ def _nothing_left(config, part):
 
 
 def _check_lengths(config, dataset):
-    """Refuse pre-split histories that a model of RecBole's has no positions for; those of MODELS read the last of them."""
+    """Refuse pre-split histories too long for a model of RecBole; models of MODELS read the most recent items only."""
     longest = dataset.field2seqlen.get(history_field(config), 0) if config["benchmark_filename"] else 0
     if config["model"] not in MODELS and longest > config["MAX_ITEM_LIST_LENGTH"]:
         raise TigerError(
-            f"the pre-split files have histories of up to {longest} items, MAX_ITEM_LIST_LENGTH is "
-            f"{config['MAX_ITEM_LIST_LENGTH']}: raise it, or cut them to their last items"
+            f"the pre-split files have histories of up to {longest} items, but MAX_ITEM_LIST_LENGTH is "
+            f"{config['MAX_ITEM_LIST_LENGTH']}: raise it, or cut the histories to their last items"
         )
 
 
 def _check_lists(config, dataset):
-    """Refuse lists that are longer than the catalogue, which RecBole would find out after training."""
+    """Refuse lists longer than the catalogue before training; RecBole would fail after it."""
     n_items = dataset.item_num - 1
-    if any(map(of_lists, config["metrics"])) and max(config["topk"]) > n_items:
+    if any(map(is_list_metric, config["metrics"])) and max(config["topk"]) > n_items:
         raise TigerError(
             f"topk {max(config['topk'])} of {config['label']} is longer than the catalogue of {n_items} items; lower it"
         )
 
 
 def load(config):
-    """Training, validation (cut down to ``valid_users``) and test data of a run.
+    """Load the training, validation (``valid_users`` of its users) and test data of a run.
 
     Raises:
-        TigerError: one of them is empty, RecBole cannot make them, or the files have changed since the run began.
+        TigerError: a part is empty, RecBole refuses the data, or the files have changed since the run began.
     """
     init_seed(config["seed"], config["reproducibility"])
     run_inputs(config)
-    with refused_by_recbole(config):
+    with recbole_errors_as_sentences(config):
         dataset = create_dataset(config)
         getLogger().info(dataset)
         _check_lengths(config, dataset)
@@ -305,14 +303,14 @@ def load(config):
     check_unchanged(config)
     for part, data in (("training", train_data), ("validation", valid_data), ("test", test_data)):
         if not len(data._dataset):
-            raise _nothing_left(config, part)
+            raise _empty_part_error(config, part)
     if config["valid_users"] is not None:
-        valid_data = of_some_users(config, valid_data)
+        valid_data = subset_of_users(config, valid_data)
     return train_data, valid_data, test_data
 
 
-def of_some_users(config, valid_data):
-    """Validation data of ``valid_users`` users: with one seed the same for every model, by their tokens."""
+def subset_of_users(config, valid_data):
+    """Validation data of ``valid_users`` users, drawn by token: the same users for every model with the same seed."""
     dataset = valid_data._dataset
     users = dataset.inter_feat[dataset.uid_field].numpy()
     tokens = dataset.field2id_token[dataset.uid_field]
@@ -323,21 +321,21 @@ def of_some_users(config, valid_data):
 
 
 def make_model(config, train_data):
-    """A new model."""
+    """Make an untrained model."""
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
-    with refused_by_recbole(config), told_of_memory(config):
+    with recbole_errors_as_sentences(config), memory_error_as_sentence(config):
         return get_model(config["model"])(config, train_data._dataset).to(config["device"])
 
 
 def make_trainer(config, train_data):
-    """A new model and its trainer."""
+    """Make the trainer of an untrained model."""
     keep_freed_memory()
     model = make_model(config, train_data)
     getLogger().info(model)
-    with told_of_memory(config):
+    with memory_error_as_sentence(config):
         trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
     key = run_key(config)
-    if key not in trainer.saved_model_file:  # RecBole's name tells seconds: runs that begin together would share a file
+    if key not in trainer.saved_model_file:  # RecBole names files by the second, so runs begun together would share one
         trainer.saved_model_file = trainer.saved_model_file.removesuffix(".pth") + f"-{key}.pth"
     return trainer
 
@@ -346,13 +344,13 @@ def train(config, after_epoch=None):
     """Train one model, as RecBole's ``run_recbole`` does.
 
     Args:
-        config: of :func:`prepare`.
-        after_epoch: called after every evaluation on validation with the result so far.
+        config: from :func:`prepare`.
+        after_epoch: called with the result so far after every evaluation on the validation set.
 
     Returns:
-        dict: the result without the fields of :func:`finish`; the trainer; the test data.
+        the result (a dict, without the fields that :func:`finish` adds); the trainer; the test data.
     """
-    of_run = run_inputs(config)
+    inputs = run_inputs(config)
     begin = time.perf_counter()
     train_data, valid_data, test_data = load(config)
     prepare_seconds = time.perf_counter() - begin
@@ -381,19 +379,19 @@ def train(config, after_epoch=None):
             "train_seconds": round(sum(epoch["train_seconds"] for epoch in log), 2),
             "parameters": sum(p.numel() for p in trainer.model.parameters()),
             "epoch_log": log,
-            **of_run,
+            **inputs,
             "versions": versions(),
             "hardware": hardware(),
             "checkpoint": str(trainer.saved_model_file),
         }
         if config["model"] in MODELS:
-            # A resumed run keeps the codes of its checkpoint, which those made now need not be.
+            # A resumed run keeps the codes of its checkpoint, which may differ from newly made ones.
             found["semantic_ids"] = trainer.model.semantic_ids().statistics()
         return found
 
     callback = {} if after_epoch is None else {"callback_fn": lambda epoch, score: after_epoch(result())}
     try:
-        with told_of_memory(config):
+        with memory_error_as_sentence(config):
             trainer.fit(train_data, valid_data, saved=True, show_progress=config["show_progress"], **callback)
     except OutOfTime:
         out_of_time = True
@@ -407,24 +405,24 @@ def train(config, after_epoch=None):
 
 
 def finish(result, trainer, test_data, file):
-    """Evaluate the best epoch on the test set, with and without what users have already, and write what comes out.
+    """Evaluate the best epoch on the test set, with and without the users' history in the lists, and write the result.
 
-    Each is done once. In sampled evaluation both rank the same draw.
+    Each of the two evaluations runs once. In sampled evaluation both rank the same drawn items.
 
     Args:
-        result, trainer, test_data: of :func:`train`; the first gains the fields that tell the test.
-        file: the result file to write; beside it goes the rank of every user's target.
+        result, trainer, test_data: from :func:`train`; ``result`` gains the fields of the test.
+        file: the result file to write; the ranks of the users' targets are written beside it.
     """
     keep_ranks(trainer)
     config, users, kept = trainer.config, evaluated_users(test_data), {}
-    # With several targets a user, as a split by ratio has them, rows are no sample of users.
-    of_users = len(np.unique(users)) == len(users)
+    # A split by ratio gives users several targets, so rows are not a sample of users.
+    one_target = len(np.unique(users)) == len(users)
     random_state = np.random.get_state()
-    for suffix in ("", WITHOUT_HISTORY) if any(map(of_lists, config["metrics"])) else ("",):
+    for suffix in ("", WITHOUT_HISTORY) if any(map(is_list_metric, config["metrics"])) else ("",):
         np.random.set_state(random_state)
         begin = time.perf_counter()
-        with told_of_memory(config), leaving_out(test_data, suffix == WITHOUT_HISTORY):
-            found = plain(
+        with memory_error_as_sentence(config), leaving_out(test_data, suffix == WITHOUT_HISTORY):
+            found = as_floats(
                 trainer.evaluate(
                     test_data,
                     load_best_model=not suffix,
@@ -434,14 +432,14 @@ def finish(result, trainer, test_data, file):
             )
         seconds = time.perf_counter() - begin
         if suffix:
-            found = {name: value for name, value in found.items() if of_lists(name.partition("@")[0])}
+            found = {name: value for name, value in found.items() if is_list_metric(name.partition("@")[0])}
         else:
             result["eval_seconds"] = round(seconds, 2)
             result["eval_users_per_second"] = round(len(test_data._dataset) / seconds, 2)
-        ranks = trainer.ranks if of_users else None
-        of_ranks = [name for name in found if ranks is not None and name.partition("@")[0] in GAINS]
+        ranks = trainer.ranks if one_target else None
+        ranked = [name for name in found if ranks is not None and name.partition("@")[0] in GAINS]
         result[f"test_result{suffix}"] = found
-        result[f"intervals{suffix}"] = {name: interval(metric_of_users(ranks, name)) for name in of_ranks}
+        result[f"intervals{suffix}"] = {name: interval(metric_per_user(ranks, name)) for name in ranked}
         if ranks is not None:
             kept[f"ranks{suffix}"] = ranks
     later_day = test_data.collate_fn.known.later_day(evaluated_ids(test_data)) if kept else None
@@ -452,13 +450,13 @@ def finish(result, trainer, test_data, file):
 
 
 def remove_state(trainer):
-    """Remove what a trainer resumes from, where it does so, which has served; the best epoch's checkpoint stays."""
+    """Remove the files from which a trainer resumes, if it has any; the best epoch's checkpoint stays."""
     if hasattr(trainer, "state_file"):
         shutil.rmtree(trainer.state_file.parent, ignore_errors=True)
 
 
 def make_folders(config, results_dir):
-    """Make the folders that a run writes to."""
+    """Make the folders in which a run writes."""
     make_folder(results_dir)
     make_folder(config["checkpoint_dir"])
     if config["model"] in MODELS:
@@ -466,7 +464,7 @@ def make_folders(config, results_dir):
 
 
 def rehearse(config):
-    """Make the data and the model of a run, so that what cannot work is refused before other runs begin."""
+    """Make the data and the model of a run, to refuse what cannot work before other runs begin."""
     config = copy.deepcopy(config)  # some models write into their settings
     make_model(config, load(config)[0])
 
@@ -475,13 +473,13 @@ def run(config, results_dir):
     """Train and test one model and write the result file.
 
     Args:
-        config: of :func:`prepare`.
+        config: from :func:`prepare`.
 
     Raises:
-        TigerError: another process trains the same in the same ``checkpoint_dir``, or the run cannot work.
+        TigerError: another process does the same run in the same ``checkpoint_dir``, or the run cannot work.
 
     Returns:
-        dict: the result, with ``checkpoint`` the path of the best epoch's.
+        dict: the result; ``checkpoint`` is the path of the best epoch's checkpoint.
     """
     file = result_path(config, results_dir)
     make_folders(config, results_dir)
@@ -495,7 +493,7 @@ def run(config, results_dir):
 
 
 def run_or_read(config, results_dir):
-    """The result of a finished run of the same settings and data, or else of a run now."""
+    """Read the result of a finished run with the same settings and data, or run now if there is none."""
     file = result_path(config, results_dir)
     if file.is_file():
         print(f"{config['label']} on {config['dataset']}: already run, {file}")
@@ -504,17 +502,17 @@ def run_or_read(config, results_dir):
 
 
 def compare(names, dataset, user_settings, results_dir):
-    """Run several models on one dataset under one protocol; finished runs are not run again.
+    """Run several models on one dataset under one protocol; finished runs are not repeated.
 
-    What cannot work is refused before any model is trained.
+    Settings that cannot work are refused before any model is trained.
 
     Returns:
         list of results in the order of ``names``.
     """
     if not names:
-        raise TigerError("no model to compare: name some by --models=GRU4Rec,TIGER")
+        raise TigerError("no model to compare: name some, as in --models=GRU4Rec,TIGER")
     if "label" in user_settings:
-        raise TigerError("label names the row of one run, and here every model has a row: leave it out")
+        raise TigerError("label names the row of one run, but here every model has a row: leave it out")
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise TigerError(f"models named twice: {', '.join(twice)}")
@@ -528,6 +526,6 @@ def compare(names, dataset, user_settings, results_dir):
     waiting = [config for config, file in zip(configs, files, strict=True) if not file.is_file()]
     for config in waiting:
         make_folders(config, results_dir)
-    for config in waiting[1:]:  # the first is checked as it begins
+    for config in waiting[1:]:  # the first one is checked when its run begins
         rehearse(config)
     return [run_or_read(config, results_dir) for config in configs]

@@ -1,4 +1,4 @@
-"""How often training has the items that the test users take."""
+"""How often the test targets occur in the training interactions."""
 
 from pathlib import Path
 
@@ -11,14 +11,14 @@ from recbole_tiger.settings.properties import is_sample
 
 
 def target_occurrences(result, data_path):
-    """How often the training interactions of a result's dataset have the target of each test user.
+    """Count how often the target of each test user occurs in the training interactions of a result's dataset.
 
     Args:
         result: a dict, as in a result file. data_path: the folder of datasets.
 
     Returns:
-        users (tokens, sorted), counts: arrays [users]; None where a user has several targets, or where ``data_path`` lacks
-        the dataset or has other files of it than the result.
+        users (tokens, sorted), counts: arrays [users]. None if a user has several targets, or if ``data_path`` lacks the
+        dataset or holds other files than those of the result.
 
     Raises:
         TigerError: RecBole cannot make the dataset.
@@ -27,7 +27,7 @@ def target_occurrences(result, data_path):
     if not is_sample(dataset, data_path) and not (Path(data_path) / dataset).is_dir():
         return None
     same = {key: result["settings"][key] for key in PROTOCOL if result["settings"].get(key) is not None}
-    # A model that learns nothing: RecBole keeps its interactions as they are.
+    # Pop learns nothing, so RecBole does not augment its interactions.
     config = experiment.prepare("Pop", dataset, {**same, "data_path": str(data_path), "show_progress": False})
     train_data, _, test_data = experiment.load(config)
     if comparison({**result, **run_inputs(config)}) != comparison(result):

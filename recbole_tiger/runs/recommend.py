@@ -1,4 +1,4 @@
-"""Load a checkpoint, recommend for a history."""
+"""Load a checkpoint and recommend items for a history."""
 
 import math
 import re
@@ -13,18 +13,18 @@ from recbole_tiger.training.checkpoint import load_checkpoint, save_checkpoint
 
 
 def padded(rows):
-    """Lists of numbers as an int64 tensor, padded with zeros on the left."""
+    """Convert lists of numbers to an int64 tensor, padded with zeros on the left."""
     width = max(map(len, rows))
     return torch.tensor([[0] * (width - len(row)) + row for row in rows])
 
 
 class Recommender:
-    """A trained model of MODELS that recommends without the dataset's folder.
+    """A trained model of MODELS that recommends without the dataset's files.
 
     Attributes:
         items: item tokens of the catalogue.
-        titles: their titles.
-        semantic_ids: their SemanticIDs.
+        titles: titles of the items.
+        semantic_ids: SemanticIDs of the items.
     """
 
     def __init__(self, state, device):
@@ -37,18 +37,18 @@ class Recommender:
 
     @classmethod
     def load(cls, checkpoint, device=None):
-        """Read a checkpoint that a run saved; nothing in it is run.
+        """Read a checkpoint that a run saved, without running any code in it.
 
         Args:
-            checkpoint: path of a file as ``TIGER-*.pth``.
-            device: a torch device; the default is CUDA where there is one.
+            checkpoint: path of a file like ``TIGER-*.pth``.
+            device: a torch device; the default is CUDA if available.
 
         Raises:
-            TigerError: the file is absent, cut short, of another model, or carries code; or the device is not there.
+            TigerError: the file is absent, cut short, of another model, or contains code; or the device is not available.
         """
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if device.type == "cuda" and not torch.cuda.is_available():
-            raise TigerError(f"device {str(device)!r}: this PyTorch finds no GPU here; give 'cpu', or none")
+            raise TigerError(f"device {str(device)!r}: PyTorch finds no GPU; give 'cpu', or leave device out")
         state = load_checkpoint(checkpoint, device)
         name = state["config"]["model"]
         if name not in MODELS:
@@ -59,25 +59,25 @@ class Recommender:
         return cls(state, device)
 
     def add_items(self, file, item_embeddings=None):
-        """A recommender of the same model that knows new items, too; the IDs of the others stay.
+        """Make a recommender with the same model that also knows new items; the IDs of the old items stay.
 
-        New items get codes from the tokenizer, and numbers behind the items that share these.
+        The tokenizer gives new items their codes. Items that share codes with older ones are numbered after them.
 
         Args:
-            file: RecBole's item file of the new items.
+            file: item file of the new items, in RecBole's format.
             item_embeddings: file of their embeddings, for a model that was trained on such a file.
 
         Returns:
             Recommender.
 
         Raises:
-            TigerError: the model keeps no tokenizer, or the file does not fit: an item is there already or has no text, or
-                embeddings have another width.
+            TigerError: the model keeps no tokenizer, an item is in the catalogue already or has no text, or the embeddings
+                have another width.
         """
         if self.model.tokenizer is None:
             raise TigerError(
-                "this model reads semantic IDs from a file and keeps no tokenizer, which gives new items theirs: add them "
-                "to the file and train anew"
+                "this model reads semantic IDs from a file and has no tokenizer to make those of new items: add them to the "
+                "file and train again"
             )
         tokenizer = Tokenizer.from_state(self.model.tokenizer)
         own = tokenizer.made_by["item_embeddings"] is not None
@@ -90,7 +90,7 @@ class Recommender:
         return Recommender(self.model.with_items(self._state(), items, titles, columns, codes, embeddings), self.device)
 
     def _state(self):
-        """What a checkpoint of the model holds."""
+        """The content of a checkpoint of the model."""
         return {
             "config": self.config,
             "state_dict": self.model.state_dict(),
@@ -98,10 +98,10 @@ class Recommender:
         }
 
     def items_where(self, column, words):
-        """The items whose value in a column of the item file has certain words, one behind the other, in either case.
+        """Find the items whose value in a column of the item file contains words in sequence, ignoring case.
 
         Args:
-            column: a text field that the checkpoint keeps, as "categories". words: as "Hair Care".
+            column: a text field that the checkpoint keeps, for example "categories". words: for example "Hair Care".
 
         Returns:
             list of item tokens, for ``among`` of :meth:`recommend`.
@@ -119,7 +119,7 @@ class Recommender:
         return found
 
     def save(self, checkpoint):
-        """Write a checkpoint, whole or not at all, which :meth:`load` reads."""
+        """Write a checkpoint that :meth:`load` reads, whole or not at all."""
         save_checkpoint(self._state(), checkpoint)
 
     def recommend(
@@ -134,31 +134,31 @@ class Recommender:
         temperature=None,
         seed=0,
     ):
-        """The k most likely next items, or k that are drawn.
+        """Recommend the k most likely next items, or draw k items.
 
         Args:
-            history: item tokens, oldest first, or a list of such lists; the last MAX_ITEM_LIST_LENGTH are read.
+            history: item tokens, oldest first, or a list of such lists; the last MAX_ITEM_LIST_LENGTH items are read.
             k: length of the list.
-            beam_size: width of the beam, for a model that has one; the default is the larger of the trained model's setting
-                and k.
-            scoring: of TIGER "beam", which is the default, or "exact" to score the whole catalogue.
-            exclude_history: leave out the items of the history, all of them; a list with fewer than k others is shorter.
-            user: user token, or a list of them, one a history; for a model trained with user tokens.
-            among: item tokens that the list may have, as those in stock; None for all.
-            temperature: draw items without replacement from the model's distribution at this temperature; None or 0: the
-                best.
-            seed: of the draw. The same history has the same list, whatever the others are.
+            beam_size: width of the beam, for a model that has one; the default is the larger of k and the setting of the
+                trained model.
+            scoring: for TIGER, "beam" (default) or "exact", which scores the whole catalogue.
+            exclude_history: leave out all items of the history; a list is shorter if fewer than k items remain.
+            user: user token, or a list of them, one per history; for a model trained with user tokens.
+            among: item tokens allowed in the list, for example those in stock; None for all.
+            temperature: draw items without replacement from the model's distribution at this temperature; None or 0 gives
+                the most likely items.
+            seed: seed of the draw. The list of a history does not depend on the other histories.
 
         Returns:
             a list of dicts with ``item``, ``title`` and ``score`` (log-probability), best first or in the order of the draw;
-            a list of such lists where ``history`` was one.
+            a list of such lists if ``history`` is a list of lists.
 
         Raises:
             TigerError: a history is empty or has unknown items, or k or beam_size does not fit the items.
         """
         batch = not isinstance(history, str) and len(history) and not isinstance(history[0], str)
         if isinstance(history, str) or (batch and not all(isinstance(one, list | tuple) for one in history)):
-            raise TigerError("a history is a list of item tokens, which are strings; several are a list of such lists")
+            raise TigerError("a history is a list of item tokens, which are strings; give several as a list of such lists")
         if batch:
             users = [user] * len(history) if user is None or isinstance(user, str) else user
         else:
@@ -176,13 +176,14 @@ class Recommender:
         return lists if batch else lists[0]
 
     def log_probs_of_levels(self, history, items, user=None):
-        """The parts of the log-probability of items after a history, one a level of their IDs.
+        """Split the log-probability of items after a history into the levels of their IDs.
 
         Args:
-            history, items: lists of item tokens. user: user token, as :meth:`recommend` takes it.
+            history, items: lists of item tokens. user: user token, as in :meth:`recommend`.
 
         Returns:
-            a list of floats for each item, whose sum is its score; None for a model that scores items whole.
+            a list of floats for each item, one per level, whose sum is the item's score; None for a model that scores whole
+            items.
         """
         found = self.model.log_probs_of_levels(
             padded([[self._row[item] for item in history[-self.model.max_seq_length :]]]),
@@ -207,7 +208,7 @@ class Recommender:
             raise TigerError(f"seed has to be a whole number, not {draw['seed']!r}")
 
     def _among(self, among):
-        """The rows of a set of items."""
+        """The rows of the items allowed in a list."""
         if isinstance(among, str):
             raise TigerError("among is a list of item tokens, which are strings")
         unknown = [item for item in among if item not in self._row]
@@ -215,17 +216,17 @@ class Recommender:
             raise TigerError(f"among has {len(unknown)} items that the model does not know: {named(unknown)}")
         found = {self._row[item] for item in among}
         if not found:
-            raise TigerError("among is empty: give the items that a list may have")
+            raise TigerError("among is empty: give the items allowed in a list")
         return found
 
     def _beam_size(self, k, beam_size, scoring, most):
-        """The width of the beam for lists of k, of which the longest may have ``most`` items."""
+        """The width of the beam for lists of k items, where at most ``most`` items are allowed."""
         n_items = len(self.items)
         if not isinstance(k, int) or not 1 <= k <= n_items:
             raise TigerError(f"k = {k} does not fit the catalogue of {n_items} items: it may be 1 to {n_items}")
         if most < k:
             raise TigerError(
-                f"without the history's items, and among those asked for, the catalogue has fewer than k = {k} items: "
+                f"fewer than k = {k} items are left in the catalogue without the history's items and among those allowed: "
                 f"lower k"
             )
         if "beam" not in self.model.scorings:
@@ -259,7 +260,7 @@ class Recommender:
             [
                 {"item": self.items[row - 1], "title": self.titles[row - 1], "score": score}
                 for row, score in zip(*both, strict=True)
-                if score > -math.inf  # where fewer items are allowed than the list is long
+                if score > -math.inf  # fewer items are allowed than the list is long
             ]
             for both in zip(items.tolist(), scores.tolist(), strict=True)
         ]

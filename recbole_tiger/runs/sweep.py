@@ -1,4 +1,4 @@
-"""A sweep on paper: the search space, the trials drawn from it, what became of each, and the tables."""
+"""Sweeps without running them: the search space, its trials, their records, and the tables."""
 
 import csv
 import hashlib
@@ -22,7 +22,7 @@ from recbole_tiger.settings.arguments import read_config_files
 from recbole_tiger.settings.config import make_config
 from recbole_tiger.settings.identity import run_key, run_settings
 from recbole_tiger.settings.properties import (
-    NOT_OF_THE_RUN,
+    NOT_IN_RUN_KEY,
     nearest,
     property_file,
     property_files,
@@ -31,11 +31,11 @@ from recbole_tiger.settings.properties import (
     recbole_models,
 )
 
-# Distributions of Ray Tune by name, with the number of their arguments; an upper bound of whole numbers is exclusive.
+# Distributions of Ray Tune and their number of arguments; an upper bound of whole numbers is exclusive.
 DISTRIBUTIONS = {"uniform": 2, "loguniform": 2, "quniform": 3, "randint": 2, "lograndint": 2, "choice": None}
 # Trials of an adaptive search that are drawn before any score is known.
 DRAWN_FIRST = 5
-# What a trial ends in; a record that says "running" is of one that goes on, or was killed.
+# Final states of a trial; a trial recorded as "running" still runs or was killed.
 ENDED = ("completed", "stopped", "failed")
 
 
@@ -45,22 +45,22 @@ def shipped():
 
 
 def read_space(sweep, config):
-    """The search space of a sweep, checked.
+    """Read and check the search space of a sweep.
 
     Args:
         sweep: a name of :func:`shipped` or a YAML file, where ``key: [a, b]`` is a grid and ``key: {uniform: [0, 1]}`` a
             distribution.
-        config: of a run with the settings that all trials share.
+        config: config of a run with the settings that all trials share.
 
     Returns:
         dict: setting -> list of values, or a dict of one distribution and the list of its arguments.
 
     Raises:
-        TigerError: with the setting and what it may be.
+        TigerError: the space is invalid; the message names the setting and its allowed values.
     """
     if sweep in shipped():
         if sweep in [*recbole_models(), *MODELS] and sweep != config["model"]:
-            raise TigerError(f"sweep {sweep} is of settings of {sweep}, not of {config['model']}: give --model={sweep}")
+            raise TigerError(f"sweep {sweep} varies settings of {sweep}, not of {config['model']}: give --model={sweep}")
         space = property_file("sweep", sweep)
     elif sweep.endswith((".yaml", ".yml")):
         space = read_config_files([sweep])
@@ -77,8 +77,8 @@ def read_space(sweep, config):
         if key not in config.final_config_dict:
             own = f"; try --sweep={config['model']}" if config["model"] in shipped() else ""
             raise TigerError(f"{where}: model {config['label']} has no such setting{own}")
-        if key in fixed or key in NOT_OF_THE_RUN:
-            raise TigerError(f"{where}: all trials have to share it, or they cannot be compared; give it as --{key}=...")
+        if key in fixed or key in NOT_IN_RUN_KEY:
+            raise TigerError(f"{where}: all trials have to share it to be comparable; give it as --{key}=...")
         _check_values(where, values)
     return space
 
@@ -86,7 +86,7 @@ def read_space(sweep, config):
 def _check_values(where, values):
     if isinstance(values, dict):
         if len(values) != 1 or not set(values) <= set(DISTRIBUTIONS):
-            raise TigerError(f"{where}: {values} is no distribution; there are {', '.join(DISTRIBUTIONS)}")
+            raise TigerError(f"{where}: {values} is not a distribution; choose one of {', '.join(DISTRIBUTIONS)}")
         ((kind, arguments),) = values.items()
         if kind != "choice":
             count = DISTRIBUTIONS[kind]
@@ -100,22 +100,22 @@ def _check_values(where, values):
             if kind in ("randint", "lograndint") and not all(isinstance(x, int) for x in arguments):
                 raise TigerError(f"{where}: {kind} takes whole numbers, not {arguments!r}")
             if not low < high or (kind.startswith("log") and low <= 0) or (kind == "quniform" and arguments[2] <= 0):
-                raise TigerError(f"{where}: {kind} from {low} to {high} is empty or reaches below what it can")
+                raise TigerError(f"{where}: {kind} from {low} to {high} is empty or has a bound or step that is too low")
             return
         values = arguments
     if not isinstance(values, list) or not values:
         raise TigerError(f"{where}: {values!r} is not a list of values; give at least one, as [64, 128]")
     written = [json.dumps(value, sort_keys=True, default=str) for value in values]
     if len(set(written)) < len(written):
-        raise TigerError(f"{where}: a value is there twice in {values}")
+        raise TigerError(f"{where}: a value occurs twice in {values}")
 
 
 class Space:
-    """A checked search space as Ray Tune's own: grids and choices by the places of their values, which may be lists.
+    """A checked search space in Ray Tune's form. Values of grids and choices may be lists, so their indices are searched.
 
     Attributes:
         variants: dict of setting to grid or distribution.
-        grids: the settings that are a grid; random: whether any is a distribution.
+        grids: the settings that are a grid; random: whether any setting is a distribution.
     """
 
     def __init__(self, space):
@@ -132,20 +132,20 @@ class Space:
         self.random = len(self.grids) < len(space)
 
     def params(self, point):
-        """The settings that a point of the space stands for."""
+        """The settings at a point of the space."""
         values = {key: value.item() if hasattr(value, "item") else value for key, value in point.items()}
         return {key: self._choices[key][value] if key in self._choices else value for key, value in values.items()}
 
     def point(self, params):
-        """The point that stands for some settings; the other way round."""
+        """The point of some settings, the inverse of :meth:`params`."""
         return {key: self._choices[key].index(value) if key in self._choices else value for key, value in params.items()}
 
 
 def draw(space, num_samples, seed):
-    """The settings of every trial, by Ray Tune's own variants; the same space and seed give the same.
+    """Draw the settings of every trial with Ray Tune; the same space and seed give the same trials.
 
     Returns:
-        list of dicts: the grid, once where nothing is drawn, or else with ``num_samples`` draws for every point of it.
+        list of dicts: the points of the grid, and if there are distributions ``num_samples`` draws for each point.
     """
     state = np.random.RandomState(seed)
     space, trials = Space(space), []
@@ -161,7 +161,7 @@ def _read_record(file):
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise TigerError(f"{file} is cut short or not JSON ({error}); delete it, and its trial runs again") from error
+        raise TigerError(f"{file} is cut short or not JSON ({error}); delete it to run its trial again") from error
 
 
 @dataclass(frozen=True)
@@ -170,10 +170,10 @@ class Trial:
 
     Attributes:
         number: its place in the sweep, from 1.
-        key: hash of its settings and data, as of any run.
+        key: hash of its settings and data, as for any run.
         params: the settings that the sweep varies.
-        settings: all that the run is made of, for ``make_config``.
-        values: the run's settings in full.
+        settings: all settings of the trial, for ``make_config``.
+        values: the settings of the run in full, with defaults.
     """
 
     number: int
@@ -183,22 +183,22 @@ class Trial:
     values: dict
 
     def __str__(self):
-        return ", ".join(f"{key} {_shown(value)}" for key, value in self.params.items())
+        return ", ".join(f"{key} {_format_value(value)}" for key, value in self.params.items())
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Trials to compare, and where what becomes of them is kept: ``<folder>/trials/<key>.json``.
+    """Trials to compare; their records are ``<folder>/trials/<key>.json``.
 
     Attributes:
         model: a model or recipe; dataset: name.
-        trials: list of :class:`Trial`; all of the sweep, or of an adaptive search those that it chose so far.
-        size: how many there will be.
-        space: for an adaptive search to choose from, as :func:`read_space` returns it; None where all trials are drawn
-            before the first runs.
-        settings: those that all trials share, for ``make_config``; checkpoints: folder of theirs.
-        seed: of all trials and of the search.
-        metric: name of the validation metric; bigger: whether more of it is better.
+        trials: list of :class:`Trial`: all trials, or in an adaptive search those chosen so far.
+        size: number of trials in the end.
+        space: the space of an adaptive search, as :func:`read_space` returns it; None if all trials are drawn before the
+            first one runs.
+        settings: the settings that all trials share, for ``make_config``; checkpoints: folder of the trials' checkpoints.
+        seed: seed of all trials and of the search.
+        metric: name of the validation metric; bigger: whether higher is better.
     """
 
     model: str
@@ -214,10 +214,10 @@ class Sweep:
     bigger: bool
 
     def add(self, params):
-        """A further trial with these settings; that which has them, if there is one.
+        """Add a trial with these settings, or return the trial that has them already.
 
         Raises:
-            TigerError: they cannot work.
+            TigerError: the settings cannot work.
         """
         settings = {**self.settings, **params}
         try:
@@ -232,23 +232,23 @@ class Sweep:
         self.trials.append(Trial(len(self.trials) + 1, key, params, settings, run_settings(own)))
         return self.trials[-1]
 
-    def add_noted(self):
-        """The trials that an earlier sitting chose, in their order."""
-        noted = [_read_record(file) for file in self._records.glob("*.json")]
-        for record in sorted(noted, key=lambda record: record["number"]):
+    def add_recorded(self):
+        """Add the trials recorded by an earlier session of the sweep, in their order."""
+        records = [_read_record(file) for file in self._records.glob("*.json")]
+        for record in sorted(records, key=lambda record: record["number"]):
             if record["number"] <= self.size:
                 trial = self.add(record["params"])
-                # A kill can come before a trial that was drawn is noted: those after it move up.
+                # If the sweep was killed before a drawn trial was recorded, the trials after it move up.
                 if trial.number != record["number"]:
                     self.write(trial)
 
     @property
     def epochs(self):
-        """Most epochs of a trial."""
+        """The largest number of epochs of a trial."""
         return max(trial.values["epochs"] for trial in self.trials)
 
     def record(self, trial):
-        """What became of a trial so far, or None.
+        """The record of a trial, or None if there is none yet.
 
         Raises:
             TigerError: the file is cut short or not JSON.
@@ -257,7 +257,7 @@ class Sweep:
         return _read_record(file) if file.is_file() else None
 
     def write(self, trial, **fields):
-        """Note what became of a trial, over what was noted before."""
+        """Update the record of a trial."""
         own = {"number": trial.number, "key": trial.key, "params": trial.params}
         write_result({**(self.record(trial) or {}), **own, **fields}, self._file(trial))
 
@@ -277,7 +277,7 @@ class Sweep:
         return (self.record(trial) or {}).get("status") in ENDED
 
     def winner(self):
-        """The completed trial with the best validation score, or None; the earlier one of equals."""
+        """The completed trial with the best validation score, the earliest if several are equal; None if none completed."""
         scores = {}
         for trial in self.trials:
             record = self.record(trial)
@@ -286,39 +286,41 @@ class Sweep:
         return self.trials[max(scores, key=scores.get) - 1] if scores else None
 
     def rows(self):
-        """A dict a trial, of what the tables tell."""
+        """The rows of the tables, one dict per trial."""
         winner = self.winner()
         return [{**_row(trial, self.record(trial)), "winner": trial is winner} for trial in self.trials]
 
 
 def plan(model, dataset, user_settings, config, *, sweep, search, num_samples, scheduler, grace_period, results_dir):
-    """The sweep of a command.
+    """Make the sweep of a command.
 
     Args:
-        config: of ``experiment.prepare`` for the settings that all trials share.
+        config: from ``experiment.prepare`` with the settings that all trials share.
         grace_period: epochs before ASHA stops a trial, or None.
-        search: random, or hyperopt to choose every trial by the scores of those before it.
+        search: "random", or "hyperopt" to choose each trial by the scores of earlier trials.
 
     Raises:
-        TigerError: the space or a trial of it cannot work.
+        TigerError: the space or one of its trials cannot work.
     """
     space = read_space(sweep, config)
     both = sorted(set(space) & set(user_settings))
     if both:
-        raise TigerError(f"sweep {sweep} varies {', '.join(both)}, and the settings fix it: take it out of one of them")
+        raise TigerError(f"sweep {sweep} varies {', '.join(both)}, but the settings fix it: remove it from one of them")
     if config["semantic_ids"] and set(space) & {"quantizer", *quantizer_settings(config)}:
-        raise TigerError(f"sweep {sweep} varies how semantic IDs are made, and semantic_ids gives them: take one out")
+        raise TigerError(
+            f"sweep {sweep} varies how semantic IDs are made, but semantic_ids gives them: remove one of the two"
+        )
     if search == "hyperopt" and importlib.util.find_spec("hyperopt") is None:
-        raise TigerError("--search=hyperopt needs the package hyperopt: install this one with its extra of that name")
+        raise TigerError("--search=hyperopt needs the package hyperopt: install recbole-tiger with its extra `hyperopt`")
     grids = Space(space).grids
     if search == "hyperopt" and grids:
         raise TigerError(
-            f"sweep {sweep}: {', '.join(grids)} is a grid, of which --search=hyperopt would leave points out; "
-            f"write {{choice: [...]}} for it, or give --search=random"
+            f"sweep {sweep}: {', '.join(grids)} is a grid, and --search=hyperopt would not try all of its points; "
+            f"write it as {{choice: [...]}}, or give --search=random"
         )
     if search == "hyperopt" and "epochs" in space:
-        raise TigerError(f"sweep {sweep} varies epochs, which --search=hyperopt cannot: give --search=random")
-    # Trials of another scheduler end elsewhere; more samples are more of the same sweep.
+        raise TigerError(f"sweep {sweep} varies epochs, which --search=hyperopt cannot do: give --search=random")
+    # Another scheduler stops trials elsewhere, so it makes another sweep; more samples extend the same sweep.
     identity = [run_key(config), space, search, scheduler, grace_period if scheduler == "asha" else None]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:10]
     name = f"{config['dataset']}-{config['label']}-{Path(sweep).stem}-{config['seed']}-{digest}"
@@ -342,7 +344,7 @@ def plan(model, dataset, user_settings, config, *, sweep, search, num_samples, s
         for chosen in params[:DRAWN_FIRST] if adaptive else params:
             made.add(chosen)
         if adaptive:
-            made.add_noted()
+            made.add_recorded()
     except TigerError as error:
         raise TigerError(f"sweep {sweep}, {error}") from error
     if scheduler == "asha" and grace_period is not None and not 1 <= grace_period <= made.epochs:
@@ -350,9 +352,9 @@ def plan(model, dataset, user_settings, config, *, sweep, search, num_samples, s
     return made
 
 
-def _shown(value):
+def _format_value(value):
     if isinstance(value, list):
-        return "/".join(map(_shown, value))
+        return "/".join(map(_format_value, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
@@ -377,7 +379,7 @@ def _row(trial, record):
 
 
 def write_tables(sweep):
-    """Write ``trials.csv`` and ``trials.json`` beside the trials; lists are joined by / in the former."""
+    """Write ``trials.csv`` and ``trials.json`` in the folder of the sweep; the CSV joins lists with "/"."""
     rows = sweep.rows()
     write_result(rows, sweep.folder / "trials.json")
     flat = [
@@ -390,7 +392,7 @@ def write_tables(sweep):
 
 
 def table(sweep):
-    """The trials, best first, as text; the winner has a *."""
+    """The table of the trials as text, best first; a * marks the winner."""
     sign = -1 if sweep.bigger else 1
     rows = sorted(sweep.rows(), key=lambda row: sign * row[sweep.metric] if sweep.metric in row else np.inf)
     _, at, k = sweep.metric.partition("@")
@@ -412,7 +414,11 @@ def table(sweep):
     def cell(row, key):
         if row.get(key) is None:
             return ""
-        return f"{row[key]:.4f}" if key in scores else _shown(row[key]) + (" *" if key == "status" and row["winner"] else "")
+        return (
+            f"{row[key]:.4f}"
+            if key in scores
+            else _format_value(row[key]) + (" *" if key == "status" and row["winner"] else "")
+        )
 
     text = tabulate(
         [[cell(row, key) for key in columns] for row in rows],

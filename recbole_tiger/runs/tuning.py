@@ -1,4 +1,4 @@
-"""The trials of a sweep, run by Ray Tune; the winner alone sees the test set."""
+"""Run the trials of a sweep with Ray Tune; only the winner is tested."""
 
 import contextlib
 import copy
@@ -38,18 +38,18 @@ from recbole_tiger.settings.config import make_config
 from recbole_tiger.settings.identity import run_key
 from recbole_tiger.training.memory import ONE_HEAP
 
-# ASHA lets one in so many of the trials that reach a rung go on, to the next one so many times as far.
+# ASHA keeps one in REDUCTION of the trials that reach a rung; the next rung has REDUCTION times the epochs.
 REDUCTION = 3
-# Tries to get a trial from HyperOpt that is not known yet, in a space of few points.
+# Suggestions to request from HyperOpt until one is a new trial; a small space repeats its points.
 SUGGESTIONS = 100
 
-# On a busy machine the parts of Ray need longer to find each other than the 10 and 30 seconds after which a process or a
-# node ends without a word.
-PATIENCE = {"RAY_raylet_client_num_connect_attempts": "120", "RAY_agent_register_timeout_ms": "120000"}
+# On a busy machine Ray's processes need longer to connect than the default timeouts of 10 and 30 seconds, after which a
+# process or a node ends without a message.
+RAY_TIMEOUTS = {"RAY_raylet_client_num_connect_attempts": "120", "RAY_agent_register_timeout_ms": "120000"}
 
 
 def check_address(address):
-    """Refuse the address of a Ray cluster where nobody answers; Ray itself would try for minutes.
+    """Refuse the address of a Ray cluster that does not answer; Ray itself would try for minutes.
 
     Raises:
         TigerError: no connection.
@@ -66,11 +66,11 @@ def check_address(address):
 
 
 def check_trials(sweep):
-    """Refuse a sweep before its first trial, where its data or a trial's settings cannot work.
+    """Refuse a sweep before its first trial if its data or a trial's settings cannot work.
 
-    Trials share the data, which are made here once. So are the embeddings that they read, in ``cache_dir``, and the codes of
-    one trial. Those of the others are made in the trials, for quantizing takes its time: a trial whose codebooks collapse
-    fails alone, unless those of all do. Models without codes are made with the settings of every trial.
+    The data that trials share, the embeddings in ``cache_dir``, and the codes of one trial are made here. Quantizing is
+    slow, so the other trials make their own codes: a trial whose codebooks collapse fails alone, unless the codebooks of all
+    trials collapse. Models without codes are made with the settings of every trial.
 
     Raises:
         TigerError: the data cannot be made, a trial cannot work, or the codebooks of every trial collapse.
@@ -83,13 +83,13 @@ def check_trials(sweep):
         return
     train_data, *_ = experiment.load(copy.deepcopy(configs[0]))
     for trial, config in zip(trials, configs, strict=True):
-        with _of_trial(trial):
+        with _name_trial_in_errors(trial):
             experiment.make_model(copy.deepcopy(config), train_data)  # some models write into their settings
 
 
 @contextlib.contextmanager
-def _of_trial(trial):
-    """Name the trial in what is refused."""
+def _name_trial_in_errors(trial):
+    """Name the trial in a TigerError."""
     try:
         yield
     except TigerError as error:
@@ -97,13 +97,13 @@ def _of_trial(trial):
 
 
 def _embed(trials, configs):
-    """Refuse trials that do not fit the catalogue, then make the embeddings that they read."""
+    """Refuse trials that do not fit the catalogue, then make the embeddings of the others."""
     model = MODELS[configs[0]["model"]]
-    with experiment.refused_by_recbole(configs[0]):
+    with experiment.recbole_errors_as_sentences(configs[0]):
         dataset = SequentialDataset(configs[0])
     items = dataset.field2id_token[dataset.iid_field][1:].tolist()
     for trial, config in zip(trials, configs, strict=True):
-        with _of_trial(trial):
+        with _name_trial_in_errors(trial):
             check_sizes(config, len(items))
             model.check_sizes(config, len(items))
     done = []
@@ -124,17 +124,17 @@ def _make_codes(trials, configs):
         except CollapseError as error:
             first = first or (trial, error)
     trial, error = first
-    raise TigerError(f"the codebooks of every trial collapse, as of trial {trial.params}: {error}") from error
+    raise TigerError(f"the codebooks of every trial collapse, for example those of trial {trial.params}: {error}") from error
 
 
 def run_trial(chosen, sweep, folder, threads, plugins):
-    """One trial, in a worker of Ray's: trains, reports every evaluation, and notes what became of it.
+    """Run one trial in a Ray worker: train, report every evaluation, and write the trial's record.
 
     Args:
         chosen: dict with the ``trial``.
-        folder: the working directory of the command, where relative paths of the settings begin.
-        threads: of PyTorch; more than the trial has cores would slow all trials down.
-        plugins: files that register models and quantizers of the user's.
+        folder: the working directory of the command, to which relative paths in the settings refer.
+        threads: threads of PyTorch; more threads than the cores of the trial slow all trials down.
+        plugins: files that register the user's models and quantizers.
     """
     trial = chosen["trial"]
     os.chdir(folder)
@@ -145,12 +145,12 @@ def run_trial(chosen, sweep, folder, threads, plugins):
     reported = 0
 
     def after_epoch(result):
-        """Report the evaluations since the last time; a resumed trial repeats its earlier ones."""
+        """Report the evaluations since the last call; a resumed trial also reports its earlier ones."""
         nonlocal reported
         sweep.write(trial, result=result)
         log = result["epoch_log"]
         for epoch in range(reported, len(log)):
-            # The last one is reported when all of it is noted: ASHA ends a trial there.
+            # The last epoch is reported after the record is written, because ASHA ends the trial there.
             if "valid_score" in log[epoch] and epoch + 1 < trial.values["epochs"]:
                 tune.report({"epoch": epoch + 1, sweep.metric: log[epoch]["valid_score"]})
         reported = len(log)
@@ -159,7 +159,7 @@ def run_trial(chosen, sweep, folder, threads, plugins):
         gpus = ",".join(map(str, ray.get_gpu_ids()))
         config = make_config(sweep.model, sweep.dataset, {**trial.settings, "gpu_id": gpus, "show_progress": False})
         if run_key(config) != trial.key:
-            raise TigerError(f"the files of {sweep.dataset} have changed since the sweep began: begin it anew")
+            raise TigerError(f"the files of {sweep.dataset} have changed since the sweep began: start it again")
         experiment.start_logging(config)
         result, trainer, _ = experiment.train(config, after_epoch)
     except Exception as error:
@@ -176,18 +176,18 @@ def _reason(error):
 
 
 def _node():
-    """Which node of the cluster this is."""
+    """The name of this node of the cluster."""
     return f"{platform.node()}/{ray.get_runtime_context().get_node_id()[:8]}"
 
 
-class Settle(tune.Callback):
-    """Notes the end of trials that cannot do so themselves, and shows how the sweep goes."""
+class TrialCallback(tune.Callback):
+    """Records the end of trials that cannot do so themselves, and shows the progress of the sweep."""
 
     def __init__(self, sweep, bar):
         self.sweep, self.bar = sweep, bar
 
     def __getstate__(self):
-        """Without the bar: Ray Tune pickles its settings, and a terminal cannot be."""
+        """Leave out the bar: Ray Tune pickles the callback, and a terminal cannot be pickled."""
         return {"sweep": self.sweep}
 
     def on_trial_result(self, iteration, trials, trial, result, **info):
@@ -197,14 +197,14 @@ class Settle(tune.Callback):
         )
 
     def on_trial_complete(self, iteration, trials, trial, **info):
-        """A trial ended, by itself or by the scheduler."""
-        self._settle(trial, "stopped", "by ASHA")
+        """A trial ended by itself or was stopped by the scheduler."""
+        self._record_end(trial, "stopped", "by ASHA")
 
     def on_trial_error(self, iteration, trials, trial, **info):
-        """A trial raised an error, which it noted itself, or its process died."""
-        self._settle(trial, "failed", "its process ended without a word: out of memory, or killed")
+        """A trial raised an error, which it recorded itself, or its process died."""
+        self._record_end(trial, "failed", "its process ended without a message: out of memory, or killed")
 
-    def _settle(self, ray_trial, status, reason):
+    def _record_end(self, ray_trial, status, reason):
         trial = ray_trial.config["trial"]
         record = self.sweep.record(trial)
         if record is None and status == "stopped":
@@ -221,14 +221,14 @@ class Settle(tune.Callback):
 
 
 def objective(sweep):
-    """What the search and the scheduler go by, as arguments of Ray's."""
+    """The objective of the search and the scheduler, as arguments of Ray."""
     return {"metric": sweep.metric, "mode": "max" if sweep.bigger else "min"}
 
 
 class Trials(Searcher):
-    """Hands Ray Tune the trials that have not ended and, in an adaptive search, those that HyperOpt chooses after them.
+    """Gives Ray Tune the trials that have not ended, and then in an adaptive search those that HyperOpt chooses.
 
-    HyperOpt's tree-structured Parzen estimator hears of the trials of earlier sittings first, in their order.
+    HyperOpt's tree-structured Parzen estimator is first given the trials of earlier sessions, in their order.
     """
 
     def __init__(self, sweep):
@@ -246,15 +246,15 @@ class Trials(Searcher):
             **objective(sweep),
             points_to_evaluate=[self.space.point(trial.params) for trial in sweep.trials],
             n_initial_points=DRAWN_FIRST,
-            random_state_seed=sweep.seed + len(sweep.trials),  # going on is not to draw again what was drawn at the start
+            random_state_seed=sweep.seed + len(sweep.trials),  # a resumed sweep must not repeat its first draws
         )
         for trial in sweep.trials:
             self.hyperopt.suggest(trial.number)
             if sweep.ended(trial):
-                self._tell(trial.number, trial)
+                self._report_score(trial.number, trial)
 
-    def _tell(self, number, trial):
-        """Tell HyperOpt the score of a trial as that of its suggestion of this number."""
+    def _report_score(self, number, trial):
+        """Report the score of a trial to HyperOpt as the score of its suggestion ``number``."""
         result = (self.sweep.record(trial) or {}).get("result")
         score = result and {self.sweep.metric: result["best_valid_score"]}
         self.hyperopt.on_trial_complete(number, score, error=not score)
@@ -277,9 +277,9 @@ class Trials(Searcher):
             if trial.number == number:
                 return trial
             if self.sweep.ended(trial):
-                self._tell(number, trial)
+                self._report_score(number, trial)
         raise TigerError(
-            f"HyperOpt chose no new trial after {number - 1}: the space is too small for {self.sweep.size}; "
+            f"HyperOpt chose no new trial after {number - 1}: the space is too small for {self.sweep.size} trials; "
             f"lower --num_samples"
         )
 
@@ -287,14 +287,14 @@ class Trials(Searcher):
         """Ray Tune: a trial ended."""
         trial = self.running.pop(trial_id)
         if self.sweep.space is not None:
-            self._tell(trial.number, trial)
+            self._report_score(trial.number, trial)
 
     def save(self, checkpoint_path):
-        """Nothing: what became of the trials lies in the folder of the sweep."""
+        """Save nothing: the records of the trials are in the folder of the sweep."""
 
 
 def make_scheduler(sweep, scheduler, grace_period):
-    """Ray's scheduler; ASHA knows the evaluations of the trials that ended in an earlier sitting."""
+    """Make Ray's scheduler; ASHA is given the evaluations of trials that ended in earlier sessions."""
     if scheduler == "none":
         return FIFOScheduler()
     rungs = {"time_attr": "epoch", "max_t": sweep.epochs, "grace_period": grace_period, "reduction_factor": REDUCTION}
@@ -315,13 +315,13 @@ def run_trials(sweep, *, scheduler, grace_period, max_concurrent, cpus_per_trial
     """Run the trials that have not ended.
 
     Args:
-        scheduler: asha, which stops trials that fall behind, or none.
+        scheduler: "asha", which stops trials that fall behind, or "none".
         grace_period: epochs before ASHA stops a trial.
-        max_concurrent: trials at a time.
-        ray_address: of a running cluster, whose nodes share the folders of the settings; None: this machine alone.
+        max_concurrent: number of trials at a time.
+        ray_address: address of a running cluster whose nodes share the folders of the settings; None: this machine only.
 
     Raises:
-        TigerError: the cluster is not there, no node of it has the room, or what becomes of trials cannot be written.
+        TigerError: the cluster does not answer, none of its nodes has enough CPUs and GPUs, or the sweep breaks off.
     """
     os.environ.update(TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1", TUNE_DISABLE_SIGINT_HANDLER="1", RAY_AIR_NEW_OUTPUT="0")
     if cpus_per_trial < 1 or gpus_per_trial < 0:
@@ -353,42 +353,42 @@ def run_trials(sweep, *, scheduler, grace_period, max_concurrent, cpus_per_trial
                 run_config=RunConfig(
                     name="ray",
                     storage_path=storage,
-                    callbacks=[Settle(sweep, bar)],
+                    callbacks=[TrialCallback(sweep, bar)],
                     verbose=0,
                 ),
             ).fit()
     except TuneError as error:  # its text is a traceback
         last = str(error).strip().splitlines()[-1].removeprefix(f"{TigerError.__module__}.{TigerError.__name__}: ")
-        raise TigerError(f"the sweep broke off: {last}; then go on by --resume") from error
+        raise TigerError(f"the sweep broke off: {last}; then continue with --resume") from error
     finally:
         ray.shutdown()
     if left := sweep.left():
-        raise TigerError(f"{left} of {sweep.size} trials have not ended; go on by --resume")
+        raise TigerError(f"{left} of {sweep.size} trials have not ended; continue with --resume")
 
 
 def start_ray(ray_address):
-    """Connect to a cluster, or start one on this machine; its workers, who train in a thread, have one heap.
+    """Connect to a cluster, or start one on this machine; its workers train in a thread and use one heap.
 
     Raises:
-        TigerError: the cluster is not there.
+        TigerError: Ray runs already, does not start, or cannot connect.
     """
     if ray.is_initialized():
-        raise TigerError("Ray runs in this process already, by ray.init(): call ray.shutdown() before a sweep")
-    for name, value in PATIENCE.items():
+        raise TigerError("Ray already runs in this process, started by ray.init(): call ray.shutdown() before a sweep")
+    for name, value in RAY_TIMEOUTS.items():
         os.environ.setdefault(name, value)
     if ray_address:
-        # Its nodes have the environment in which they were started.
+        # The cluster's nodes keep the environment in which they were started.
         found = {"address": ray_address, "runtime_env": {"env_vars": ONE_HEAP}}
     else:
         os.environ.update(ONE_HEAP)
-        # Ray itself finds no GPU under WSL, nor those of AMD.
+        # Ray itself does not find GPUs under WSL or AMD GPUs.
         found = {"address": "local", "num_gpus": torch.cuda.device_count()}
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**found, include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL)
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, on_sigterm)  # Ray's ends the process in the middle of what it writes
-    except SystemExit:  # of Ray's, while it starts
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray's handler ends the process while it writes files
+    except SystemExit:  # from Ray's handler while Ray starts
         if not callable(on_sigterm):
             raise
         on_sigterm(signal.SIGTERM, None)
@@ -397,7 +397,7 @@ def start_ray(ray_address):
         if ray_address is None:
             raise TigerError(f"Ray does not start on this machine: {reason}") from error
         raise TigerError(
-            f"the Ray cluster at {ray_address} does not take this command: {reason}; give it the cluster's token, as in "
+            f"the Ray cluster at {ray_address} refuses the connection: {reason}; give the cluster's token, as in "
             f"RAY_AUTH_MODE=token RAY_AUTH_TOKEN=... recbole-tiger tune"
         ) from error
 
@@ -407,16 +407,16 @@ def _check_room(cpus, gpus):
     if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
         has = "; ".join(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in nodes)
         raise TigerError(
-            f"a trial wants {cpus:g} CPUs and {gpus:g} GPUs, and no node has them ({has}): "
+            f"a trial needs {cpus:g} CPUs and {gpus:g} GPUs, but no node has them ({has}): "
             f"lower --cpus_per_trial or --gpus_per_trial"
         )
 
 
 def evaluate_winner(sweep, results_dir):
-    """The winner's result, in a file as of any run; it is evaluated on the test set once.
+    """Test the winner and write its result file; a winner that has a result file is not tested again.
 
     Returns:
-        dict, or None where no trial completed.
+        the result (a dict), or None if no trial completed.
     """
     winner = sweep.winner()
     if winner is None:
@@ -435,21 +435,21 @@ def evaluate_winner(sweep, results_dir):
 
 
 def tune_sweep(sweep, *, resume, **how):
-    """Run what is left of a sweep and write its tables and pictures.
+    """Run the trials of a sweep that have not ended and write its tables and pictures.
 
     Args:
-        resume: whether to go on with a sweep that was begun.
-        how: of :func:`run_trials`.
+        resume: whether to continue a sweep that was started before.
+        how: arguments of :func:`run_trials`.
 
     Raises:
-        TigerError: it was begun and is not to be resumed, or it cannot run.
+        TigerError: the sweep was started before and ``resume`` is False, or it cannot run.
     """
     if left := sweep.left():
         begun = [trial for trial in sweep.trials if sweep.record(trial)]
         if begun and not resume:
             raise TigerError(
                 f"{sweep.folder} holds a sweep of {sweep.size} trials, {left} of them unfinished: "
-                f"go on by --resume, or remove it"
+                f"continue it with --resume, or remove it"
             )
         check_trials(sweep)
         make_folder(sweep.folder)
@@ -460,7 +460,7 @@ def tune_sweep(sweep, *, resume, **how):
 
 
 def draw_pictures(sweep):
-    """The pictures of a sweep that varies codebooks, beside its tables."""
+    """Draw the pictures of a sweep that varies codebooks, in its folder."""
     rows = [row for row in sweep.rows() if row["status"] != "failed" and "collision_rate" in row]
     if rows and {"codebook_size", "codebook_depth"} & set(sweep.trials[0].params):
         codebook_heat_map(rows, sweep.metric, sweep.bigger, sweep.folder / "scores.png")

@@ -1,4 +1,4 @@
-"""Settings: the property files, what a user writes, RecBole's Config of both, and what tells runs apart."""
+"""Settings: the property files, the user's settings, RecBole's Config of both, and the identity of runs."""
 
 from recbole_tiger.settings.properties import protocol
 

@@ -1,4 +1,4 @@
-"""Settings as a user writes them, on the command line and in YAML files: parsed without evaluating, checked by name."""
+"""Parse the user's settings from the command line and YAML files, without evaluating them, and check their names."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from recbole_tiger.settings.properties import OLDER, Loader, known_settings, nea
 
 
 def _glued(value):
-    """Keys of mappings within a value that YAML made of ``key:value``, without the space after the colon."""
+    """Keys ``key:value`` of mappings within a value, where the space after the colon is missing."""
     if isinstance(value, list):
         return [key for one in value for key in _glued(one)]
     if not isinstance(value, dict):
@@ -19,33 +19,33 @@ def _glued(value):
 
 
 def check_keys(settings, source):
-    """Refuse a setting that nothing reads, and a mapping whose colon is no colon to YAML.
+    """Refuse unknown settings, and mappings without the space after the colon.
 
     Raises:
-        TigerError: with the nearest known one.
+        TigerError: with the most similar known setting.
     """
     known = known_settings()
     for key, value in settings.items():
         if not isinstance(key, str):
             raise TigerError(
-                f"{key!r} in {source} is no name of a setting: YAML reads on, off, yes and no as truth values, and digits "
-                f"as numbers; take it out"
+                f"{key!r} in {source} is not a name of a setting: YAML reads on, off, yes and no as truth values, and "
+                f"digits as numbers; remove it"
             )
         if key in OLDER:
             raise TigerError(f"{key} in {source} is a setting of older versions of RecBole: give {OLDER[key]}")
         if glued := _glued(value):
-            raise TigerError(f"{key} in {source}: {glued[0]!r} lacks the space after its colon, which YAML wants")
+            raise TigerError(f"{key} in {source}: {glued[0]!r} lacks the space after its colon, which YAML requires")
         if key in ("model", "dataset"):
-            raise TigerError(f"{key} in {source} is no setting: it is an argument of a command's own, see its --help")
+            raise TigerError(f"{key} in {source} is not a setting but an argument of a command: see its --help")
         if key not in known:
             raise TigerError(f"unknown setting {key!r} in {source}{nearest(key, sorted(known))}")
 
 
 def parse_arguments(arguments):
-    """``--key=value`` arguments -> settings; values are safe YAML, never evaluated.
+    """Parse ``--key=value`` arguments into settings; values are safe YAML and are never evaluated.
 
     Raises:
-        TigerError: an argument is of another form, is given twice, or nothing reads it.
+        TigerError: an argument has another form, is given twice, or is unknown.
     """
     settings = {}
     for argument in arguments:
@@ -63,10 +63,10 @@ def parse_arguments(arguments):
 
 
 def read_yaml(file):
-    """The mapping in a YAML file of the user's; {} where it is empty.
+    """Read the mapping in a YAML file of the user; {} if the file is empty.
 
     Raises:
-        TigerError: it does not exist or holds something else.
+        TigerError: the file does not exist or holds something else.
     """
     if not Path(file).is_file():
         raise TigerError(f"config file {file} does not exist")
@@ -81,7 +81,7 @@ def read_yaml(file):
 
 
 def read_config_files(files):
-    """Merge the user's YAML files, later ones over earlier ones."""
+    """Merge the user's YAML files; later files override earlier ones."""
     settings = {}
     for file in files:
         content = read_yaml(file)

@@ -1,4 +1,4 @@
-"""The checks of settings, before any long work."""
+"""Checks of settings, made before any long work."""
 
 import importlib.util
 import math
@@ -14,24 +14,24 @@ from recbole_tiger.errors import TigerError, check_number
 from recbole_tiger.model import MODELS
 from recbole_tiger.settings.properties import protocol_settings, settings_of
 
-# What is given where a text is missing.
+# Examples in the messages about missing texts.
 EXAMPLES = {"USER_ID_FIELD": "user_id", "ITEM_ID_FIELD": "item_id", "TIME_FIELD": "timestamp"}
-# Settings that RecBole takes for lists without looking.
+# Settings that RecBole assumes to be lists.
 LISTS_OF_COLUMNS = [f"alias_of_{kind}_id" for kind in ("user", "item", "entity", "relation")]
 LISTS_OF_COLUMNS += ["numerical_features", "normalize_field", "selected_features"]
-# NumPy takes seeds below this.
+# NumPy requires seeds below this.
 SEEDS = 2**32
-# What RecBole's metrics of lists look at: their names carry the length.
+# The data that RecBole's list metrics use; their names include the list length.
 LISTS = {"rec.topk", "rec.items"}
-# How RecBole ranks: all items, or so many that are drawn beside the target.
+# RecBole's ranking modes: all items, labelled items, or a number of drawn items beside the target.
 MODE = re.compile(r"full|labeled|(uni|pop)[1-9]\d*")
-# RecBole's intervals, as [5,inf) or (0,1];[3,4).
+# RecBole's intervals, for example [5,inf) or (0,1];[3,4).
 _BOUND = r"\s*-?(\d+\.?\d*|inf)\s*"
 INTERVALS = re.compile(rf"[\[(]{_BOUND},{_BOUND}[\])](\s*;\s*[\[(]{_BOUND},{_BOUND}[\])])*")
 
 
-def of_lists(metric):
-    """Whether a metric of RecBole's looks at lists, and not at scores."""
+def is_list_metric(metric):
+    """Whether a metric of RecBole is computed from lists and not from scores."""
     return not LISTS.isdisjoint(metric_information.get(metric.lower(), ()))
 
 
@@ -52,33 +52,33 @@ def _check_text(key, value):
 
 
 def _check_intervals(config):
-    """Refuse what RecBole passes over as no interval, and then filters by nothing."""
+    """Refuse malformed intervals, which RecBole ignores without filtering."""
     ranges = {key: config[key] for key in ("user_inter_num_interval", "item_inter_num_interval")}
     values = config["val_interval"] or {}
     if not isinstance(values, dict):
         raise TigerError(f"val_interval has to be of the form {{'price': '[1,inf)'}}, not {values!r}")
-    # Of a column of tokens it is a list of them.
+    # For a column of tokens the value is a list of tokens.
     ranges.update({f"val_interval of {key}": value for key, value in values.items() if not isinstance(value, list)})
     for key, value in ranges.items():
         if value is not None and not INTERVALS.fullmatch(str(value).strip()):
-            raise TigerError(f"{key} has to be an interval as '[5,inf)', or several joined by a semicolon, not {value!r}")
+            raise TigerError(f"{key} has to be an interval like '[5,inf)', or several joined by a semicolon, not {value!r}")
 
 
 def _check_columns(config):
-    """Refuse what names no columns and no files, before RecBole looks for them letter by letter."""
+    """Refuse malformed lists of columns and files, which RecBole would read letter by letter."""
     columns, files = config["load_col"], config["benchmark_filename"]
     for key in LISTS_OF_COLUMNS:
         value = config[key]
         if value is not None and not (isinstance(value, list) and all(isinstance(name, str) for name in value)):
-            raise TigerError(f"{key} has to be a list of columns, as [item_id_list], not {value!r}")
+            raise TigerError(f"{key} has to be a list of columns, like [item_id_list], not {value!r}")
     if columns is not None and not (
         isinstance(columns, dict) and all(names == "*" or isinstance(names, list) for names in columns.values())
     ):
         raise TigerError(f"load_col has to be of the form {{'inter': ['user_id', 'item_id']}}, not {columns!r}")
     if files is not None and not (isinstance(files, list) and len(files) == 3 and all(isinstance(x, str) for x in files)):
         raise TigerError(
-            f"benchmark_filename has to be a list of three, of training, validation and test, as [train,valid,test], not "
-            f"{files!r}; where one is missing, cut it off another"
+            f"benchmark_filename has to be a list of the three parts training, validation and test, like "
+            f"[train,valid,test], not {files!r}; if one is missing, split it off another"
         )
 
 
@@ -99,21 +99,21 @@ def _check_text_fields(config):
     if not isinstance(fields, list) or not fields or len(set(map(str, fields))) < len(fields):
         raise TigerError(f"text_fields has to be a list of different column names, not {fields!r}")
     if config["ITEM_ID_FIELD"] in fields:
-        raise TigerError(f"text_fields has {config['ITEM_ID_FIELD']}, which holds no text: name the columns with text")
+        raise TigerError(f"text_fields has {config['ITEM_ID_FIELD']}, which is not text: name the columns with text")
 
 
 def check_topk(topk):
-    """Refuse lengths of lists that are none, before RecBole compares them."""
+    """Refuse invalid list lengths, before RecBole compares them."""
     lengths = topk if isinstance(topk, list) else [topk]
     if not lengths or not all(isinstance(k, int) and not isinstance(k, bool) and k > 0 for k in lengths):
-        raise TigerError(f"topk has to be a list of positive whole numbers, as [5,10], not {topk!r}")
+        raise TigerError(f"topk has to be a list of positive whole numbers, like [5,10], not {topk!r}")
 
 
 def check_run(config):
-    """Refuse settings with which a run of any model would fail after its data are made or its epochs are over, or unpickle.
+    """Refuse settings with which a run of any model would fail late or read a pickle.
 
     Raises:
-        TigerError: with the setting and what it may be.
+        TigerError: with the setting and its allowed values.
     """
     _check_columns(config)
     _check_kinds(config, protocol_settings())
@@ -127,7 +127,7 @@ def check_run(config):
     try:
         "".encode(config["encoding"] or "utf-8")
     except LookupError as error:
-        raise TigerError(f"encoding {config['encoding']!r} is none that Python knows; try utf-8-sig or latin-1") from error
+        raise TigerError(f"encoding {config['encoding']!r} is unknown to Python; try utf-8-sig or latin-1") from error
     refuse_pickles(config)
     if config["log_wandb"] and importlib.util.find_spec("wandb") is None:
         raise TigerError("log_wandb needs the package wandb, which is not installed: pip install wandb, or leave it out")
@@ -137,12 +137,12 @@ def check_run(config):
     if config["model"] not in MODELS and "train_stage" in config and config["train_stage"] != "finetune":
         raise TigerError(
             f"{config['model']} with train_stage {config['train_stage']} is neither validated nor tested; "
-            f"give --train_stage=finetune and what pre_model_path it asks for"
+            f"give --train_stage=finetune and the pre_model_path that it needs"
         )
     _check_whole("metric_decimal_place", config["metric_decimal_place"])
     _check_intervals(config)
     check_number("learning_rate", config["learning_rate"], positive=True)
-    if config["reg_weight"] is not None:  # RecBole's trainer multiplies it, whatever the model
+    if config["reg_weight"] is not None:  # RecBole's trainer multiplies by it for every model
         check_number("reg_weight", config["reg_weight"])
     # The label is part of the name of the result file.
     if Path(config["label"]).name != config["label"]:
@@ -154,43 +154,44 @@ def check_run(config):
             f"label {config['label']!r} cannot be part of a file name in this locale: choose another, or set PYTHONUTF8=1"
         ) from error
     metric, _, k = config["valid_metric"].partition("@")
-    lengths = [str(length) for length in config["topk"]] if of_lists(metric) else [""]
+    lengths = [str(length) for length in config["topk"]] if is_list_metric(metric) else [""]
     if metric.lower() not in [name.lower() for name in config["metrics"]] or k not in lengths:
         raise TigerError(
             f"valid_metric {config['valid_metric']} is not among metrics {config['metrics']} at topk {config['topk']}: "
-            f"add it to them or choose another; it is written as NDCG@10, or as GAUC where a metric is not of lists"
+            f"add it to them or choose another; it is written like NDCG@10, or like GAUC for a metric without lists"
         )
     order = config["eval_args"]["order"]
     if config["MODEL_TYPE"] == ModelType.SEQUENTIAL and order != "TO":
-        raise TigerError(f"eval_args: {config['model']} is a model of sequences, whose order has to be TO, not {order}")
+        raise TigerError(f"eval_args: {config['model']} is a sequential model and needs order TO, not {order}")
     for mode in config["eval_args"]["mode"].values():
         if not MODE.fullmatch(str(mode)):
             raise TigerError(f"eval_args: unknown mode {mode!r}: it may be full, or uni100 or pop100 for 100 drawn items")
-    unlisted = [name for name in config["metrics"] if not of_lists(name)]
+    unlisted = [name for name in config["metrics"] if not is_list_metric(name)]
     if config["exclude_history"] and unlisted:
         raise TigerError(
-            f"exclude_history leaves items out of lists, which {', '.join(unlisted)} does not look at: leave the metric out"
+            f"exclude_history leaves items out of lists, but {', '.join(unlisted)} is not computed from lists: leave the "
+            f"metric out"
         )
     split = config["eval_args"]["split"]
     ratios = split.get("RS", [1, 1, 1]) if isinstance(split, dict) else None
     if not isinstance(ratios, list) or not all(isinstance(ratio, int | float) and ratio >= 0 for ratio in ratios):
         raise TigerError(
-            f"eval_args: the split {split!r} is none; it may be {{LS: valid_and_test}} or as {{RS: [0.8,0.1,0.1]}}"
+            f"eval_args: unknown split {split!r}: it may be {{LS: valid_and_test}}, or like {{RS: [0.8,0.1,0.1]}}"
         )
     if not config["benchmark_filename"] and (
         split.get("LS", "valid_and_test") != "valid_and_test" or len(ratios) != 3 or 0 in ratios
     ):
         raise TigerError(
-            f"eval_args: the split {split} leaves no validation or no test set, and a run needs both; "
+            f"eval_args: the split {split} leaves no validation or no test set, but a run needs both; "
             f"try {{LS: valid_and_test}} or {{RS: [0.8,0.1,0.1]}}"
         )
 
 
 def check_effect(config, settings):
-    """Refuse settings of the user's that RecBole takes without a word and that do nothing here.
+    """Refuse settings of the user that RecBole accepts silently but that have no effect here.
 
     Raises:
-        TigerError: with the setting and what to give in its place.
+        TigerError: with the setting and what to give instead.
     """
     label, kept = config["LABEL_FIELD"], config["val_interval"] or {}
     reads_labels = "labeled" in config["eval_args"]["mode"].values() or config["MODEL_TYPE"] == ModelType.CONTEXT
@@ -200,15 +201,15 @@ def check_effect(config, settings):
         unread = f"the column {label} in load_col"
     if unread and not reads_labels:
         raise TigerError(
-            f"{unread} is for models of labels, which {config['label']} is not: interactions of every label would stay in "
-            f"histories and targets; leave the unwanted out by --val_interval=\"{{'rating': '[4,inf)'}}\", with that column "
-            f"in --load_col=..."
+            f"{unread} is for models that read labels, not for {config['label']}: interactions of every label would "
+            f"stay in histories and targets; filter them with --val_interval=\"{{'rating': '[4,inf)'}}\" and that column in "
+            f"--load_col=..."
         )
     if config["benchmark_filename"]:
         filters = ["val_interval", "rm_dup_inter", "user_inter_num_interval", "item_inter_num_interval"]
         given = [key for key in filters if settings.get(key) is not None]
         if given:
-            raise TigerError(f"{', '.join(given)} does nothing with pre-split files: filter them, and leave it out")
+            raise TigerError(f"{', '.join(given)} has no effect on pre-split files: filter the files, and leave it out")
     if settings.get("use_gpu") is False:
         raise TigerError("use_gpu does not choose the device: give --gpu_id= for the CPU, and leave it out")
     if settings.get("valid_metric_bigger", config["valid_metric_bigger"]) != config["valid_metric_bigger"]:
@@ -216,21 +217,21 @@ def check_effect(config, settings):
 
 
 def check_kind(key, value, kind):
-    """Refuse a value of another kind than a property file says.
+    """Refuse a value that is not of the kind given in a property file.
 
     Args:
         kind: ``int``, ``int > 0``, ``float``, ``float > 0``, ``float < 1`` (all from 0 up), ``bool``, ``str``, ``dict``,
-            ``list of`` one of these, or words of which it may be one: ``beam or exact``.
+            ``list of`` one of these, or the allowed words, as in ``beam or exact``.
 
     Raises:
-        TigerError: with the setting and what it may be.
+        TigerError: with the setting and its allowed values.
     """
-    of_list = kind.removeprefix("list of ")
-    if of_list != kind:
+    element_kind = kind.removeprefix("list of ")
+    if element_kind != kind:
         if not isinstance(value, list | tuple):
             raise TigerError(f"{key} has to be a list, not {value!r}")
         for one in value:
-            check_kind(key, one, of_list)
+            check_kind(key, one, element_kind)
     elif kind == "bool":
         if value not in (True, False):
             raise TigerError(f"unknown {key} {value!r}: it may be True or False")
@@ -263,7 +264,7 @@ def check_model(config):
     """Refuse settings of a model of MODELS that cannot work, before any long work.
 
     Raises:
-        TigerError: with the setting and what it may be.
+        TigerError: with the setting and its allowed values.
     """
     model = config["model"]
     _check_kinds(config, settings_of(model))
@@ -279,29 +280,33 @@ def check_model(config):
             f"kmeans_sample {config['kmeans_sample']} is less than codebook_size {config['codebook_size']}; raise it"
         )
     if not config["topk"]:
-        raise TigerError("topk is empty: give the lengths of the lists that are evaluated, as --topk=[5,10]")
+        raise TigerError("topk is empty: give the lengths of the lists to evaluate, like --topk=[5,10]")
     if "labeled" in config["eval_args"]["mode"].values():
-        raise TigerError(f"eval_args: mode labeled is for models of labels, which {model} is not: give full, or uni100")
+        raise TigerError(
+            f"eval_args: mode labeled is for models that read labels, which {model} does not: give full or uni100"
+        )
     if "local_rank" in config:
-        raise TigerError(f"{model} trains in one process, on one device: leave out nproc; a sweep runs a trial a GPU")
+        raise TigerError(f"{model} trains in one process on one device: leave out nproc; a sweep can run one trial per GPU")
     MODELS[model].check_settings(config)
 
 
 def refuse_pickles(config):
-    """Refuse settings that name a pickle, as those of a loaded checkpoint may, and RecBole's caches in ``checkpoint_dir``.
+    """Refuse settings about pickles, which a loaded checkpoint may have, and RecBole's caches in ``checkpoint_dir``.
 
-    Unpickling runs code, and the caches ignore the settings of semantic IDs.
+    Unpickling can run code, and the caches ignore the settings of semantic IDs.
     """
     for key in ("dataset_save_path", "dataloaders_save_path", "save_dataset", "save_dataloaders"):
         if config[key]:
-            raise TigerError(f"{key} is about a pickle, which can run code: none is used here; remove the setting")
+            raise TigerError(
+                f"{key} is about a pickle, which can run code, and pickles are not used here: remove the setting"
+            )
     folder, model = Path(config["checkpoint_dir"]), config["model"]
-    # RecBole reads that of the model's own kind of dataset, where it has one, or else that of the kind of its type.
+    # RecBole reads the cache of the model's own dataset class if it has one, or else that of its type.
     kinds = [model] if model in MODELS else [model, "", "Sequential", "KnowledgeBased"]
     for name in [*(f"{kind}Dataset" for kind in kinds), f"for-{model}-dataloader"]:
         file = folder / f"{config['dataset']}-{name}.pth"
         if file.exists():
             raise TigerError(
-                f"{file} is a pickled dataset cache, which can run code: none is read here; "
+                f"{file} is a pickled dataset cache, which can run code and is not read here: "
                 f"remove it or choose another checkpoint_dir"
             )

@@ -1,4 +1,4 @@
-"""RecBole's Config for a run: the layers of settings, checked."""
+"""Make RecBole's Config of a run from the layers of settings, and check it."""
 
 import contextlib
 import sys
@@ -15,8 +15,8 @@ from recbole_tiger.settings.checks import check_effect, check_run, check_topk
 from recbole_tiger.settings.properties import (
     dataset_properties,
     defaults_of,
-    foreign,
     model_of,
+    package_settings_unread_by,
     property_file,
     protocol,
     read_file,
@@ -27,12 +27,12 @@ EVAL_ARGS = ("split", "group_by", "order", "mode")
 
 
 def plugin_layer(model, dataset, user_settings):
-    """What lies over RecBole's properties and under the user's settings, for a model of MODELS."""
+    """Settings of a model of MODELS that override RecBole's properties; the user's settings override them."""
     return {**protocol(), **defaults_of(model), **dataset_properties("dataset", dataset, user_settings)}
 
 
 def _check_packages(model):
-    """Refuse a model of RecBole's that needs a package which is not installed."""
+    """Refuse a model of RecBole that needs a missing package."""
     try:
         get_model(model)
     except ModuleNotFoundError as error:
@@ -40,37 +40,37 @@ def _check_packages(model):
 
 
 def make_config(name, dataset, user_settings):
-    """RecBole's Config for one run.
+    """Make RecBole's Config of one run.
 
     Args:
-        name: a RecBole model or a recipe.
-        user_settings: what the user said; lies over everything else.
+        name: a model or a recipe.
+        user_settings: settings of the user, which override all others.
 
     Raises:
-        TigerError: a setting does not fit.
+        TigerError: a setting is invalid.
     """
     model = model_of(name)
     _check_packages(model)
     layers = {**protocol(), **dataset_properties("dataset", dataset, user_settings)}
     if model not in MODELS:
-        # The keys of the item text serve to load the same columns for every model.
+        # text_fields makes every model load the same columns.
         layers["text_fields"] = layers.get("text_fields", property_file("catalogue")["text_fields"])
     layers.update(property_file("recipe", name))
     layers.update(user_settings)
     if isinstance(layers["eval_args"], dict):
         if unknown := sorted(map(str, set(layers["eval_args"]) - set(EVAL_ARGS))):
-            raise TigerError(f"eval_args has no {', '.join(unknown)}: it may have {', '.join(EVAL_ARGS)}")
+            raise TigerError(f"unknown key {', '.join(unknown)} in eval_args: it may have {', '.join(EVAL_ARGS)}")
         layers["eval_args"] = {**protocol()["eval_args"], **layers["eval_args"]}
     check_topk(layers["topk"])
     layers.setdefault("label", name)
     if "gpu_id" in layers and layers["gpu_id"] is None:
-        layers["gpu_id"] = ""  # --gpu_id= is nothing in YAML, which RecBole would read as a GPU called None
-    left_out = {"model", "dataset"} | foreign(model)
+        layers["gpu_id"] = ""  # --gpu_id= is null in YAML, which RecBole would read as a GPU called None
+    left_out = {"model", "dataset"} | package_settings_unread_by(model)
     layers = {key: value for key, value in layers.items() if key not in left_out}
     loss = {**read_file(recbole_folder() / f"properties/model/{model}.yaml"), **layers}.get("loss_type")
     if "train_neg_sample_args" not in layers and loss == "CE":
-        layers["train_neg_sample_args"] = None  # cross-entropy wants no negatives
-    with tempfile.TemporaryDirectory() as folder, plain_argv():
+        layers["train_neg_sample_args"] = None  # cross-entropy uses no negatives
+    with tempfile.TemporaryDirectory() as folder, hide_command_line():
         file = Path(folder) / "settings.yaml"
         file.write_text(yaml.safe_dump(layers), encoding="utf-8")
         try:
@@ -85,8 +85,8 @@ def make_config(name, dataset, user_settings):
 
 
 @contextlib.contextmanager
-def plain_argv():
-    """Hide the command line from RecBole's Config, which would read and judge it by itself."""
+def hide_command_line():
+    """Hide the command line from RecBole's Config, which would parse it."""
     argv, sys.argv = sys.argv, sys.argv[:1]
     try:
         yield

@@ -1,4 +1,4 @@
-"""What tells runs apart: the settings, the data, and what else a run reads."""
+"""The identity of a run: its settings, its data, and the other files that it reads."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from recbole_tiger.catalogue.item_text import interaction_files
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import content_hash
 from recbole_tiger.model import MODELS
-from recbole_tiger.settings.properties import LATER, NOT_OF_THE_RUN
+from recbole_tiger.settings.properties import ADDED_LATER, NOT_IN_RUN_KEY
 
 
 def data_files(config):
@@ -28,14 +28,14 @@ def data_hash(config):
 
 
 def run_settings(config):
-    """The settings that decide what a run computes, as plain JSON values."""
-    settings = {key: value for key, value in config.final_config_dict.items() if key not in NOT_OF_THE_RUN}
-    settings = {key: value for key, value in settings.items() if key not in LATER or value != LATER[key]}
+    """The settings that affect the result of a run, as JSON values."""
+    settings = {key: value for key, value in config.final_config_dict.items() if key not in NOT_IN_RUN_KEY}
+    settings = {key: value for key, value in settings.items() if key not in ADDED_LATER or value != ADDED_LATER[key]}
     return json.loads(json.dumps(settings, default=str, sort_keys=True))
 
 
-def own_inputs(config):
-    """Hashes of what a model of MODELS reads beside the dataset: embeddings, IDs, a pre-trained model, an encoder."""
+def extra_input_hashes(config):
+    """Hashes of the other inputs of a model of MODELS: embeddings, semantic IDs, a pre-trained model, an encoder."""
     if config["model"] not in MODELS:
         return []
     files = [Path(config[name]) for name in ("item_embeddings", "semantic_ids", "pre_model_path") if config[name]]
@@ -45,13 +45,13 @@ def own_inputs(config):
 
 
 def _input_hashes(config):
-    return {"data_hash": data_hash(config), "inputs": own_inputs(config)}
+    return {"data_hash": data_hash(config), "inputs": extra_input_hashes(config)}
 
 
 def run_inputs(config):
-    """What decides what a run computes, as result files have it: settings and hashes of files.
+    """Everything that affects the result of a run, as in result files: settings and hashes of files.
 
-    The files are hashed once for a config: all that a run writes is named by what they were at its start.
+    The files are hashed once per config, so that all outputs of a run are named after the files at its start.
     """
     if config["input_hashes"] is None:
         config["input_hashes"] = _input_hashes(config)
@@ -62,7 +62,7 @@ def check_unchanged(config):
     """Refuse files that have changed since :func:`run_inputs` hashed them.
 
     Raises:
-        TigerError: with what to do.
+        TigerError: a file has changed.
     """
     if _input_hashes(config) != config["input_hashes"]:
         raise TigerError(
@@ -72,7 +72,7 @@ def check_unchanged(config):
 
 
 def run_key(config):
-    """Hash of the settings and the data of a run."""
-    of_run = run_inputs(config)
-    text = json.dumps([of_run["settings"], of_run["data_hash"], *of_run["inputs"]], sort_keys=True)
+    """Hash of the settings and the inputs of a run."""
+    inputs = run_inputs(config)
+    text = json.dumps([inputs["settings"], inputs["data_hash"], *inputs["inputs"]], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]

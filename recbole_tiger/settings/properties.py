@@ -1,4 +1,4 @@
-"""The property files: RecBole's and this package's, the models and settings that they name; read without PyTorch."""
+"""Property files of RecBole and of this package, with their models and settings; read without importing PyTorch."""
 
 import ast
 import difflib
@@ -17,10 +17,10 @@ from recbole_tiger.model import MODELS
 
 PROPERTIES = "recbole_tiger.properties"
 
-# Keys that RecBole reads and no file of its properties lists.
+# Settings that RecBole reads but does not list in its property files.
 UNLISTED = {"benchmark_filename", "encoding", "token_num_threshold", "selected_features", "label"}
 
-# Settings of RecBole before 1.1, and those in their place.
+# Settings of RecBole before 1.1, and the settings that replace them.
 OLDER = {
     **dict.fromkeys(
         ("neg_sampling", "training_neg_sample_num", "training_neg_sample_distribution"), "train_neg_sample_args"
@@ -32,8 +32,8 @@ OLDER = {
     "fields_in_same_space": "alias_of_item_id",
 }
 
-# Settings that do not change what a run computes: a resumed or moved run may differ in them.
-NOT_OF_THE_RUN = {
+# Settings that do not affect the result of a run: a resumed or moved run may differ in them.
+NOT_IN_RUN_KEY = {
     "data_path",
     "checkpoint_dir",
     "cache_dir",
@@ -52,11 +52,11 @@ NOT_OF_THE_RUN = {
     "dataset_save_path",
     "save_dataloaders",
     "dataloaders_save_path",
-    "input_hashes",  # these are told beside the settings
+    "input_hashes",  # result files have these beside the settings
 }
 
-# Settings that came after runs had been made, and the values at which a run is what it was without them.
-LATER = {"exclude_history": False}
+# Settings added after runs had been made, with the values at which a run equals one without them.
+ADDED_LATER = {"exclude_history": False}
 
 
 class Loader(yaml.SafeLoader):
@@ -74,7 +74,7 @@ def parse_yaml(text, source):
     """Parse YAML without running code.
 
     Raises:
-        TigerError: it is no YAML; ``source`` says where.
+        TigerError: the text is not YAML; the message names ``source``.
     """
     try:
         return yaml.load(text, Loader=Loader)  # noqa: S506 - a SafeLoader
@@ -83,22 +83,22 @@ def parse_yaml(text, source):
 
 
 def read_file(file):
-    """What a property file holds, or {} where there is none."""
+    """Read a property file; {} if it does not exist."""
     return parse_yaml(file.read_text(encoding="utf-8"), file) or {} if file.is_file() else {}
 
 
-# A line of a property file: the setting, its default, what it may be, and what it says.
+# A line of a property file: the setting, its default, its kind and its description.
 LINE = re.compile(r"^(?P<key>\w+):.*?\s# \((?P<kind>[^()]+)\) (?P<text>.*)$")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a property file says of a setting.
+    """A setting, as a property file describes it.
 
     Attributes:
-        default: its value where nobody gives another.
-        kind: what it may be, as :func:`~recbole_tiger.settings.checks.check_kind` reads it, or None.
-        text: what it is for.
+        default: the default value.
+        kind: allowed values, in the form of :func:`~recbole_tiger.settings.checks.check_kind`, or None.
+        text: description.
     """
 
     default: object
@@ -108,10 +108,10 @@ class Setting:
 
 def described(file):
     """The settings of a property file by name, each a :class:`Setting`."""
-    lines = [LINE.match(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    said = {line["key"]: line for line in lines if line}
+    matches = [LINE.match(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    lines = {line["key"]: line for line in matches if line}
     return {
-        key: Setting(value, *((said[key]["kind"], said[key]["text"]) if key in said else (None, "")))
+        key: Setting(value, *((lines[key]["kind"], lines[key]["text"]) if key in lines else (None, "")))
         for key, value in read_file(file).items()
     }
 
@@ -129,7 +129,7 @@ def _place(*place):
 
 
 def property_file(*place):
-    """What a file of ``properties/`` holds, named by its place, as ("recipe", "TIGER-text"); {} where there is none."""
+    """Read a file of ``properties/`` by its path parts, for example ("recipe", "TIGER-text"); {} if there is none."""
     return read_file(_place(*place))
 
 
@@ -139,14 +139,14 @@ def _described(*place):
 
 
 def _registered(settings):
-    """Settings that came with a class from outside of this package: a dict or a YAML file."""
+    """Settings registered with a class from outside this package: a dict or a YAML file."""
     if isinstance(settings, dict):
         return {key: Setting(value, None, "") for key, value in settings.items()}
     return described(settings)
 
 
 def catalogue_settings():
-    """The settings of item text and semantic IDs, which every model of MODELS has, by name, each a :class:`Setting`."""
+    """The settings of item text and semantic IDs, common to all models of MODELS, by name, each a :class:`Setting`."""
     found = dict(_described("catalogue"))
     for settings in QUANTIZERS.settings.values():
         found.update(_registered(settings))
@@ -154,9 +154,9 @@ def catalogue_settings():
 
 
 def settings_of(model):
-    """Every setting of a model of MODELS but RecBole's own, by name, each a :class:`Setting`.
+    """All settings of a model of MODELS except RecBole's own, by name, each a :class:`Setting`.
 
-    Those of the catalogue lie beneath those of the model, and those of a model beneath those of its subclass.
+    A model's settings override those of the catalogue, and a subclass's settings those of its base class.
     """
     found = catalogue_settings()
     if model not in MODELS.settings:
@@ -171,22 +171,22 @@ def settings_of(model):
 
 
 def defaults_of(model):
-    """Every setting of a model of MODELS but RecBole's own, by name, and its default."""
+    """Defaults of all settings of a model of MODELS except RecBole's own, by name."""
     return {key: setting.default for key, setting in settings_of(model).items()}
 
 
 def is_sample(dataset, data_path):
-    """Whether a dataset is the ml-100k within RecBole, and none of one's own with that name under ``data_path``."""
+    """Whether a dataset is RecBole's sample ml-100k, and not the user's own dataset of that name under ``data_path``."""
     return dataset == "ml-100k" and not (Path(str(data_path)) / dataset).is_dir()
 
 
 def dataset_properties(kind, dataset, settings):
-    """What ``properties/<kind>`` holds for a dataset that comes along, as :func:`property_file`; {} for one of one's own."""
+    """Read the file of ``properties/<kind>`` for a dataset that comes with RecBole; {} for the user's own datasets."""
     return property_file(kind, dataset) if is_sample(dataset, settings.get("data_path", "dataset/")) else {}
 
 
 def summary_of(*place):
-    """The first sentence of the comment that begins a file of ``properties/``; "" where there is no such file."""
+    """The first sentence of the comment at the top of a file of ``properties/``; "" if there is no such file."""
     file = _place(*place)
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     comment = " ".join(line[2:] for line in itertools.takewhile(lambda line: line.startswith("# "), lines))
@@ -199,23 +199,23 @@ def property_files(kind):
 
 
 def protocol():
-    """The field's protocol, which every model of a comparison follows."""
+    """The settings of the standard protocol, which every model of a comparison follows."""
     return property_file("protocol")
 
 
 def protocol_settings():
-    """The same by name, each a :class:`Setting`."""
+    """The settings of the standard protocol by name, each a :class:`Setting`."""
     return _described("protocol")
 
 
 def recipes():
-    """Names of the recipes: a model with settings of its own and a row of its own in every table."""
+    """Names of the recipes. A recipe is a model with its own settings and its own row in tables."""
     return property_files("recipe")
 
 
 @cache
 def recbole_models():
-    """Names of RecBole's models, read off its modules without importing them."""
+    """Names of RecBole's models, parsed from its modules without importing them."""
     names = set()
     for file in recbole_folder().glob("model/*_recommender/*.py"):
         classes = re.findall(r"^class (\w+)\b", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
@@ -224,7 +224,7 @@ def recbole_models():
 
 
 def model_of(name):
-    """The RecBole model behind a name: a recipe's ``model``, or the name itself.
+    """The model of a name: a recipe's ``model``, or the name itself.
 
     Raises:
         TigerError: there is no such model.
@@ -235,25 +235,25 @@ def model_of(name):
     if name not in models:
         raise TigerError(f"unknown model {name!r}{nearest(name, [*models, *recipes()])}")
     if name in ("XGBoost", "LightGBM"):
-        raise TigerError(f"{name} is not trained in epochs, which all runs here are: choose another model")
+        raise TigerError(f"{name} is not trained in epochs, as all runs here have to be: choose another model")
     return name
 
 
 def nearest(word, words):
-    """'; did you mean ...?' where a known word is near."""
+    """The suffix '; did you mean ...?' of a message if a known word is similar, or ''."""
     near = [w for w in words if w.lower() == word.lower()] or difflib.get_close_matches(word, words, n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
 
 @cache
 def recbole_arguments():
-    """Settings that RecBole knows, by kind (``general_arguments`` and so on), read off its module without importing it."""
+    """RecBole's settings by kind (such as ``general_arguments``), parsed from its module without importing it."""
     tree = ast.parse((recbole_folder() / "utils/argument_list.py").read_text(encoding="utf-8"))
     return {node.targets[0].id: ast.literal_eval(node.value) for node in tree.body if isinstance(node, ast.Assign)}
 
 
 @cache
-def _of_recbole():
+def _recbole_settings():
     known = UNLISTED | {name for names in recbole_arguments().values() for name in names} | set(protocol())
     for file in recbole_folder().glob("properties/**/*.yaml"):
         if not file.name.endswith("url.yaml"):
@@ -261,13 +261,13 @@ def _of_recbole():
     return known
 
 
-def _of_ours():
+def _package_settings():
     return {key for model in MODELS for key in settings_of(model)}
 
 
 def known_settings():
-    """Every key that RecBole or this package reads."""
-    return _of_recbole() | _of_ours()
+    """All settings that RecBole or this package reads."""
+    return _recbole_settings() | _package_settings()
 
 
 @cache
@@ -283,17 +283,17 @@ def _read_by(model):
     return _read_by_all() | set(own)
 
 
-def foreign(model):
-    """Settings of this package that ``model`` does not read: to it they make no other run."""
-    return _of_ours() - _read_by(model)
+def package_settings_unread_by(model):
+    """Settings of this package that ``model`` does not read, so that they do not affect its runs."""
+    return _package_settings() - _read_by(model)
 
 
 @cache
-def _of_recboles_models():
+def _recbole_model_settings():
     return {key for file in recbole_folder().glob("properties/model/*.yaml") for key in read_file(file)}
 
 
 def unread(name, user_settings):
-    """Those of the user's settings that are of other models than ``name``, a model or a recipe, and do nothing for it."""
-    of_models = _of_ours() | _of_recboles_models()
-    return sorted(set(user_settings) & of_models - _read_by(model_of(name)) - NOT_OF_THE_RUN)
+    """Those of the user's settings that belong to other models and have no effect on ``name``, a model or a recipe."""
+    model_settings = _package_settings() | _recbole_model_settings()
+    return sorted(set(user_settings) & model_settings - _read_by(model_of(name)) - NOT_IN_RUN_KEY)

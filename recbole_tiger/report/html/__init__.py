@@ -1,1 +1,1 @@
-"""Pages that a browser opens from disk: the data as JSON, and a script that shows them; nothing is fetched."""
+"""Pages that a browser opens from disk: data as JSON and a script that shows them, without fetching anything."""

@@ -1,4 +1,4 @@
-"""The page of leaderboards: sortable tables, charts, settings, and the difference of any two rows."""
+"""The page of leaderboards: sortable tables, charts, settings, and differences between any two rows."""
 
 import json
 from itertools import accumulate, combinations
@@ -18,7 +18,7 @@ from recbole_tiger.report.leaderboard import (
 )
 from recbole_tiger.report.statistics import LEVEL, RANGES, range_of
 
-# Metrics whose differences are tested; the p-value of a pair takes up to a second a metric.
+# Metrics whose differences are tested; each p-value takes up to a second.
 PAIRED = ("recall@10", MAIN)
 # The metric of the chart by occurrences.
 OCCURRENCES = "recall@10"
@@ -30,9 +30,9 @@ def write_leaderboard_page(file, results, folder, occurrences=None):
 
     Args:
         file: path of the page.
-        results: dicts, as in result files. folder: where they are.
-        occurrences: function of a result to what :func:`~recbole_tiger.runs.occurrences.target_occurrences` returns, or to
-            None where the data are not here; None for no chart by occurrences.
+        results: dicts, as in result files. folder: the folder of these files.
+        occurrences: function that maps a result to the value of
+            :func:`~recbole_tiger.runs.occurrences.target_occurrences`; None for no chart by occurrences.
     """
     tables = [_table(title, rows, occurrences) for title, rows in tables_of(results, folder).items()]
     data = {"main": MAIN, "level": f"{LEVEL:.0%}", "tables": tables}
@@ -80,7 +80,7 @@ def _row(row, metrics):
 
 
 def _training(result):
-    """Seconds of training and validation score of every evaluation, a list of pairs."""
+    """Pairs of seconds of training and validation score, one per evaluation."""
     log = result["epoch_log"]
     seconds = accumulate(epoch["train_seconds"] for epoch in log)
     return [
@@ -91,7 +91,7 @@ def _training(result):
 
 
 def _by_occurrences(rows, found):
-    """The metric of the rows with ranks in each range of how often training has the target, and the users of each range."""
+    """The metric of the rows with ranks, by how often the target occurs in training, and the number of users by range."""
     if found is None:
         return None
     users, counts = found
@@ -99,7 +99,7 @@ def _by_occurrences(rows, found):
     curves = {}
     for i, row in enumerate(rows):
         if row.ranks is not None and row.values(OCCURRENCES) and np.array_equal(row.users, users):
-            values = row.of_users(OCCURRENCES)
+            values = row.per_user(OCCURRENCES)
             curves[i] = [number(values[ranges == k].mean()) if (ranges == k).any() else None for k in range(len(RANGES))]
     if not curves:
         return None

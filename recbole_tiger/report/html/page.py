@@ -1,4 +1,4 @@
-"""One self-contained page: style, data, plotly.js and the page's own script in one file."""
+"""Self-contained pages: style, data, plotly.js and the page's own script in one file."""
 
 import html
 import json
@@ -7,7 +7,7 @@ from importlib import resources
 
 from recbole_tiger.files import whole_file
 
-# The policy lets the page load nothing: what it shows is in it.
+# The policy forbids the page to load anything.
 PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -30,7 +30,7 @@ PAGE = """<!doctype html>
 
 
 def number(value):
-    """A number that JSON can hold: None for one that is absent or not finite."""
+    """Convert a number for JSON: None if it is absent or not finite."""
     return None if value is None or not math.isfinite(value) else float(f"{value:.6g}")
 
 
@@ -45,8 +45,8 @@ def write_page(file, title, script, data, charts=True):
         file: path of the page.
         title: its title.
         script: name of the page's own script, a file of this package.
-        data: what the script shows; JSON. All of it is shown as text, whatever it holds.
-        charts: whether the page draws charts, for which plotly.js (5 MB) is in it.
+        data: JSON data that the script shows, always as text.
+        charts: whether the page draws charts; if so, it includes plotly.js (5 MB).
 
     Raises:
         TigerError: the file cannot be written.
@@ -59,7 +59,7 @@ def write_page(file, title, script, data, charts=True):
     content = PAGE.format(
         title=html.escape(title),
         style=_part("page.css"),
-        # Within a script element only "<" can end it.
+        # Only "<" can end a script element.
         data=json.dumps({"title": title, **data}, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"),
         scripts="\n".join(f"<script>\n{text}\n</script>" for text in scripts),
     )

@@ -1,4 +1,4 @@
-"""The page of recommendations: a history and its list, their semantic IDs, what they share, each level's log-probability."""
+"""The page of recommendations: histories and lists, their semantic IDs, shared codes, and log-probabilities by level."""
 
 from recbole_tiger.errors import TigerError
 from recbole_tiger.report.html.page import number, write_page
@@ -8,29 +8,29 @@ MOST_ROWS = 50_000
 
 
 def check_rows(histories, k):
-    """Refuse histories and lists that are too many for a page.
+    """Refuse too many histories and lists for a page.
 
     Args:
         histories: lists of item tokens. k: length of a list.
 
     Raises:
-        TigerError: they have more than MOST_ROWS items.
+        TigerError: histories and lists have more than MOST_ROWS items.
     """
     rows = sum(len(history) + k for history in histories)
     if rows > MOST_ROWS:
         raise TigerError(
-            f"the page of {len(histories):,} histories and their lists of {k} would have {rows:,} items, and may have "
+            f"the page of {len(histories):,} histories and their lists of {k} would have {rows:,} items, but the limit is "
             f"{MOST_ROWS:,}: give fewer histories, or leave out --html"
         )
 
 
 def write_recommendations_page(file, recommender, histories, lists, user=None):
-    """Write the page of histories and what was recommended after them.
+    """Write the page of histories and their recommendations.
 
     Args:
         file: path of the page.
         recommender: a :class:`~recbole_tiger.runs.recommend.Recommender`.
-        histories: lists of item tokens. lists: of each, as ``Recommender.recommend`` returns it.
+        histories: lists of item tokens. lists: list of each history, as ``Recommender.recommend`` returns it.
         user: user token, for a model trained with user tokens.
     """
     row = {item: i for i, item in enumerate(recommender.items)}
@@ -48,7 +48,7 @@ def write_recommendations_page(file, recommender, histories, lists, user=None):
                 "unread": max(0, len(history) - longest),
                 "items": found,
                 "scores": [number(entry["score"]) for entry in entries],
-                "parts": parts and [[number(part) for part in of_item] for of_item in parts],
+                "parts": parts and [[number(part) for part in levels] for levels in parts],
             }
         )
     data = {

@@ -1,4 +1,4 @@
-"""The page of semantic IDs: a treemap of the codes, the items under a node, search, usage and collisions of every level."""
+"""The page of semantic IDs: a treemap of the codes, the items under a node, search, and usage and collisions by level."""
 
 from collections import Counter
 
@@ -6,15 +6,15 @@ import numpy as np
 
 from recbole_tiger.report.html.page import number, write_page
 
-# Of a larger catalogue so many items are drawn: 5 MB.
+# A larger catalogue is cut down to this many drawn items: 5 MB.
 MOST_ITEMS = 20_000
-# Characters of a title.
+# Most characters of a title.
 LONGEST = 120
-# Columns of the item file that colour the items, the first that is there.
+# Columns of the item file that can colour the items; the first one present is used.
 COLUMNS = ("categories", "category", "genres", "genre", "class")
-# What separates the parts of a category's path, as in "Beauty > Makeup > Nails".
+# Separator of category paths like "Beauty > Makeup > Nails".
 PATH = " > "
-# Categories with a colour of their own.
+# Number of categories with their own colour.
 COLOURED = 9
 
 
@@ -51,18 +51,18 @@ def write_semantic_ids_page(file, title, catalogue):
 
 
 def shortened(title):
-    """A title of at most LONGEST characters."""
+    """Shorten a title to at most LONGEST characters."""
     return title if len(title) <= LONGEST else title[: LONGEST - 1] + "…"
 
 
 def categories_of(values):
-    """The commonest categories of items, at the first step of their paths in which these differ.
+    """Find the most common categories of items, at the first step at which the items' category paths differ.
 
     Args:
-        values: list of strings, a path of categories each, as "Beauty > Makeup > Nails"; "" where an item has none.
+        values: list of category paths, like "Beauty > Makeup > Nails"; "" for an item without categories.
 
     Returns:
-        names, the commonest first, at most COLOURED and "other" for the rest; list of the place of each item's.
+        names (at most COLOURED, the most common first, then "other" for the rest); list of each item's index in names.
     """
     paths = [value.split(PATH) for value in values]
     step = 0
@@ -77,13 +77,13 @@ def categories_of(values):
 
 
 def _sharing(prefixes):
-    """Share of the items that share a prefix with another."""
+    """Share of the items that share a prefix with another item."""
     _, counts = np.unique(prefixes, axis=0, return_counts=True)
     return number(counts[counts > 1].sum() / counts.sum())
 
 
 def _groups(codes):
-    """How many groups of items that share all codes have each size: a list of pairs of size and number."""
+    """Count the groups of items with the same codes by size: a list of pairs of size and number of groups."""
     _, counts = np.unique(codes, axis=0, return_counts=True)
     sizes, numbers = np.unique(counts, return_counts=True)
     return np.column_stack([sizes, numbers]).tolist()
