@@ -123,7 +123,7 @@ def test_runs(number, folder, official, monkeypatch, capsys):
         monkeypatch.setattr(registry, "settings", dict(registry.settings))
     kind, text = list(commands())[number]
     if kind == "python":
-        exec(text.replace('{"epochs": 3}', repr({**SMALL, **SMALL_TIGER})), {"__name__": "__main__"})
+        exec(text.replace('{"epochs": 1}', repr({**SMALL, **SMALL_TIGER})), {"__name__": "__main__"})
         return
     command, *rest = shortened(text, folder, official)
     status = main([command, *rest])

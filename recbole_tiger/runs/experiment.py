@@ -32,6 +32,7 @@ from recbole_tiger.settings.checks import is_list_metric
 from recbole_tiger.settings.config import make_config
 from recbole_tiger.settings.identity import check_unchanged, run_inputs, run_key
 from recbole_tiger.settings.properties import dataset_properties
+from recbole_tiger.training.checkpoint import checkpoint_name
 from recbole_tiger.training.dataset import check_aliases, text_load_col
 from recbole_tiger.training.history import copy_leave_out, leaving_out
 from recbole_tiger.training.memory import keep_freed_memory
@@ -336,7 +337,7 @@ def make_trainer(config, train_data):
         trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
     key = run_key(config)
     if key not in trainer.saved_model_file:  # RecBole names files by the second, so runs begun together would share one
-        trainer.saved_model_file = trainer.saved_model_file.removesuffix(".pth") + f"-{key}.pth"
+        trainer.saved_model_file = checkpoint_name(trainer.saved_model_file, config, key)
     return trainer
 
 
@@ -528,4 +529,8 @@ def compare(names, dataset, user_settings, results_dir):
         make_folders(config, results_dir)
     for config in waiting[1:]:  # the first one is checked when its run begins
         rehearse(config)
-    return [run_or_read(config, results_dir) for config in configs]
+    results = []
+    for number, config in enumerate(configs, start=1):
+        print(f"{number} of {len(configs)}: {config['label']}, at most {config['epochs']} epochs")
+        results.append(run_or_read(config, results_dir))
+    return results

@@ -201,7 +201,10 @@ class Recommender:
                 raise TigerError(f"{where} is empty: give at least one item")
             unknown = [item for item in history if item not in self._row]
             if unknown:
-                raise TigerError(f"{where} has {len(unknown)} items that the model does not know: {named(unknown)}")
+                raise TigerError(
+                    f"{where} has {len(unknown)} items that the model does not know: {named(unknown)}; it was trained on "
+                    f"{self.config['dataset']}, which has items such as {named(self.items[:2])}"
+                )
         if draw["temperature"] is not None:
             check_number("temperature", draw["temperature"], positive=True)
         if not isinstance(draw["seed"], int) or isinstance(draw["seed"], bool):

@@ -5,6 +5,7 @@ import functools
 import importlib
 import re
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import scipy.sparse
@@ -85,6 +86,12 @@ SAFE_GLOBALS = [
         for function in _NUMPY_FUNCTIONS
     ),
 ]
+
+
+def checkpoint_name(file, config, key):
+    """RecBole's path of a checkpoint, which has the model and the second, with the row, the dataset and the run key."""
+    time = Path(file).stem.removeprefix(f"{config['model']}-")
+    return str(Path(file).with_name(f"{config['label'] or config['model']}-{config['dataset']}-{time}-{key}.pth"))
 
 
 def save_checkpoint(state, file):

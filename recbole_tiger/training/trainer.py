@@ -19,7 +19,7 @@ from recbole_tiger.files import link_or_copy
 from recbole_tiger.graphs import Graphs
 from recbole_tiger.model.tiger import target_positions
 from recbole_tiger.settings.identity import run_key
-from recbole_tiger.training.checkpoint import load_checkpoint
+from recbole_tiger.training.checkpoint import checkpoint_name, load_checkpoint
 from recbole_tiger.training.dataset import training_windows
 from recbole_tiger.training.evaluation import RankedCollector
 from recbole_tiger.training.memory import keep_freed_memory
@@ -61,7 +61,7 @@ class TIGERTrainer(Trainer):
     ``train_batch_size`` counts targets, as RecBole's counts rows. After every epoch the whole state is saved in
     ``<checkpoint_dir>/<model>-<key>/last.pth``, where the key is a hash of the settings and the data. With ``resume`` the
     run continues from there, with the same result as an uninterrupted run. The best epoch is saved in
-    ``<checkpoint_dir>/<model>-<time>-<key>.pth``.
+    ``<checkpoint_dir>/<label>-<dataset>-<time>-<key>.pth``.
 
     With ``ema_decay`` the learning rate is constant after the warm-up, and validation, checkpoints and test use an
     exponential moving average of the weights; the first steps have equal weight in it.
@@ -74,7 +74,7 @@ class TIGERTrainer(Trainer):
         keep_freed_memory()
         super().__init__(config, model)
         key = run_key(config)
-        self.saved_model_file = self.saved_model_file.removesuffix(".pth") + f"-{key}.pth"
+        self.saved_model_file = checkpoint_name(self.saved_model_file, config, key)
         self.state_file = Path(self.checkpoint_dir) / f"{config['model']}-{key}" / "last.pth"
         self.epoch_log = []
         self.schedule_step = 0

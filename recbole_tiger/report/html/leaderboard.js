@@ -194,7 +194,7 @@ function draw(node, table) {
       line: { color: of.get(row), width: 1.5 }, showlegend: false, hoverinfo: "text",
       hovertext: points.map(([second, score]) => `${plotted(row.label)}<br>${whole(second)} s: ${fixed(score)}`),
     }))),
-    layout: { hovermode: "closest", xaxis: { type: "log", title: { text: "seconds" }, dtick: 1 }, yaxis: { title: { text: DATA.main } } },
+    layout: { hovermode: "closest", xaxis: { type: "log", title: { text: "seconds" }, dtick: "D2" }, yaxis: { title: { text: DATA.main } } },
   }));
   if (table.occurrences) {
     const { metric, ranges, users, rows } = table.occurrences;
