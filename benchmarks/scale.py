@@ -19,6 +19,7 @@ import time
 import warnings
 from pathlib import Path
 
+import numpy as np
 import torch
 from generated import PAPER, clustered_embeddings, item_tokens, write_dataset
 from recbole.data import data_preparation
@@ -71,10 +72,11 @@ def write_generated(folder, n_items):
     return n_interactions
 
 
-def measure(n_items, seconds, settings, folder):
+def measure(model_name, n_items, seconds, settings, folder):
     """Measure all stages of one catalogue.
 
     Args:
+        model_name: TIGER or one of its recipes.
         seconds: of training that are measured, at the least.
         settings: the user's.
         folder: for the files that are generated.
@@ -88,8 +90,9 @@ def measure(n_items, seconds, settings, folder):
         "checkpoint_dir": str(Path(folder) / "saved"),
         "gpu_id": "",  # time and memory are measured on the CPU
     }
-    settings = {**PAPER, "quantizer": "rq_kmeans", **settings, **fixed, "show_progress": True, "state": "ERROR"}
-    config = experiment.prepare("TIGER", "generated", settings)
+    sizes = PAPER if model_name == "TIGER" else {}
+    settings = {**sizes, "quantizer": "rq_kmeans", **settings, **fixed, "show_progress": True, "state": "ERROR"}
+    config = experiment.prepare(model_name, "generated", settings)
     result = {"items": n_items, "interactions": n_interactions, "libraries_bytes": libraries}
 
     embeddings = clustered_embeddings(n_items)
@@ -101,6 +104,9 @@ def measure(n_items, seconds, settings, folder):
     result["largest_group"] = semantic_ids.statistics()["largest_group"]
     config["semantic_ids"] = str(Path(folder) / "semantic-ids.tsv")
     semantic_ids.save(config["semantic_ids"])
+    if config["encoder_text"]:
+        config["item_embeddings"] = str(Path(folder) / "embeddings.npz")
+        np.savez(config["item_embeddings"], items=np.array(items), embeddings=embeddings)
     del embeddings, semantic_ids, items
 
     watch.read()
@@ -206,6 +212,11 @@ def plot(catalogues, file):
 def main():
     """Print a table; write JSON and plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--model",
+        default="TIGER",
+        help="TIGER with the paper's sizes, or a recipe with its own (default: TIGER)",
+    )
     parser.add_argument("--items", type=int, help="number of items of a single catalogue instead of the three")
     parser.add_argument("--seconds", type=float, default=20, help="least seconds of training to measure (default: 20)")
     parser.add_argument("--checks", help="measure the checks of the files of this dataset; 'generated' is one of --items")
@@ -228,11 +239,14 @@ def main():
         with tempfile.TemporaryDirectory() as folder:
             os.chdir(folder)  # RecBole's trainer writes logs in the working directory
             try:
-                catalogues = [measure(args.items, args.seconds, settings, folder)]
+                catalogues = [measure(args.model, args.items, args.seconds, settings, folder)]
             finally:
                 os.chdir(home)
     else:
-        catalogues = [in_own_process(size, [f"--seconds={args.seconds}", *rest]) for size in tqdm(SIZES, "catalogues")]
+        catalogues = [
+            in_own_process(size, [f"--model={args.model}", f"--seconds={args.seconds}", *rest])
+            for size in tqdm(SIZES, "catalogues")
+        ]
     if args.output:
         write_result(
             {"catalogues": catalogues, "hardware": experiment.hardware(), "versions": experiment.versions()}, args.output

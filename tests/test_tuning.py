@@ -287,7 +287,7 @@ def test_a_cluster_wants_its_token(token, cluster, settings):
     assert done.returncode == 2
     message = done.stderr.splitlines()[-1]
     assert message.startswith(f"recbole-tiger: error: the Ray cluster at {cluster} refuses the connection: ")
-    assert message.endswith("; give it the cluster's token, as in RAY_AUTH_MODE=token RAY_AUTH_TOKEN=... recbole-tiger tune")
+    assert message.endswith("; give the cluster's token, as in RAY_AUTH_MODE=token RAY_AUTH_TOKEN=... recbole-tiger tune")
     assert "Traceback" not in done.stderr
 
 
