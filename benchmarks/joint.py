@@ -1,6 +1,6 @@
 """Does one tokenizer serve several catalogues, and what does the user token bring (Rajput et al. 2023, tables 5 and 8)?
 
-python benchmarks/joint.py --data_path=dataset --output=benchmarks/results/joint.json
+python benchmarks/joint.py --data_path=dataset --output=benchmarks/results/joint.json --plot=benchmarks/results/joint.png
 
 Fits the quantizer to the items of three datasets together and to those of amazon-beauty alone, and trains TIGER on
 amazon-beauty with either kind of IDs; and compares a token of the hashed user (2,000 rows) with none. Any setting of TIGER
@@ -23,6 +23,8 @@ from recbole_tiger.settings.arguments import parse_arguments
 from recbole_tiger.training.dataset import CatalogueDataset
 
 SHOWN = ("recall@10", "ndcg@10")
+# NDCG@10 on amazon-beauty in the paper.
+PAPER = {"a tokenizer of its own": 0.0384, "one tokenizer for all": 0.03676}
 
 
 def joint_ids(datasets, settings, file):
@@ -49,6 +51,22 @@ def p_of(metric, folder, first, second):
     return paired_p(*(metric_per_user(read_ranks(folder / one["ranks"])[1], metric) for one in (first, second)))
 
 
+def plot(rows, file):
+    """Write a PNG of NDCG@10 with its intervals, and of the paper's."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 2.6), layout="constrained")
+    cells = [row["cell"] for row in rows][::-1]
+    values = np.array([row["ndcg@10"] for row in rows][::-1])
+    low, high = np.array([row["interval of ndcg@10"] for row in rows][::-1]).T
+    axes.errorbar(values, cells, xerr=[values - low, high - values], fmt="o", capsize=4, label="here, 95 %")
+    axes.plot(list(PAPER.values()), list(PAPER), "D", label="paper")
+    axes.set(xlabel="NDCG@10 on the tested dataset", xlim=(0, None))
+    axes.margins(y=0.2)
+    axes.legend(loc="lower left")
+    figure.savefig(file, dpi=120)
+
+
 def main(argv=None):
     """Print a table and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -63,6 +81,7 @@ def main(argv=None):
         "--folder", type=Path, default=Path("joint"), help="folder for IDs and results (default: %(default)s)"
     )
     parser.add_argument("--output", help="JSON file of all numbers")
+    parser.add_argument("--plot", help="PNG file")
     args, rest = parser.parse_known_args(argv)
     settings = {"data_path": args.data_path, "resume": True, **parse_arguments(rest)}
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -79,6 +98,7 @@ def main(argv=None):
         results[name] = experiment.run_or_read(config, args.folder / "results")
         first = results["a tokenizer of its own"]
         row = {"cell": name, **{metric: results[name]["test_result"][metric] for metric in SHOWN}}
+        row["interval of ndcg@10"] = results[name]["intervals"]["ndcg@10"]
         row["epochs"], row["still_improving"] = results[name]["epochs"], results[name]["still_improving"]
         if results[name] is not first:
             row["p of ndcg@10"] = p_of("ndcg@10", args.folder / "results", first, results[name])
@@ -86,6 +106,8 @@ def main(argv=None):
     print(tabulate(rows, headers="keys", floatfmt=".4f", tablefmt="github"))
     if args.output:
         write_result({"datasets": args.datasets, "settings": settings, "rows": rows}, args.output)
+    if args.plot:
+        plot(rows, args.plot)
 
 
 if __name__ == "__main__":

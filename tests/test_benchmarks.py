@@ -521,7 +521,7 @@ def test_lists_of_a_checkpoint(settings):
     """Both scripts run on a model whose catalogue fits in the list, where nothing is left to the temperature."""
     result = experiment.run(experiment.prepare("TIGER", "tiny", settings), "results")
     chosen = [f"--checkpoint={result['checkpoint']}", "--users=30"]
-    script("invalid").main([*chosen, "--output=invalid.json"])
+    script("invalid").main([*chosen, "--output=invalid.json", "--plot=invalid.png"])
     rows = json.loads(Path("invalid.json").read_text())["rows"]
     assert [row["first"] for row in rows] == [10, 20, 50]
     script("diversity").main([*chosen, "--column=title", "--output=diversity.json", "--plot=diversity.png"])
@@ -592,7 +592,13 @@ def test_joint_runs(settings, data_path, tmp_path):
     for file in list(other.glob("tiny.*")):
         file.rename(other / file.name.replace("tiny", "other"))
     small = [f"--{name}={value}" for name, value in settings.items() if name != "data_path"]
-    arguments = [f"--data_path={tmp_path / 'data'}", "--datasets=tiny,other", "--output=joint.json", *small]
+    arguments = [
+        f"--data_path={tmp_path / 'data'}",
+        "--datasets=tiny,other",
+        "--output=joint.json",
+        "--plot=joint.png",
+        *small,
+    ]
     script("joint").main(arguments)
     rows = {row["cell"]: row for row in json.loads(Path("joint.json").read_text())["rows"]}
     assert len(rows) == 3
