@@ -28,7 +28,7 @@ function id(item, shared) {
 }
 
 function probability(part) {
-  return element("span", { title: `probability ${Math.exp(part).toFixed(4)}` }, part.toFixed(2), " ",
+  return element("span", { title: `probability ${Math.exp(part).toFixed(4)}` }, part.toFixed(2).replace("-0.00", "0.00"), " ",
     element("span", { className: "level" }, element("span", { style: `width: ${(100 * Math.exp(part)).toFixed(1)}%` })));
 }
 
