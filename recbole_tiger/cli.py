@@ -25,6 +25,7 @@ from recbole_tiger.commands import (
 )
 from recbole_tiger.commands.shared import add_plugins, names
 from recbole_tiger.errors import TigerError
+from recbole_tiger.files import check_writable
 from recbole_tiger.registry import import_file
 from recbole_tiger.settings.arguments import parse_arguments, read_config_files
 from recbole_tiger.version import __version__
@@ -88,12 +89,17 @@ def _execute(args, rest):
     command = COMMANDS[args.command]
     for file in getattr(args, "plugins", []):
         import_file(file)
+    settings = []
     if command.SETTINGS:
-        command.execute(args, {**read_config_files(args.config_files), **parse_arguments(rest)})
+        settings = [{**read_config_files(args.config_files), **parse_arguments(rest)}]
     elif rest:
         raise TigerError(f"unknown argument {rest[0]!r} of {args.command}; see --help")
-    else:
-        command.execute(args)
+    page = getattr(args, "html", None)
+    if page:
+        check_writable(page)
+    command.execute(args, *settings)
+    if page:
+        print(f"page: {page}", file=sys.stderr)
 
 
 def main(argv=None):

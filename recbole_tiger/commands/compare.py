@@ -1,7 +1,6 @@
 """``recbole-tiger compare``."""
 
 from recbole_tiger.commands.shared import add_html, add_results_dir, names, write_leaderboard_page
-from recbole_tiger.files import check_writable
 from recbole_tiger.settings.properties import model_of
 
 SUMMARY = "Run several models under one protocol and print a leaderboard"
@@ -18,8 +17,6 @@ def add_arguments(parser):
 
 def execute(args, settings):
     """Run the models that have no result yet, and print the table and the paths of the checkpoints."""
-    if args.html:
-        check_writable(args.html)
     for name in args.models:
         model_of(name)
     from recbole_tiger.report.leaderboard import tables_of_runs

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from recbole_tiger.commands.shared import add_html, add_plugins, write
 from recbole_tiger.errors import TigerError
-from recbole_tiger.files import check_writable, read_lines
+from recbole_tiger.files import read_lines
 
 SUMMARY = "Recommend the next items after a history"
 EXAMPLE = "recbole-tiger recommend --checkpoint=saved/TIGER-....pth --history=50,172,181"
@@ -73,8 +73,6 @@ def add_arguments(parser):
 
 def execute(args):
     """Print a table for one history or write a line of JSON for each of several, and write the page."""
-    if args.html:
-        check_writable(args.html)
     if args.output and args.histories is None:
         raise TigerError("--output is for --histories: leave it out, because --history prints a table")
     from tabulate import tabulate
@@ -102,25 +100,21 @@ def execute(args):
         "seed": args.seed,
     }
     if args.histories is None:
-        found = recommender.recommend(args.history, user=args.user, **options)
-        rows = [[i, row["item"], row["title"], f"{row['score']:.4f}"] for i, row in enumerate(found, start=1)]
+        histories, found = [args.history], [recommender.recommend(args.history, user=args.user, **options)]
+        rows = [[i, row["item"], row["title"], f"{row['score']:.4f}"] for i, row in enumerate(found[0], start=1)]
         print(tabulate(rows, ["", "item", "title", "log-probability"], tablefmt="github", disable_numparse=True))
+    else:
+        histories = read_histories(args.histories)
+        if not histories:
+            raise TigerError(f"{args.histories} has no histories: write one per line, items separated by commas")
         if args.html:
-            write_recommendations_page(args.html, recommender, [args.history], [found], args.user)
-            print(f"page: {args.html}", file=sys.stderr)
-        return
-    histories = read_histories(args.histories)
-    if not histories:
-        raise TigerError(f"{args.histories} has no histories: write one per line, items separated by commas")
-    if args.html:
-        check_rows(histories, args.k)
-    found = recommender.recommend(histories, user=args.user, **options)
-    ascii_only = not args.output and (sys.stdout.encoding or "utf-8").lower().replace("-", "") != "utf8"
-    lines = "".join(
-        json.dumps({"history": history, "recommendations": rows}, ensure_ascii=ascii_only) + "\n"
-        for history, rows in zip(histories, found, strict=True)
-    )
-    write(lines, args.output)
+            check_rows(histories, args.k)
+        found = recommender.recommend(histories, user=args.user, **options)
+        ascii_only = not args.output and (sys.stdout.encoding or "utf-8").lower().replace("-", "") != "utf8"
+        lines = "".join(
+            json.dumps({"history": history, "recommendations": rows}, ensure_ascii=ascii_only) + "\n"
+            for history, rows in zip(histories, found, strict=True)
+        )
+        write(lines, args.output)
     if args.html:
         write_recommendations_page(args.html, recommender, histories, found, args.user)
-        print(f"page: {args.html}", file=sys.stderr)

@@ -1,7 +1,6 @@
 """``recbole-tiger run``."""
 
 from recbole_tiger.commands.shared import add_html, add_results_dir, warn_unread, write_leaderboard_page
-from recbole_tiger.files import check_writable
 from recbole_tiger.settings.properties import model_of
 
 SUMMARY = "Train and test one model"
@@ -23,8 +22,6 @@ def add_arguments(parser):
 
 def execute(args, settings):
     """Train and test a model, and print its row and the paths of its files."""
-    if args.html:
-        check_writable(args.html)
     model_of(args.model)  # refuse unknown models before the imports, which take seconds
     from recbole_tiger.report.leaderboard import tables_of_runs
     from recbole_tiger.runs import experiment

@@ -50,7 +50,6 @@ def write_leaderboard_page(file, results, folder, data_path):
 
         occurrences = partial(target_occurrences, data_path=data_path)
     write_page(file, results, folder, occurrences)
-    print(f"page: {file}", file=sys.stderr)
 
 
 def warn_unread(model, settings):

@@ -1,12 +1,11 @@
 """``recbole-tiger tokenize``."""
 
-import sys
 import textwrap
 from pathlib import Path
 
 from recbole_tiger.commands.shared import add_html
 from recbole_tiger.errors import TigerError
-from recbole_tiger.files import check_writable, make_folder
+from recbole_tiger.files import make_folder
 from recbole_tiger.model import MODELS
 from recbole_tiger.settings.properties import model_of
 
@@ -26,8 +25,6 @@ def add_arguments(parser):
 
 def execute(args, settings):
     """Make semantic IDs, and print their statistics, their quality and items that share a prefix."""
-    if args.html:
-        check_writable(args.html)
     if model_of(args.model) not in MODELS:
         raise TigerError(f"model {args.model} has no semantic IDs: give {' or '.join(MODELS)}, or a recipe of one of them")
     from tabulate import tabulate
@@ -66,7 +63,6 @@ def execute(args, settings):
         from recbole_tiger.report.html.semantic_ids import write_semantic_ids_page
 
         write_semantic_ids_page(args.html, f"Semantic IDs of {args.dataset}", catalogue)
-        print(f"page: {args.html}", file=sys.stderr)
 
 
 def _quality_rows(catalogue, config):
