@@ -20,6 +20,7 @@ from recbole_tiger.catalogue.item_text import (
 )
 from recbole_tiger.errors import TigerError
 from recbole_tiger.model import MODELS
+from recbole_tiger.training.history import ordinals
 
 # Maximal number of elements of the [users, items] score matrix of an evaluation batch, if one is needed: 64 MB.
 SCORE_MATRIX = 2**24
@@ -134,16 +135,12 @@ class CatalogueDataset(SequentialDataset):
         self._aug_presets()
         self._check_field("uid_field", "time_field")
         self.sort(by=[self.uid_field, self.time_field], ascending=True)
-        users = self.inter_feat[self.uid_field].numpy()
-        row = np.arange(len(users))
-        opens = np.append(True, users[1:] != users[:-1])
-        start = np.maximum.accumulate(np.where(opens, row, 0))
-        target = row[~opens]
-        first = np.maximum(start[target], target - self.max_item_list_len)
-        length = torch.from_numpy(target - first)
+        before = torch.from_numpy(ordinals(self.inter_feat[self.uid_field].numpy()))
+        target = before.nonzero().squeeze(1)
+        length = before[target].clamp(max=self.max_item_list_len)
         column = torch.arange(self.max_item_list_len)
         inside = column < length.unsqueeze(1)
-        place = (torch.from_numpy(first).unsqueeze(1) + column) * inside
+        place = ((target - length).unsqueeze(1) + column) * inside
         rows = Rows(self.inter_feat.interaction)[target]
         lists = {self.item_list_length_field: length}
         for field in self.inter_feat:
