@@ -18,6 +18,7 @@ from recbole_tiger.catalogue.semantic_ids import SemanticIDs, add_collision_leve
 from recbole_tiger.cli import main
 from recbole_tiger.errors import TigerError
 from recbole_tiger.model.vqrec import VQRec, log_sinkhorn
+from recbole_tiger.report.results import read_results
 from recbole_tiger.runs import experiment
 from recbole_tiger.training.checkpoint import load_checkpoint
 from recbole_tiger.training.vqrec import VQRecTrainer
@@ -528,6 +529,20 @@ def test_from_two_datasets_to_a_third_by_the_commands(pretraining, settings, cap
     looked_up = tuned["state_dict"]["row_of_code"].view(4, 8)
     assert looked_up.sort(dim=1).values.flatten().tolist() == list(range(32))
     assert looked_up.flatten().tolist() != list(range(32))
+
+
+def test_tune_on_two_datasets(pretraining, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "redraw.yaml").write_text("redraw_prob: [0.5, 0.75]\n")
+    arguments = [f"--{key}={json.dumps(value)}" for key, value in pretraining.items()]
+    call = ["--model=VQRec", "--dataset=left,right", *arguments]
+    assert main(["tune", *call, "--sweep=redraw.yaml", "--cpus_per_trial=1", "--results_dir=swept"]) == 0
+    (won,) = read_results("swept")
+    assert main(["run", *call, f"--redraw_prob={won['settings']['redraw_prob']}", "--results_dir=alone"]) == 0
+    (alone,) = read_results("alone")
+    assert won["data_hash"] == alone["data_hash"]
+    assert won["test_result"] == alone["test_result"]
+    assert [file.name for file in Path("swept").glob("*.json")] == [file.name for file in Path("alone").glob("*.json")]
 
 
 def test_the_permutation_trains_alone(pretraining, settings, monkeypatch):

@@ -11,7 +11,7 @@ from recbole_tiger.errors import TigerError
 from recbole_tiger.files import content_hash, whole_folder
 
 # Raise it with every change that makes other files from the same datasets.
-REVISION = 1
+REVISION = 2
 
 
 def sources(config):
@@ -45,10 +45,10 @@ def mix(parts, folder):
 
     Args:
         parts: from :func:`sources`; their files exist.
-        folder: parent of the folder to write, which is named by a hash of the files.
+        folder: the folder to write in; there the parent of the mixture's folder is named by a hash of the files.
 
     Returns:
-        Path of the folder.
+        Path of the mixture's folder, which has the name of the dataset, ``a,b``.
 
     Raises:
         TigerError: a dataset has no text though neither ``item_embeddings`` nor ``semantic_ids`` is given, or a column has
@@ -70,10 +70,11 @@ def mix(parts, folder):
     mixture = Path(folder) / f"mixture-{digest.hexdigest()[:20]}"
     if not mixture.is_dir():
         with whole_folder(mixture) as temporary:
-            _write(temporary / f"{name}.inter", parts, inters, shared=True)
+            (temporary / name).mkdir()
+            _write(temporary / name / f"{name}.inter", parts, inters, shared=True)
             if any(items):
-                _write(temporary / f"{name}.item", parts, items, shared=False)
-    return mixture
+                _write(temporary / name / f"{name}.item", parts, items, shared=False)
+    return mixture / name
 
 
 def _write(target, parts, files, shared):

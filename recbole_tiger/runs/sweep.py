@@ -325,6 +325,8 @@ def plan(model, dataset, user_settings, config, *, sweep, search, num_samples, s
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:10]
     name = f"{config['dataset']}-{config['label']}-{Path(sweep).stem}-{config['seed']}-{digest}"
     shared = {**user_settings, "load_col": config["load_col"], "resume": True}
+    if "," in dataset:
+        shared["data_path"] = str(Path(config["data_path"]).parent)  # of the mixture
     params = draw(space, num_samples, config["seed"])
     adaptive = search == "hyperopt"
     made = Sweep(
