@@ -17,7 +17,7 @@ from recbole_tiger.catalogue.item_text import read_item_text
 from recbole_tiger.catalogue.semantic_ids import SemanticIDs, add_collision_level
 from recbole_tiger.cli import main
 from recbole_tiger.errors import TigerError
-from recbole_tiger.model.vqrec import VQRec, log_sinkhorn
+from recbole_tiger.model.vqrec import MeanOfRows, VQRec, log_sinkhorn
 from recbole_tiger.report.results import read_results
 from recbole_tiger.runs import experiment
 from recbole_tiger.training.checkpoint import load_checkpoint
@@ -144,6 +144,18 @@ def test_fine_tuning_loss_by_hand():
         scores = {item: score(model, history, model.digits[item].tolist()) for item in range(1, 31)}
         losses.append(math.log(sum(math.exp(value) for value in scores.values())) - scores[target])
     assert model.calculate_loss(rows(HISTORIES, TARGETS)).item() == pytest.approx(sum(losses) / 4, abs=1e-5)
+
+
+def test_gradient_of_means_of_rows():
+    torch.manual_seed(0)
+    table, rows, weights = torch.randn(30, 5, dtype=torch.double), torch.randint(20, (40, 3)), torch.randn(40, 5)
+    table.requires_grad = True  # no item has the last ten rows
+    expected, found = (
+        torch.autograd.grad((means * weights).sum(), table)[0]
+        for means in (table[rows].mean(dim=1), MeanOfRows.apply(table, rows))
+    )
+    torch.testing.assert_close(found, expected)
+    assert (found[20:] == 0).all() and (found[:20] != 0).any()
 
 
 @torch.no_grad()
