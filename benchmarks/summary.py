@@ -229,6 +229,42 @@ def pairs_table():
     return groups_table("pairs", {"in order": "after", "reversed": "only before", "in none": "never"})
 
 
+IDENTIFIERS = {
+    "TIGER": "RQ-VAE, 3 x 256",
+    "TIGER-rq-kmeans": "residual k-means, 3 x 256",
+    "TIGER-vq": "vq, 256 codes",
+    "TIGER-opq": "opq, 3 x 256",
+    "TIGER-hierarchical-kmeans": "hierarchical k-means, 10 branches",
+    "TIGER-atomic": "atomic, one code per item",
+    "TIGER-string": "string, digits of the item's number",
+    "TIGER-lsh": "hashes of the embedding, 3 x 256",
+    "TIGER-random": "random, 3 x 256",
+}
+
+
+def identifiers_table():
+    """TIGER with each kind of ID in the same budget, best first by the mean validation NDCG@10 over seeds."""
+    lines, found = {}, rows("amazon-beauty", "identifiers")
+    # The first files lack the days of the targets, which are the same for all.
+    dated = next(row for row in found.values() if row.later_day is not None)
+    for label, row in found.items():
+        if label in IDENTIFIERS:
+            assert (row.users == dated.users).all()
+            valid = float(np.mean([result["best_valid_result"]["ndcg@10"] for result in row.results]))
+            low, high = row.interval("ndcg@10")
+            lines[valid] = {
+                "IDs": IDENTIFIERS[label],
+                "validation": number_text(valid),
+                "test": metrics_text([row.mean(metric) for metric in MAIN]),
+                "95 % of NDCG@10": f"{number_text(low)} to {number_text(high)}",
+                "each seed": ", ".join(map(number_text, row.values("ndcg@10"))),
+                "later day": metrics_text([row.per_user(metric)[dated.later_day].mean() for metric in MAIN]),
+                "parameters": f"{row.average('parameters') / 1e6:.2f} M",
+                "training s": f"{row.average('train_seconds'):.0f}",
+            }
+    return markdown([lines[valid] for valid in sorted(lines, reverse=True)])
+
+
 LIKELIHOODS = {
     "TIGER-text, amazon-beauty": "amazon-beauty-TIGER-text-likelihood.json",
     "TIGER, amazon-toys-games": "amazon-toys-games-TIGER-likelihood.json",
@@ -314,6 +350,7 @@ TABLES = {
     "pairs": pairs_table,
     "nats": nats_table,
     "beam": beam_table,
+    "identifiers": identifiers_table,
     "scale": scale_table,
 }
 PAGES = [ROOT / "README.md", *sorted((ROOT / "benchmarks").glob("*.md"))]

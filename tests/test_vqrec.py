@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from recbole.quick_start import load_data_and_model, run_recbole
 from recbole.utils import get_trainer
 
@@ -43,6 +44,7 @@ SETTINGS = {
     "layer_norm_eps": 1e-12,
     "initializer_range": 0.5,
     "temperature": 0.2,
+    "history_bias": False,
     "train_stage": "finetune",
     "pre_model_path": None,
     "redraw_prob": 0.75,
@@ -203,6 +205,52 @@ def test_every_weight_learns(stage):
         assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
         # A key's bias adds the same to all scores of a query.
         assert parameter.grad.abs().sum() > 1e-4 or name.endswith("key.bias"), name
+
+
+def history_logits(model, history):
+    """A dict of the logits that items of a history have for being in it."""
+    logits, added = {}, model.history_logit
+    for ago, item in enumerate(reversed(history)):
+        logits[item] = logits.get(item, 0) + 8 * (added.of_all + added.of_distance[ago]).item()
+    return logits
+
+
+def test_logits_of_the_history_train_on_top_of_the_other_weights():
+    """They have the gradient of the loss, and the other weights that of the loss without them."""
+    plain, model = small_model().train(), small_model(history_bias=True).train()
+    plain.load_state_dict({name: model.state_dict()[name] for name in plain.state_dict()})
+    histories, targets = [*HISTORIES, [2, 8, 8, 2, 8]], [*TARGETS, 8]  # two targets are in their history
+    without, loss = (each.calculate_loss(rows(histories, targets)) for each in (plain, model))
+    without.backward()
+    loss.backward()
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(model.get_parameter(name).grad, parameter.grad)
+
+    of_all, of_distance = (each.detach().clone().requires_grad_() for each in model.history_logit.parameters())
+    expected = 0
+    for history, target in zip(histories, targets, strict=True):
+        scores = torch.tensor([score(model, history, model.digits[item].tolist()) for item in range(1, 31)])
+        for ago, item in enumerate(reversed(history)):
+            scores = scores + 8 * (of_all + of_distance[ago]) * F.one_hot(torch.tensor(item - 1), 30)
+        expected = expected - scores.log_softmax(dim=0)[target - 1] / len(targets)
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-4)
+    gradients = torch.autograd.grad(expected, (of_all, of_distance))
+    for parameter, gradient in zip(model.history_logit.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, atol=1e-4, rtol=1e-4)
+
+
+def test_scores_with_logits_of_the_history():
+    model, plain = small_model(history_bias=True), small_model()
+    plain.load_state_dict({name: model.state_dict()[name] for name in plain.state_dict()})
+    before, after = plain.full_sort_predict(rows(HISTORIES)), model.full_sort_predict(rows(HISTORIES))
+    for row, history in enumerate(HISTORIES):
+        for item, logit in history_logits(model, history).items():
+            before[row, item] += logit
+    torch.testing.assert_close(after, before)
+    for item in (7, 9, 30):
+        torch.testing.assert_close(model.predict(rows(HISTORIES, [item] * 4)), after[:, item])
+    padded = torch.tensor([[0] * (8 - len(history)) + history for history in HISTORIES])
+    torch.testing.assert_close(model.exact(padded), after.log_softmax(dim=1))
 
 
 def test_scores_by_hand_and_predict_agrees():

@@ -9,6 +9,7 @@ from torch import nn
 
 from recbole_tiger.errors import TigerError
 from recbole_tiger.model.base import SemanticIDModel
+from recbole_tiger.model.layers import BIAS_SCALE
 
 
 def log_sinkhorn(x, iterations):
@@ -70,6 +71,49 @@ class MeanOfRows(torch.autograd.Function):
         return F.embedding_bag(place // depth, gradient / depth, begin, mode="sum"), None
 
 
+class HistoryLogit(nn.Module):
+    """A learned logit for items of the history, by which a model learns whether users repeat items.
+
+    It is the sum of a term for all items and one for how many items ago the item was. An item that is in a history twice has
+    both logits.
+
+    Args:
+        max_items: longest history.
+    """
+
+    def __init__(self, max_items):
+        super().__init__()
+        self.of_all = nn.Parameter(torch.zeros(1))
+        self.of_distance = nn.Parameter(torch.zeros(max_items))
+
+    def forward(self, history, ago):
+        """Logits of the items of histories, zeros for padding.
+
+        Args:
+            history: int tensor [n, items], padded with zeros. ago: int tensor [n, items], 0 for the latest item.
+
+        Returns:
+            float tensor [n, items].
+        """
+        return BIAS_SCALE * (self.of_all + self.of_distance[ago.clamp(min=0)]) * (history != 0)
+
+    def loss(self, log_probs, history, ago, wanted):
+        """What the logits add to the cross-entropy of targets; its gradient reaches only them, not the other weights.
+
+        Args:
+            log_probs: float tensor [n, items], log-probabilities of the items of histories without these logits.
+            history, ago: as in :meth:`forward`. wanted: int tensor [n] of the targets.
+
+        Returns:
+            float tensor [n].
+        """
+        added, same = self(history, ago), history.unsqueeze(2) == history.unsqueeze(1)
+        total = (same * added.unsqueeze(1)).sum(dim=2)
+        counted = (history != 0) & ~same.tril(-1).any(dim=2)  # a repeated item counts once
+        normaliser = (counted * log_probs.detach().exp() * total.expm1()).sum(dim=1).clamp(min=1e-6 - 1).log1p()
+        return normaliser - ((history == wanted.unsqueeze(1)) * added).sum(dim=1)
+
+
 class VQRec(SemanticIDModel):
     """Vector-quantized item representations (Hou et al. 2023, arXiv 2210.12316).
 
@@ -96,6 +140,8 @@ class VQRec(SemanticIDModel):
         """
         if config["hidden_size"] % config["n_heads"]:
             raise TigerError(f"hidden_size {config['hidden_size']} has to be a multiple of n_heads, {config['n_heads']}")
+        if config["history_bias"] and config["train_stage"] == "pretrain":
+            raise TigerError("history_bias learns with train_stage finetune: give --history_bias=False to pre-train")
         if config["pre_model_path"] is None:
             return
         if config["train_stage"] == "pretrain":
@@ -126,6 +172,7 @@ class VQRec(SemanticIDModel):
         self.permutation_logits = nn.Parameter(torch.zeros(depth, size, size)) if learned else None
         self.permuting = False
 
+        self.history_logit = HistoryLogit(self.max_seq_length) if config["history_bias"] else None
         self.position_embedding = nn.Embedding(self.max_seq_length, hidden_size)
         self.LayerNorm = nn.LayerNorm(hidden_size, eps=eps)
         self.dropout = nn.Dropout(config["hidden_dropout_prob"])
@@ -208,7 +255,16 @@ class VQRec(SemanticIDModel):
         if pretraining:
             return self.contrastive_loss(histories, vectors[wanted], digits[wanted], wanted, counted.nonzero()[:, 0])
         # Divide before the product, which is as wide as the catalogue.
-        return F.cross_entropy(histories / self.temperature @ F.normalize(vectors[1:], dim=-1).T, wanted - 1)
+        logits = histories / self.temperature @ F.normalize(vectors[1:], dim=-1).T
+        if self.history_logit is None:
+            return F.cross_entropy(logits, wanted - 1)
+        losses = F.cross_entropy(logits, wanted - 1, reduction="none")
+        windows, last = counted.nonzero().unbind(dim=1)
+        ago = last.unsqueeze(1) - torch.arange(items.shape[1] - 1, device=items.device)
+        history = items[windows, :-1].masked_fill(ago < 0, 0)
+        own = logits.gather(1, (wanted - 1).unsqueeze(1)).float()
+        log_probs = logits.gather(1, (history - 1).clamp(min=0)).float() - own - losses.unsqueeze(1)
+        return (losses + self.history_logit.loss(log_probs, history, ago, wanted)).mean()
 
     def contrastive_loss(self, histories, vectors, digits, targets, windows):
         """Contrastive loss of pre-training (paper section 3.2.2).
@@ -270,17 +326,17 @@ class VQRec(SemanticIDModel):
 
     def learn_permutation(self):
         """Train only the permutation: which pre-trained embedding each code of a digit uses."""
-        self._train_only(self.permutation_logits)
+        self._train_only([self.permutation_logits])
         self.permuting = True
 
     def learn_embeddings(self):
-        """Train only the code embeddings, permuted by :meth:`assign_permutation`."""
-        self._train_only(self.code_embedding)
+        """Train only the code embeddings, permuted by :meth:`assign_permutation`, and the logit of the history."""
+        self._train_only([self.code_embedding, *([] if self.history_logit is None else self.history_logit.parameters())])
         self.permuting = False
 
     def _train_only(self, wanted):
         for parameter in self.parameters():
-            parameter.requires_grad = parameter is wanted
+            parameter.requires_grad = any(parameter is one for one in wanted)
 
     def _drawn_permutation(self):
         """One matrix per digit, drawn by Gumbel-Sinkhorn: one-hot rows, with the gradient of the smooth matrix.
@@ -326,15 +382,23 @@ class VQRec(SemanticIDModel):
         return self._candidates
 
     def _encoded(self, histories):
-        """User vectors after histories [batch, n], padded on the left; unit vectors of all items."""
+        """User vectors after histories [batch, n], padded on the left, and unit vectors of all items.
+
+        Also the histories' items and the logits that they have for it, each [batch, items]; None for the logits without
+        ``history_bias``.
+        """
         vectors, directions = self.candidates()
         item_seq, lengths = right_padded(histories[:, -self.max_seq_length :].to(vectors.device))
-        return self.gather_indexes(self.encode(F.embedding(item_seq, vectors), item_seq), lengths - 1), directions
+        found = self.gather_indexes(self.encode(F.embedding(item_seq, vectors), item_seq), lengths - 1)
+        ago = lengths.unsqueeze(1) - 1 - torch.arange(item_seq.shape[1], device=item_seq.device)
+        return found, directions, item_seq, None if self.history_logit is None else self.history_logit(item_seq, ago)
 
     def _scores(self, histories):
         """Scores of all items [batch, n_items + 1], -inf for padding."""
-        found, directions = self._encoded(histories)
+        found, directions, item_seq, added = self._encoded(histories)
         scores = found / self.temperature @ directions.T
+        if added is not None:
+            scores = scores.scatter_add(1, item_seq, added.to(scores.dtype))
         scores[:, 0] = -torch.inf
         return scores
 
@@ -359,5 +423,7 @@ class VQRec(SemanticIDModel):
     @torch.no_grad()
     def predict(self, interaction):
         """Score of the given item after each history, [batch]."""
-        found, directions = self._encoded(self.histories_of(interaction))
-        return (found * directions[interaction[self.ITEM_ID]]).sum(dim=1) / self.temperature
+        found, directions, item_seq, added = self._encoded(self.histories_of(interaction))
+        items = interaction[self.ITEM_ID]
+        scores = (found * directions[items]).sum(dim=1) / self.temperature
+        return scores if added is None else scores + ((item_seq == items.unsqueeze(1)) * added).sum(dim=1)
