@@ -42,9 +42,9 @@ done
 
 for seed in 2020 2021 2022; do
     for dataset in amazon-beauty amazon-toys-games amazon-sports-outdoors; do
-        for model in TIGER-text SASRec TIGER; do
+        for model in VQRec-history TIGER-text SASRec TIGER; do
             own=()
-            [[ -n "$embeddings" && $model == TIGER* ]] && own=(--item_embeddings="$embeddings/$dataset.npz")
+            [[ -n "$embeddings" && $model != SASRec ]] && own=(--item_embeddings="$embeddings/$dataset.npz")
             if [ -d "$data/$dataset" ]; then
                 bounded "$python" -W ignore -m recbole_tiger run --resume --model=$model --dataset="$dataset" \
                     --data_path="$data" --seed=$seed --enable_amp=True --show_progress=False "${own[@]}" "${cell[@]}"

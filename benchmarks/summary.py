@@ -15,7 +15,7 @@ import yaml
 from tabulate import tabulate
 
 from recbole_tiger.report.leaderboard import difference, leaderboard, published_rows, rows_of
-from recbole_tiger.report.results import read_results
+from recbole_tiger.report.results import WITHOUT_HISTORY, read_results
 from recbole_tiger.report.statistics import interval, metric_per_user
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,10 +23,11 @@ RESULTS = ROOT / "benchmarks" / "results"
 DATASETS = {"amazon-beauty": "Beauty", "amazon-sports-outdoors": "Sports", "amazon-toys-games": "Toys"}
 MAIN = ("recall@10", "ndcg@10")
 PAPER = "TIGER, paper (published)"
-CHART = [PAPER, "SASRec", "TIGER", "TIGER-trie", "TIGER-text"]
+CHART = [PAPER, "SASRec", "TIGER", "TIGER-trie", "TIGER-text", "VQRec-history"]
 # Pairs for differences, first minus second.
 PAIRS = [
-    *((label, "SASRec") for label in ("TIGER-text", "TIGER-trie", "TIGER", "FDSA")),
+    *((label, "SASRec") for label in ("VQRec-history", "TIGER-text", "TIGER-trie", "TIGER", "FDSA")),
+    ("VQRec-history", "TIGER-text"),
     *((label, "TIGER") for label in ("TIGER-trie", "TIGER-rq-kmeans", "FDSA")),
     ("TIGER-text", "FDSA"),
     ("TIGER-trie", "FDSA"),
@@ -37,6 +38,7 @@ COLOURS = {
     "TIGER": "#f0b45a",
     "TIGER-trie": "#e07b39",
     "TIGER-text": "#b03a2e",
+    "VQRec-history": "#6a4c93",
     "FDSA": "#5b8fb9",
     "GRU4Rec": "#8fbf8f",
 }
@@ -75,11 +77,11 @@ def markdown(lines):
 
 
 def results_table():
-    """The paper's numbers, SASRec and TIGER-text on three datasets."""
+    """The paper's numbers and three models on three datasets."""
     lines = []
     for dataset in DATASETS:
         of_dataset, line = rows(dataset), {"Recall@10 / NDCG@10": dataset}
-        for label in (PAPER, "SASRec", "TIGER-text"):
+        for label in (PAPER, "SASRec", "TIGER-text", "VQRec-history"):
             row = of_dataset[label]
             seeds = f" ({len(row.results)} seeds)" if len(row.results) > 1 else ""
             line[label] = metrics_text([row.mean(metric) for metric in MAIN]) + seeds
@@ -206,6 +208,22 @@ def history_table():
                 "first ten": number_text(row["history among the 10"], 3),
             }
         )
+    for dataset, name in DATASETS.items():
+        results = [result for result in read_results(RESULTS / "leaderboard") if result["dataset"] == dataset]
+        for row in rows_of(results, RESULTS / "leaderboard", WITHOUT_HISTORY):
+            before = rows(dataset)[row.label]
+            lines.append(
+                {
+                    "dataset": name,
+                    "model": row.label,
+                    "seed": ", ".join(str(result["seed"]) for result in row.results),
+                    "as it is": metrics_text([before.mean(metric) for metric in MAIN]),
+                    "without the history": metrics_text([row.mean(metric) for metric in MAIN]),
+                    "that, targets of a later day": metrics_text(
+                        [row.per_user(metric)[row.later_day].mean() for metric in MAIN]
+                    ),
+                }
+            )
     return markdown(lines)
 
 
@@ -416,7 +434,7 @@ def draw_quality():
     axes.set_ylabel("NDCG@10 on test")
     axes.set_ylim(0, 0.072)
     style_axes(axes)
-    axes.legend(fontsize="small", ncols=5, loc="upper center", frameon=False)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=len(CHART), frameon=False)
     return figure
 
 

@@ -178,6 +178,13 @@ def test_rows_of_one_name_tell_how_they_differ():
     assert set(rows_of(table())) == {"TIGER (learning_rate=0.001)", "TIGER (learning_rate=0.01)"}
 
 
+def test_runs_from_before_a_setting_are_in_the_row_of_its_default():
+    defaults = [("constrained", True), ("decoding_temperature", None), ("exclude_history", False)]
+    for seed, settings in enumerate([(), defaults, [("constrained", False)]]):
+        write_run("TIGER", seed, settings=settings)
+    assert cells(table(), "seeds") == {"TIGER (constrained=True)": "2", "TIGER (constrained=False)": "1"}
+
+
 def test_runs_of_other_files_of_the_user_are_other_rows():
     """Their settings are the same: the name of a file says nothing of what it holds."""
     write_run("TIGER", inputs=["aaaaaaaaaaaa"])

@@ -52,6 +52,11 @@ def plot(results, folder, output):
     return files
 
 
+def _marker(i):
+    """The marker of a row; rows beyond the ten colours of matplotlib repeat a colour with another marker."""
+    return "os^v"[i // 10 % 4]
+
+
 def _draw_training(axes, rows):
     for i, row in enumerate(rows):
         for number, result in enumerate(row.results):
@@ -66,7 +71,8 @@ def _draw_training(axes, rows):
                 axes.plot(
                     *zip(*points, strict=True),
                     color=f"C{i}",
-                    marker=".",
+                    marker=_marker(i),
+                    markersize=3,
                     linewidth=1,
                     label=row.label if number == 0 else None,
                 )
@@ -83,7 +89,9 @@ def _draw_parameters(axes, rows):
         # RecBole's values are rounded, so they may lie outside an interval of width zero.
         error = [[max(0, value - bounds[0])], [max(0, bounds[1] - value)]] if bounds else None
         if size > 1:
-            axes.errorbar(size, value, yerr=error, marker="o", color=f"C{i}", capsize=3, linestyle="", label=row.label)
+            axes.errorbar(
+                size, value, yerr=error, marker=_marker(i), color=f"C{i}", capsize=3, linestyle="", label=row.label
+            )
         else:  # RecBole gives models that learn nothing (Pop, ItemKNN) one parameter for the optimizer.
             axes.axhline(value, color=f"C{i}", linestyle="--", label=f"{row.label} (none)")
     axes.set_xscale("log")
