@@ -615,13 +615,14 @@ def test_the_permutation_trains_alone(pretraining, settings, monkeypatch):
         return begin(self, epoch)
 
     monkeypatch.setattr(VQRecTrainer, "_begin_stage", keeping)
-    run("tiny", {**settings, "pre_model_path": source["checkpoint"], "permutation_epochs": 1, "epochs": 3})
+    more = {"pre_model_path": source["checkpoint"], "permutation_epochs": 1, "epochs": 3, "history_bias": True}
+    run("tiny", {**settings, **more})
     first, second, third = saved
     assert all(torch.equal(first[name], before[name]) for name in before.keys() - {"codes"})
     changed = {name for name in first if not torch.equal(first[name], second[name])}
     assert changed == {"permutation_logits", "row_of_code"}
     changed = {name for name in first if not torch.equal(second[name], third[name])}
-    assert changed == {"code_embedding"}
+    assert changed == {"code_embedding", "history_logit.of_all", "history_logit.of_distance"}
 
 
 @pytest.mark.parametrize("stopping_step", [0, 2])
@@ -691,6 +692,7 @@ def source(pretraining):
         ({"pre_model_path": "no.pth"}, "pre_model_path no.pth does not exist: give the checkpoint of a run with"),
         ({"train_stage": "test"}, "unknown train_stage 'test': it may be finetune or pretrain"),
         ({"n_heads": 3}, "hidden_size 16 has to be a multiple of n_heads, 3"),
+        ({"history_bias": True, "train_stage": "pretrain"}, "history_bias learns with train_stage finetune"),
     ],
     ids=lambda case: "-".join(case) if isinstance(case, dict) else "",
 )
