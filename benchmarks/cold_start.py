@@ -81,15 +81,25 @@ def asked(sequences, new, back):
 
 
 def scores_of(recommender, histories, candidates):
-    """Log-probabilities of the codes of some items after each history, float tensor [histories, candidates, levels]."""
+    """Log-probabilities of the codes of some items after each history, float tensor [histories, candidates, levels].
+
+    A model that scores whole items has one level.
+    """
     model = recommender.model
     rows = {item: i for i, item in enumerate(recommender.items, start=1)}
     candidates = torch.tensor([rows[item] for item in candidates])
     longest, parts = model.max_seq_length, []
     for begin in tqdm(range(0, len(histories), SLICE), "scores"):
         items = padded([[rows[item] for item in one[-longest:]] for one in histories[begin : begin + SLICE]])
-        parts.append(model.log_probs_of_levels(items, None, candidates.expand(len(items), -1)))
+        levels = model.log_probs_of_levels(items, None, candidates.expand(len(items), -1))
+        parts.append(model.exact(items, None)[:, candidates, None] if levels is None else levels)
     return torch.cat(parts)
+
+
+def prefixes_of(recommender):
+    """The embeddings of prefixes, or None for a model without them."""
+    network = getattr(recommender.model, "network", None)
+    return network and network.softmax.prefixes
 
 
 @torch.no_grad()
@@ -99,7 +109,7 @@ def start_prefixes(recommender, start, n_old, text):
     Args:
         n_old: items that were trained on. text: float tensor [n_items, dim], standardised.
     """
-    prefixes, trie = recommender.model.network.softmax.prefixes, recommender.model.network.trie
+    prefixes, trie = prefixes_of(recommender), recommender.model.network.trie
     paths = trie.paths()[1:]
     for level in range(1, trie.levels):
         n_nodes = trie.n_nodes(level)
@@ -170,7 +180,7 @@ def draw(args, settings, full, inter, items, sequences, seed):
     of_model = x[[row_of[item] for item in after.items]]
     standard = torch.from_numpy((of_model - of_model.mean(axis=0)) / of_model.std(axis=0).clip(1e-6))
     recommenders = {"siblings": after}
-    for start in STARTS:
+    for start in STARTS if prefixes_of(after) else ():
         recommenders[start] = before.add_items(new_file, settings.get("item_embeddings"))
         start_prefixes(recommenders[start], start, len(before.items), standard)
 
@@ -181,7 +191,7 @@ def draw(args, settings, full, inter, items, sequences, seed):
     tried, validation_users = [], len(targets)
     for start, recommender in recommenders.items():
         levels = scores_of(recommender, histories, candidates)
-        for order in ORDERS:
+        for order in ORDERS if levels.shape[-1] > 1 else ORDERS[:1]:
             ranks = ranks_of(in_order(levels, text, order), target)
             tried.append({"start": start, "order": order, "recall@10 of the new": float((ranks <= 10).mean())})
     best = max(tried, key=lambda row: row["recall@10 of the new"])
@@ -193,7 +203,7 @@ def draw(args, settings, full, inter, items, sequences, seed):
     last, mean = similarities(x, row_of, histories, candidates)
     levels = scores_of(recommenders[best["start"]], histories, candidates)
     ranks = {
-        "TIGER-text": ranks_of(in_order(levels, last, best["order"]), target),
+        args.model: ranks_of(in_order(levels, last, best["order"]), target),
         "text of the last item": ranks_of(last, target),
         "mean text of the history": ranks_of(mean, target),
     }
@@ -214,9 +224,15 @@ def draw(args, settings, full, inter, items, sequences, seed):
     }
 
 
+def lists_of(recommender, histories):
+    """Lists of the ten best of all items, old and new."""
+    beam = {"beam_size": 20} if "beam" in recommender.model.scorings else {}
+    return recommender.recommend(histories, k=10, **beam)
+
+
 def in_lists(recommender, histories, targets):
     """Share of the targets among the ten best of all items, old and new."""
-    lists = recommender.recommend(histories, k=10, beam_size=20)
+    lists = lists_of(recommender, histories)
     return float(np.mean([any(row["item"] == item for row in one) for one, item in zip(lists, targets, strict=True)]))
 
 
@@ -226,7 +242,7 @@ def others(before, recommenders, sequences, new, users=500):
     known = [known[i] for i in np.random.default_rng(0).permutation(len(known))[:users]]
     histories, targets = [one[:-1] for one in known], [one[-1] for one in known]
     lists = {
-        name: [[row["item"] for row in one] for one in model.recommend(histories, k=10, beam_size=20)]
+        name: [[row["item"] for row in one] for one in lists_of(model, histories)]
         for name, model in {"before": before, **recommenders}.items()
     }
     return {
@@ -282,7 +298,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_path", default="dataset/", help="parent folder of the dataset (default: %(default)s)")
     parser.add_argument("--dataset", default="amazon-beauty")
-    parser.add_argument("--model", default="TIGER-text", help="TIGER or a recipe of it with prefix_embedding")
+    parser.add_argument("--model", default="TIGER-text", help="a model of semantic IDs, or a recipe (default: %(default)s)")
     parser.add_argument(
         "--share", type=float, default=0.05, help="share of the test items to hold out (default: %(default)s)"
     )
@@ -298,7 +314,7 @@ def main(argv=None):
     inter, items = read_table(f"{place}.inter"), read_table(f"{place}.item")
     sequences = sequences_of(inter)
     whole = {**settings, "data_path": args.data_path, "quantizer": "rq_kmeans"}  # for its embeddings
-    full = CatalogueDataset(experiment.prepare(args.model, args.dataset, whole))
+    full = CatalogueDataset(experiment.prepare("TIGER", args.dataset, whole))
     draws = [draw(args, settings, full, inter, items, sequences, seed) for seed in range(2020, 2020 + args.draws)]
     rows = table_of(draws)
     result = {"dataset": args.dataset, "share": args.share, "draws": draws, "table": rows, "hardware": experiment.hardware()}
