@@ -50,10 +50,14 @@ def read(name):
     return json.loads((RESULTS / name).read_text(encoding="utf-8"))
 
 
-def rows(dataset, folder="leaderboard"):
-    """Rows of the leaderboard by label: published numbers of the paper, and the runs of a folder."""
+def rows(dataset, folder="leaderboard", test=""):
+    """Rows of the leaderboard by label: published numbers of the paper, and the runs of a folder, best first on validation.
+
+    Args:
+        test: as in :func:`rows_of`.
+    """
     results = [result for result in read_results(RESULTS / folder) if result["dataset"] == dataset]
-    found = {row.label: row for row in rows_of(results, RESULTS / folder)}
+    found = {row.label: row for row in rows_of(results, RESULTS / folder, test)}
     paper = next(row for row in published_rows(dataset) if row.label == "TIGER" and "paper" in row.source)
     return {PAPER: paper, **found}
 
@@ -209,15 +213,16 @@ def history_table():
             }
         )
     for dataset, name in DATASETS.items():
-        results = [result for result in read_results(RESULTS / "leaderboard") if result["dataset"] == dataset]
-        for row in rows_of(results, RESULTS / "leaderboard", WITHOUT_HISTORY):
-            before = rows(dataset)[row.label]
+        of_dataset = rows(dataset)
+        for label, row in rows(dataset, test=WITHOUT_HISTORY).items():
+            if label == PAPER:
+                continue
             lines.append(
                 {
                     "dataset": name,
-                    "model": row.label,
+                    "model": label,
                     "seed": ", ".join(str(result["seed"]) for result in row.results),
-                    "as it is": metrics_text([before.mean(metric) for metric in MAIN]),
+                    "as it is": metrics_text([of_dataset[label].mean(metric) for metric in MAIN]),
                     "without the history": metrics_text([row.mean(metric) for metric in MAIN]),
                     "that, targets of a later day": metrics_text(
                         [row.per_user(metric)[row.later_day].mean() for metric in MAIN]
@@ -262,17 +267,18 @@ IDENTIFIERS = {
 
 def identifiers_table():
     """TIGER with each kind of ID in the same budget, best first by the mean validation NDCG@10 over seeds."""
-    lines, found = {}, rows("amazon-beauty", "identifiers")
+    found = rows("amazon-beauty", "identifiers")
+    del found[PAPER]
     # The first files lack the days of the targets, which are the same for all.
     dated = next(row for row in found.values() if row.later_day is not None)
+    lines = []
     for label, row in found.items():
-        if label in IDENTIFIERS:
-            assert (row.users == dated.users).all()
-            valid = float(np.mean([result["best_valid_result"]["ndcg@10"] for result in row.results]))
-            low, high = row.interval("ndcg@10")
-            lines[valid] = {
+        assert (row.users == dated.users).all()
+        low, high = row.interval("ndcg@10")
+        lines.append(
+            {
                 "IDs": IDENTIFIERS[label],
-                "validation": number_text(valid),
+                "validation": number_text(row.average("best_valid_score")),
                 "test": metrics_text([row.mean(metric) for metric in MAIN]),
                 "95 % of NDCG@10": f"{number_text(low)} to {number_text(high)}",
                 "each seed": ", ".join(map(number_text, row.values("ndcg@10"))),
@@ -280,7 +286,8 @@ def identifiers_table():
                 "parameters": f"{row.average('parameters') / 1e6:.2f} M",
                 "training s": f"{row.average('train_seconds'):.0f}",
             }
-    return markdown([lines[valid] for valid in sorted(lines, reverse=True)])
+        )
+    return markdown(lines)
 
 
 LIKELIHOODS = {

@@ -70,10 +70,11 @@ def mix(parts, folder):
     mixture = Path(folder) / f"mixture-{digest.hexdigest()[:20]}"
     if not mixture.is_dir():
         with whole_folder(mixture) as temporary:
-            (temporary / name).mkdir()
-            _write(temporary / name / f"{name}.inter", parts, inters, shared=True)
+            inside = temporary / name
+            inside.mkdir()
+            _write(inside / f"{name}.inter", parts, inters, shared=True)
             if any(items):
-                _write(temporary / name / f"{name}.item", parts, items, shared=False)
+                _write(inside / f"{name}.item", parts, items, shared=False)
     return mixture / name
 
 

@@ -335,8 +335,9 @@ class VQRec(SemanticIDModel):
         self.permuting = False
 
     def _train_only(self, wanted):
-        for parameter in self.parameters():
-            parameter.requires_grad = any(parameter is one for one in wanted)
+        self.requires_grad_(False)
+        for parameter in wanted:
+            parameter.requires_grad = True
 
     def _drawn_permutation(self):
         """One matrix per digit, drawn by Gumbel-Sinkhorn: one-hot rows, with the gradient of the smooth matrix.
@@ -398,7 +399,7 @@ class VQRec(SemanticIDModel):
         found, directions, item_seq, added = self._encoded(histories)
         scores = found / self.temperature @ directions.T
         if added is not None:
-            scores = scores.scatter_add(1, item_seq, added.to(scores.dtype))
+            scores.scatter_add_(1, item_seq, added.to(scores.dtype))
         scores[:, 0] = -torch.inf
         return scores
 
