@@ -36,7 +36,7 @@ from recbole_tiger.settings.arguments import parse_arguments
 from recbole_tiger.settings.identity import check_unchanged, run_inputs
 from recbole_tiger.training.dataset import CatalogueDataset, training_windows
 from recbole_tiger.training.memory import keep_freed_memory
-from recbole_tiger.training.trainer import TIGERTrainer
+from recbole_tiger.training.tiger import TIGERTrainer
 
 SIZES = (10**4, 10**5, 10**6)
 MOST_INTERACTIONS = 10**6

@@ -44,7 +44,8 @@ from recbole_tiger.runs import experiment
 from recbole_tiger.settings.arguments import parse_arguments
 from recbole_tiger.training.dataset import CatalogueDataset, Windows, training_windows
 from recbole_tiger.training.memory import keep_freed_memory
-from recbole_tiger.training.trainer import TIGERTrainer, autocast
+from recbole_tiger.training.tiger import TIGERTrainer
+from recbole_tiger.training.trainer import autocast
 
 BEAUTY = {"n_items": 12101, "n_users": 22363, "n_interactions": 198502}
 WIDTHS = (10, 20, 50)

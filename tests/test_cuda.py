@@ -1,5 +1,10 @@
 """On a GPU the results equal those on a CPU, and steps do not wait for the device."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +20,7 @@ from recbole_tiger.training.checkpoint import load_checkpoint
 from recbole_tiger.training.dataset import training_windows
 from recbole_tiger.training.trainer import autocast
 from tests import reference
+from tests.test_command_line import arguments
 from tests.test_recbole import built
 from tests.test_recommend import VARIANTS as RECOMMENDER_VARIANTS
 
@@ -53,6 +59,25 @@ def test_a_step_of_training_does_not_wait_for_the_device(settings, variant, no_w
             trainer.train_step(train_data.windows, batch, len(batches))
 
 
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_a_step_of_vqrec_does_not_wait_for_the_device(settings, stage, no_waiting):
+    own = {key: settings[key] for key in ("data_path", "checkpoint_dir", "cache_dir", "item_embeddings", "show_progress")}
+    own |= {
+        "train_stage": stage,
+        "history_bias": stage == "finetune",
+        "codebook_size": 8,
+        "codebook_depth": 4,
+        "hidden_size": 16,
+    }
+    _, (train_data, _, _), model, trainer = built({**own, "epochs": 1, "train_batch_size": 64, "enable_amp": True}, "VQRec")
+    trainer.fit(train_data, None, saved=False)
+    model.train()
+    batches = train_data.windows.batches(64, torch.Generator().manual_seed(0))
+    with no_waiting:
+        for batch in batches:
+            trainer.train_step(train_data.windows, batch, len(batches))
+
+
 @variants
 def test_graphs_equal_steps_without_graphs(settings, variant):
     """The first of three epochs captures each shape, except at the very first step; the others replay them."""
@@ -61,14 +86,14 @@ def test_graphs_equal_steps_without_graphs(settings, variant):
     for graphs in (True, False):
         _, (train_data, _, _), model, trainer = built(settings)
         if not graphs:
-            trainer._update = trainer._update_weights
+            trainer._graphs = None
         windows = training_windows(train_data._dataset, model.network.bidirectional).to(trainer.device)
         model.train()
         losses = []
         for epoch in range(3):
             batches = windows.batches(64, torch.Generator().manual_seed(epoch))
             losses += [trainer.train_step(windows, batch, 3 * len(batches)).clone() for batch in batches]
-        assert graphs == (isinstance(trainer._update, Graphs) and len(trainer._update.captured) > 0)
+        assert graphs == (isinstance(trainer._graphs, Graphs) and len(trainer._graphs.captured) > 0)
         found.append((torch.stack(losses), [parameter.detach().clone() for parameter in model.parameters()]))
     torch.testing.assert_close(found[0], found[1], atol=1e-3, rtol=1e-3)
 
@@ -167,6 +192,18 @@ def test_a_model_of_recboles_runs(settings):
     result = experiment.run(experiment.prepare("SASRec", "tiny", own), "results")
     assert result["hardware"]["gpu"] == torch.cuda.get_device_name()
     assert result["test_result"]["recall@10"] > 0
+
+
+def test_two_trials_share_the_gpu(settings):
+    pytest.importorskip("ray.tune.schedulers")
+    Path("two.yaml").write_text("codebook_size: [4, 8]\n")
+    del settings["codebook_size"]
+    call = ["tune", "--model=TIGER", "--dataset=tiny", "--sweep=two.yaml", "--max_concurrent=2", *arguments(settings)]
+    # A process of its own: here CUDA has been initialised, after which RecBole cannot choose the visible GPUs.
+    subprocess.run([sys.executable, "-W", "ignore", "-m", "recbole_tiger", *call], check=True)
+    records = [json.loads(file.read_text()) for file in Path("results").glob("*/trials/*.json")]
+    assert sorted(record["params"]["codebook_size"] for record in records) == [4, 8]
+    assert {record["result"]["hardware"]["gpu"] for record in records} == {torch.cuda.get_device_name()}
 
 
 def test_no_memory_left_is_one_sentence(settings):

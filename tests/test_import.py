@@ -115,7 +115,7 @@ print(config["codebook_size"], [f"{{one.__module__}}.{{one.__name__}}" for one i
 @forks
 def test_recbole_knows_the_model_in_either_order():
     orders = [pair for first in FIRST for pair in (("import recbole_tiger", first), (first, "import recbole_tiger"))]
-    homes = ("model.tiger.TIGER", "training.trainer.TIGERTrainer", "training.dataset.CatalogueDataset")
+    homes = ("model.tiger.TIGER", "training.tiger.TIGERTrainer", "training.dataset.CatalogueDataset")
     names = [f"recbole_tiger.{home}" for home in homes]
     shown = python(FORKS, *(KNOWN.format(imports="\n".join(order)) for order in orders))
     assert shown.splitlines() == [f"256 {names}"] * len(orders)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from recbole_tiger.model.tiger import target_positions
+from recbole_tiger.training.dataset import target_positions
 from tests import reference
 from tests.test_recbole import built
 

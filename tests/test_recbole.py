@@ -27,7 +27,7 @@ from recbole_tiger.settings.arguments import parse_arguments
 from recbole_tiger.settings.config import make_config
 from recbole_tiger.training.checkpoint import load_checkpoint
 from recbole_tiger.training.dataset import CatalogueDataset
-from recbole_tiger.training.trainer import TIGERTrainer
+from recbole_tiger.training.tiger import TIGERTrainer
 
 
 def built(settings, model="TIGER"):

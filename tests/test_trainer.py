@@ -19,7 +19,7 @@ from recbole_tiger.settings.identity import run_key
 from recbole_tiger.training import checkpoint
 from recbole_tiger.training import trainer as trainer_module
 from recbole_tiger.training.checkpoint import load_checkpoint, save_checkpoint
-from recbole_tiger.training.trainer import TIGERTrainer, warmup_cosine
+from recbole_tiger.training.tiger import TIGERTrainer, warmup_cosine
 from tests.conftest import write_dataset
 from tests.test_recbole import built
 

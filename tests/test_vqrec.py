@@ -22,6 +22,8 @@ from recbole_tiger.model.vqrec import MeanOfRows, VQRec, log_sinkhorn
 from recbole_tiger.report.results import read_results
 from recbole_tiger.runs import experiment
 from recbole_tiger.training.checkpoint import load_checkpoint
+from recbole_tiger.training.dataset import target_positions
+from recbole_tiger.training.trainer import WindowTrainer
 from recbole_tiger.training.vqrec import VQRecTrainer
 from tests.conftest import small_settings, write_dataset
 
@@ -182,7 +184,7 @@ def test_pretraining_loss_by_hand(n_targets, monkeypatch):
         total = own + sum(math.exp(score(model, history, codes)) for codes in negatives)
         losses.append(-math.log(own / total))
     items = torch.tensor([[0] * (7 - len(window)) + window for window in windows])
-    loss = model.window_loss(items, torch.tensor(n_targets))
+    loss = model.window_loss(items, *target_positions(torch.tensor(n_targets)))
     assert loss.item() == pytest.approx(sum(losses) / len(losses), abs=1e-5)
     if max(n_targets) == 1:
         assert torch.equal(model.calculate_loss(rows(HISTORIES, TARGETS)), loss)
@@ -194,7 +196,7 @@ def test_a_window_is_the_rows_of_its_targets():
     window, n_targets = [9, 2, 6, 5, 3, 30, 4], 4
     own = [rows([window[:end]], [window[end]]) for end in range(3, 7)]
     alone = [model.calculate_loss(row).item() for row in own]
-    assert model.window_loss(torch.tensor([window]), torch.tensor([n_targets])).item() == pytest.approx(sum(alone) / 4)
+    assert model.window_loss(torch.tensor([window]), n_targets).item() == pytest.approx(sum(alone) / 4)
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])
@@ -395,7 +397,7 @@ def test_a_planted_permutation_is_found():
         optimizer = torch.optim.Adam(parameters, lr=rate)
         model.train()
         for _ in range(steps):
-            loss = model.window_loss(windows, torch.full((100,), 3))
+            loss = model.window_loss(windows, 3)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -403,7 +405,7 @@ def test_a_planted_permutation_is_found():
 
     def loss_of(model):
         with torch.no_grad():
-            return model.window_loss(windows, torch.full((100,), 3)).item()
+            return model.window_loss(windows, 3).item()
 
     source = small_model(codes, **settings)
     train(source, source.parameters(), 150, 0.01)
@@ -608,13 +610,13 @@ def test_tune_on_two_datasets(pretraining, tmp_path, monkeypatch):
 def test_the_permutation_trains_alone(pretraining, settings, monkeypatch):
     source = run("left,right", {**pretraining, "epochs": 1})
     before, saved = weights_of(source), []
-    begin = VQRecTrainer._begin_stage
+    train_epoch = WindowTrainer._train_epoch
 
-    def keeping(self, epoch):
+    def keeping(self, *args, **kwargs):
         saved.append({name: weights.clone() for name, weights in self.model.state_dict().items()})
-        return begin(self, epoch)
+        return train_epoch(self, *args, **kwargs)
 
-    monkeypatch.setattr(VQRecTrainer, "_begin_stage", keeping)
+    monkeypatch.setattr(WindowTrainer, "_train_epoch", keeping)
     more = {"pre_model_path": source["checkpoint"], "permutation_epochs": 1, "epochs": 3, "history_bias": True}
     run("tiny", {**settings, **more})
     first, second, third = saved
@@ -623,6 +625,29 @@ def test_the_permutation_trains_alone(pretraining, settings, monkeypatch):
     assert changed == {"permutation_logits", "row_of_code"}
     changed = {name for name in first if not torch.equal(second[name], third[name])}
     assert changed == {"code_embedding", "history_logit.of_all", "history_logit.of_distance"}
+
+
+@pytest.mark.parametrize("killed_at", [0, 1, 2], ids=["first stage", "end of the first stage", "second stage"])
+def test_killed_fine_tuning_resumes_and_ends_as_the_uninterrupted_one(killed_at, pretraining, settings):
+    """Its five epochs are two of the permutation and three of the code embeddings, with dropout."""
+    source = run("left,right", {**pretraining, "epochs": 1})
+    more = {"pre_model_path": source["checkpoint"], "permutation_epochs": 2, "epochs": 5, "metric_decimal_place": 10}
+    whole = run("tiny", {**settings, **more, "checkpoint_dir": "whole"})
+
+    def kill(result):
+        if result["epochs"] == killed_at + 2:  # the state is of the epoch before
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        experiment.train(experiment.prepare("VQRec", "tiny", {**settings, **more}), after_epoch=kill)
+    config = experiment.prepare("VQRec", "tiny", {**settings, **more, "resume": True})
+    resumed, trainer, _ = experiment.train(config)
+    assert list(trainer.train_loss_dict) == list(range(killed_at + 1, 5))
+    course = [[(epoch["train_loss"], epoch["valid_result"]) for epoch in each["epoch_log"]] for each in (whole, resumed)]
+    assert course[0] == course[1]
+    expected = weights_of(whole)
+    for name, weights in weights_of(resumed).items():
+        assert torch.equal(weights, expected[name]), name
 
 
 @pytest.mark.parametrize("stopping_step", [0, 2])

@@ -94,22 +94,6 @@ def extend_prefix_table(table, codes, more_codes):
     return torch.cat(larger)
 
 
-def target_positions(n_targets):
-    """Positions of the targets in a batch of windows, computed on the host because shapes depend on them.
-
-    Args:
-        n_targets: int tensor [batch], the number of items at the end of each window that are targets.
-
-    Returns:
-        the maximal number of targets of a window; int tensor of the flat positions of the targets among that many last items
-        of every window, or None if all of them are targets.
-    """
-    targets = int(n_targets.max())
-    if int(n_targets.min()) == targets:
-        return targets, None
-    return targets, (torch.arange(targets, 0, -1) <= n_targets.unsqueeze(1)).flatten().nonzero().squeeze(1)
-
-
 def cross_entropy(logits, wanted, label_smoothing):
     """Mean cross-entropy with label smoothing over the choices that exist.
 
@@ -169,7 +153,7 @@ class TIGER(SemanticIDModel):
     """
 
     revision = 3
-    trainer_class = "recbole_tiger.training.trainer.TIGERTrainer"
+    trainer_class = "recbole_tiger.training.tiger.TIGERTrainer"
     scorings = ("beam", "exact")
     codes_name = "network.codes"
 
@@ -332,7 +316,7 @@ class TIGER(SemanticIDModel):
 
         Args:
             items: int tensor [batch, n + 1], padded with zeros on the left; item t is predicted from the items before it.
-            targets, positions: from :func:`target_positions`.
+            targets, positions: from :func:`~recbole_tiger.training.dataset.target_positions`.
             users: int tensor [batch] of RecBole's user ids, used if the model has a user token.
             padded: whether any window is padded.
         """

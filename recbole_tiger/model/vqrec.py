@@ -233,7 +233,7 @@ class VQRec(SemanticIDModel):
 
     # --- training ---
 
-    def window_loss(self, items, n_targets):
+    def window_loss(self, items, targets, positions=None, users=None, padded=True):
         """Mean loss of the targets of a batch of windows.
 
         A target is predicted from the items before it in its window. This equals the loss of RecBole's rows, one per target,
@@ -241,27 +241,29 @@ class VQRec(SemanticIDModel):
 
         Args:
             items: int tensor [batch, n + 1], padded with zeros on the left.
-            n_targets: int tensor [batch], the number of items at the end of each window that are targets.
+            targets, positions: from :func:`~recbole_tiger.training.dataset.target_positions`.
+            users, padded: ignored; there is no user token, and the masks follow from the items.
         """
         items, lengths = right_padded(items)
-        place = torch.arange(1, items.shape[1], device=items.device)
-        counted = (place < lengths.unsqueeze(1)) & (place >= (lengths - n_targets).unsqueeze(1))
-        pretraining = self.train_stage == "pretrain"
-        chosen, rows = items.unique(return_inverse=True) if pretraining else (slice(None), items)
-        digits = self.digits[chosen]
-        vectors = self.represent(digits)
-        histories = self.encode(F.embedding(rows[:, :-1], vectors), items[:, :-1])[counted]
-        wanted = rows[:, 1:][counted]
-        if pretraining:
-            return self.contrastive_loss(histories, vectors[wanted], digits[wanted], wanted, counted.nonzero()[:, 0])
+        place = (lengths.unsqueeze(1) + torch.arange(-targets, 0, device=items.device)).clamp(min=1).flatten()
+        window = torch.arange(len(items), device=items.device).repeat_interleave(targets, output_size=len(place))
+        if positions is not None:
+            place, window = place[positions], window[positions]
+        wanted = items[window, place]
+        if self.train_stage == "pretrain":
+            digits = self.digits[items]
+            vectors = self.represent(digits.flatten(0, 1)).view(*items.shape, -1)
+            histories = self.encode(vectors[:, :-1], items[:, :-1])[window, place - 1]
+            return self.contrastive_loss(histories, vectors[window, place], digits[window, place], wanted, window)
+        vectors = self.represent(self.digits)
+        histories = self.encode(F.embedding(items[:, :-1], vectors), items[:, :-1])[window, place - 1]
         # Divide before the product, which is as wide as the catalogue.
         logits = histories / self.temperature @ F.normalize(vectors[1:], dim=-1).T
         if self.history_logit is None:
             return F.cross_entropy(logits, wanted - 1)
         losses = F.cross_entropy(logits, wanted - 1, reduction="none")
-        windows, last = counted.nonzero().unbind(dim=1)
-        ago = last.unsqueeze(1) - torch.arange(items.shape[1] - 1, device=items.device)
-        history = items[windows, :-1].masked_fill(ago < 0, 0)
+        ago = place.unsqueeze(1) - torch.arange(1, items.shape[1], device=items.device)
+        history = items[window, :-1].masked_fill(ago < 0, 0)
         own = logits.gather(1, (wanted - 1).unsqueeze(1)).float()
         log_probs = logits.gather(1, (history - 1).clamp(min=0)).float() - own - losses.unsqueeze(1)
         return (losses + self.history_logit.loss(log_probs, history, ago, wanted)).mean()
@@ -289,7 +291,7 @@ class VQRec(SemanticIDModel):
     def calculate_loss(self, interaction):
         """Loss of RecBole's rows, one target per row."""
         items = torch.cat([self.histories_of(interaction), interaction[self.ITEM_ID].unsqueeze(1)], dim=1)
-        return self.window_loss(items, torch.ones_like(items[:, 0]))
+        return self.window_loss(items, 1)
 
     def redraw(self, codes):
         """Codes of semi-synthetic items: each code is redrawn uniformly with probability ``redraw_prob``.

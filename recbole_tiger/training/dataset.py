@@ -186,6 +186,22 @@ class Windows:
         return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
 
+def target_positions(n_targets):
+    """Positions of the targets in a batch of windows, computed on the host because shapes depend on them.
+
+    Args:
+        n_targets: int tensor [batch], the number of items at the end of each window that are targets.
+
+    Returns:
+        the maximal number of targets of a window; int tensor of the flat positions of the targets among that many last items
+        of every window, or None if all of them are targets.
+    """
+    targets = int(n_targets.max())
+    if int(n_targets.min()) == targets:
+        return targets, None
+    return targets, (torch.arange(targets, 0, -1) <= n_targets.unsqueeze(1)).flatten().nonzero().squeeze(1)
+
+
 def training_windows(dataset, one_target):
     """Windows over the rows of a training dataset; the target of every row is a target of exactly one window.
 
