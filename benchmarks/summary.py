@@ -16,7 +16,7 @@ from tabulate import tabulate
 
 from recbole_tiger.report.leaderboard import difference, leaderboard, published_rows, rows_of
 from recbole_tiger.report.results import WITHOUT_HISTORY, read_results
-from recbole_tiger.report.statistics import interval, metric_per_user
+from recbole_tiger.report.statistics import interval, metric_per_user, paired_p
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -70,6 +70,14 @@ def number_text(value, digits=4):
 def metrics_text(values):
     """Format Recall@10 / NDCG@10."""
     return " / ".join(map(number_text, values))
+
+
+def differences_text(differences):
+    """Format differences with their p-values."""
+    return " / ".join(
+        f"{'+' if by >= 0 else ''}{number_text(by)} ({'p < .001' if p < 0.001 else f'p {number_text(p, 3)}'})"
+        for by, p in differences
+    )
 
 
 def markdown(lines):
@@ -134,11 +142,30 @@ def differences_table():
         for dataset, name in DATASETS.items():
             of_dataset = rows(dataset)
             found = [difference(of_dataset[first], of_dataset[second], metric) for metric in MAIN]
-            line[name] = " / ".join(
-                f"{'+' if by >= 0 else ''}{number_text(by)} ({'p < .001' if p < 0.001 else f'p {number_text(p, 3)}'})"
-                for by, p in found
-            )
+            line[name] = differences_text(found)
         lines.append(line)
+    return markdown(lines)
+
+
+def pretraining_table():
+    """VQRec-history from scratch and from a VQRec that was pre-trained on the other two datasets."""
+    lines = []
+    for dataset, name in DATASETS.items():
+        of_dataset = rows(dataset)
+        labels = ("VQRec-history", "VQRec-history-transfer")
+        scratch, transfer = (of_dataset[label] for label in labels)
+        assert (scratch.users == transfer.users).all()
+        for targets, kept in (("all", slice(None)), ("of a later day", transfer.later_day)):
+            values = [[row.per_user(metric)[kept] for metric in MAIN] for row in (scratch, transfer)]
+            differences = [((after - before).mean(), paired_p(after, before)) for before, after in zip(*values, strict=True)]
+            lines.append(
+                {
+                    "dataset": name,
+                    "targets": targets,
+                    **{label: metrics_text([x.mean() for x in own]) for label, own in zip(labels, values, strict=True)},
+                    "difference": differences_text(differences),
+                }
+            )
     return markdown(lines)
 
 
@@ -367,6 +394,7 @@ TABLES = {
     "results": results_table,
     "runs": runs_table,
     "differences": differences_table,
+    "pretraining": pretraining_table,
     "amazon-beauty": beauty_table,
     "ties": ties_table,
     "days": days_table,

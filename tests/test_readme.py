@@ -70,6 +70,7 @@ def vqrec(arguments, folder):
         arguments = [part.replace(old, new) for part in arguments]
     newest = max((folder / "saved").glob("VQRec-*.pth"), key=lambda file: file.stat().st_mtime, default=None)
     arguments = [f"--pre_model_path={newest}" if part.startswith("--pre_model_path=") else part for part in arguments]
+    arguments = [part for part in arguments if part.removeprefix("--").split("=")[0] not in small]
     return [*arguments, *(f"--{key}={value}" for key, value in small.items())]
 
 
@@ -93,7 +94,7 @@ def shortened(line, folder, official):
         (sweep,) = re.findall(r"^```yaml\n(# mine.yaml.*?)^```", SETTINGS, flags=re.MULTILINE | re.DOTALL)
         (folder / "mine.yaml").write_text(sweep)
         arguments = [re.sub("^--sweep=.*", "--sweep=mine.yaml", part) for part in arguments] + ["--num_samples=2"]
-    if "--model=VQRec" in arguments:
+    if {"--model=VQRec", "--model=VQRec-history"} & set(arguments):
         return vqrec(arguments, folder)
     arguments = [part.replace("--plugins=tests", f"--plugins={ROOT / 'tests'}") for part in arguments]
     small = {**SMALL, **SMALL_TIGER}
