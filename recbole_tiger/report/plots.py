@@ -79,7 +79,7 @@ def _draw_training(axes, rows):
     axes.set_xscale("log")
     axes.set_xlabel("seconds of training")
     axes.set_ylabel(f"{MAIN} on validation")
-    axes.legend(fontsize="small")
+    axes.figure.legend(loc="outside right upper", fontsize="small")
 
 
 def _draw_parameters(axes, rows):
@@ -97,7 +97,7 @@ def _draw_parameters(axes, rows):
     axes.set_xscale("log")
     axes.set_xlabel("parameters")
     axes.set_ylabel(f"{MAIN} on test")
-    axes.legend(fontsize="small")
+    axes.figure.legend(loc="outside right upper", fontsize="small")
 
 
 def codebook_heat_map(rows, metric, bigger, file):
