@@ -6,6 +6,7 @@ python benchmarks/summary.py
 """
 
 import argparse
+import functools
 import json
 import re
 from pathlib import Path
@@ -50,6 +51,7 @@ def read(name):
     return json.loads((RESULTS / name).read_text(encoding="utf-8"))
 
 
+@functools.cache
 def rows(dataset, folder="leaderboard", test=""):
     """Rows of the leaderboard by label: published numbers of the paper, and the runs of a folder, best first on validation.
 
@@ -70,6 +72,11 @@ def number_text(value, digits=4):
 def metrics_text(values):
     """Format Recall@10 / NDCG@10."""
     return " / ".join(map(number_text, values))
+
+
+def means_text(row, kept):
+    """Format Recall@10 / NDCG@10 of the users ``kept``."""
+    return metrics_text([row.per_user(metric)[kept].mean() for metric in MAIN])
 
 
 def differences_text(differences):
@@ -152,17 +159,16 @@ def pretraining_table():
     lines = []
     for dataset, name in DATASETS.items():
         of_dataset = rows(dataset)
-        labels = ("VQRec-history", "VQRec-history-transfer")
-        scratch, transfer = (of_dataset[label] for label in labels)
+        compared = scratch, transfer = of_dataset["VQRec-history"], of_dataset["VQRec-history-transfer"]
         assert (scratch.users == transfer.users).all()
         for targets, kept in (("all", slice(None)), ("of a later day", transfer.later_day)):
-            values = [[row.per_user(metric)[kept] for metric in MAIN] for row in (scratch, transfer)]
-            differences = [((after - before).mean(), paired_p(after, before)) for before, after in zip(*values, strict=True)]
+            pairs = [[row.per_user(metric)[kept] for row in compared] for metric in MAIN]
+            differences = [((after - before).mean(), paired_p(after, before)) for before, after in pairs]
             lines.append(
                 {
                     "dataset": name,
                     "targets": targets,
-                    **{label: metrics_text([x.mean() for x in own]) for label, own in zip(labels, values, strict=True)},
+                    **{row.label: means_text(row, kept) for row in compared},
                     "difference": differences_text(differences),
                 }
             )
@@ -251,9 +257,7 @@ def history_table():
                     "seed": ", ".join(str(result["seed"]) for result in row.results),
                     "as it is": metrics_text([of_dataset[label].mean(metric) for metric in MAIN]),
                     "without the history": metrics_text([row.mean(metric) for metric in MAIN]),
-                    "that, targets of a later day": metrics_text(
-                        [row.per_user(metric)[row.later_day].mean() for metric in MAIN]
-                    ),
+                    "that, targets of a later day": means_text(row, row.later_day),
                 }
             )
     return markdown(lines)
@@ -294,8 +298,7 @@ IDENTIFIERS = {
 
 def identifiers_table():
     """TIGER with each kind of ID in the same budget, best first by the mean validation NDCG@10 over seeds."""
-    found = rows("amazon-beauty", "identifiers")
-    del found[PAPER]
+    found = {label: row for label, row in rows("amazon-beauty", "identifiers").items() if label != PAPER}
     # The first files lack the days of the targets, which are the same for all.
     dated = next(row for row in found.values() if row.later_day is not None)
     lines = []
@@ -309,7 +312,7 @@ def identifiers_table():
                 "test": metrics_text([row.mean(metric) for metric in MAIN]),
                 "95 % of NDCG@10": f"{number_text(low)} to {number_text(high)}",
                 "each seed": ", ".join(map(number_text, row.values("ndcg@10"))),
-                "later day": metrics_text([row.per_user(metric)[dated.later_day].mean() for metric in MAIN]),
+                "later day": means_text(row, dated.later_day),
                 "parameters": f"{row.average('parameters') / 1e6:.2f} M",
                 "training s": f"{row.average('train_seconds'):.0f}",
             }

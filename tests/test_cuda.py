@@ -48,15 +48,20 @@ def no_waiting():
     return Forbidden()
 
 
-@variants
-def test_a_step_of_training_does_not_wait_for_the_device(settings, variant, no_waiting):
-    _, (train_data, _, _), model, trainer = built({**settings, **variant, "epochs": 1, "train_batch_size": 64})
-    trainer.fit(train_data, None, saved=False)  # creates one-time state
+def train_without_waiting(settings, name, no_waiting):
+    """Do an epoch of steps after a whole training, which creates one-time state."""
+    _, (train_data, _, _), model, trainer = built({**settings, "epochs": 1, "train_batch_size": 64}, name)
+    trainer.fit(train_data, None, saved=False)
     model.train()
     batches = train_data.windows.batches(64, torch.Generator().manual_seed(0))
     with no_waiting:
         for batch in batches:
             trainer.train_step(train_data.windows, batch, len(batches))
+
+
+@variants
+def test_a_step_of_training_does_not_wait_for_the_device(settings, variant, no_waiting):
+    train_without_waiting({**settings, **variant}, "TIGER", no_waiting)
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])
@@ -69,13 +74,7 @@ def test_a_step_of_vqrec_does_not_wait_for_the_device(settings, stage, no_waitin
         "codebook_depth": 4,
         "hidden_size": 16,
     }
-    _, (train_data, _, _), model, trainer = built({**own, "epochs": 1, "train_batch_size": 64, "enable_amp": True}, "VQRec")
-    trainer.fit(train_data, None, saved=False)
-    model.train()
-    batches = train_data.windows.batches(64, torch.Generator().manual_seed(0))
-    with no_waiting:
-        for batch in batches:
-            trainer.train_step(train_data.windows, batch, len(batches))
+    train_without_waiting({**own, "enable_amp": True}, "VQRec", no_waiting)
 
 
 @variants

@@ -60,6 +60,12 @@ def commands():
                     yield "command", found.group()
 
 
+def with_settings(arguments, settings):
+    """Arguments with ``settings`` in place of their own."""
+    kept = [part for part in arguments if part.removeprefix("--").split("=")[0] not in settings]
+    return [*kept, *(f"--{key}={value}" for key, value in settings.items())]
+
+
 def vqrec(arguments, folder):
     """Arguments of a small VQRec on made-up datasets, the second time with the checkpoint of the first."""
     for name in ("one", "two", "three"):
@@ -70,8 +76,7 @@ def vqrec(arguments, folder):
         arguments = [part.replace(old, new) for part in arguments]
     newest = max((folder / "saved").glob("VQRec-*.pth"), key=lambda file: file.stat().st_mtime, default=None)
     arguments = [f"--pre_model_path={newest}" if part.startswith("--pre_model_path=") else part for part in arguments]
-    arguments = [part for part in arguments if part.removeprefix("--").split("=")[0] not in small]
-    return [*arguments, *(f"--{key}={value}" for key, value in small.items())]
+    return with_settings(arguments, small)
 
 
 def shortened(line, folder, official):
@@ -97,9 +102,7 @@ def shortened(line, folder, official):
     if {"--model=VQRec", "--model=VQRec-history"} & set(arguments):
         return vqrec(arguments, folder)
     arguments = [part.replace("--plugins=tests", f"--plugins={ROOT / 'tests'}") for part in arguments]
-    small = {**SMALL, **SMALL_TIGER}
-    kept = [part for part in arguments if part.removeprefix("--").split("=")[0] not in small]
-    return [*kept, *(f"--{key}={value}" for key, value in small.items())]
+    return with_settings(arguments, {**SMALL, **SMALL_TIGER})
 
 
 @pytest.fixture(scope="module")

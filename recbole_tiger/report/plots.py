@@ -44,6 +44,7 @@ def plot(results, folder, output):
             figure = _figure(7, 4.5)
             axes = figure.subplots()
             draw(axes, rows)
+            figure.legend(loc="outside right upper", fontsize="small")
             axes.set_title(title)
             axes.grid(alpha=0.3)
             file = Path(output) / f"{name}-{kind}.png"
@@ -79,7 +80,6 @@ def _draw_training(axes, rows):
     axes.set_xscale("log")
     axes.set_xlabel("seconds of training")
     axes.set_ylabel(f"{MAIN} on validation")
-    axes.figure.legend(loc="outside right upper", fontsize="small")
 
 
 def _draw_parameters(axes, rows):
@@ -97,7 +97,6 @@ def _draw_parameters(axes, rows):
     axes.set_xscale("log")
     axes.set_xlabel("parameters")
     axes.set_ylabel(f"{MAIN} on test")
-    axes.figure.legend(loc="outside right upper", fontsize="small")
 
 
 def codebook_heat_map(rows, metric, bigger, file):

@@ -76,7 +76,7 @@ class VQRecTrainer(WindowTrainer):
     def _optimizer_of(self, epoch):
         """As in the base class; sets which weights the epoch trains."""
         if self.model.permutation_logits is None:
-            return self._build_optimizer()
+            return super()._optimizer_of(epoch)
         if epoch < self.config["permutation_epochs"]:
             self.model.learn_permutation()
             self.stopping_step = self.epochs
