@@ -4,7 +4,8 @@
 #
 #   benchmarks/gpu.sh DATA OUTPUT [EMBEDDINGS]
 #
-# DATA is the folder of amazon-beauty and the other datasets. OUTPUT takes tests.txt, speed-256.json, speed-4096.json and results/.
+# DATA is the folder of amazon-beauty and the other datasets. OUTPUT takes tests.txt, speed-256.json, speed-4096.json,
+# and the result files of models in results/ and of sizes and depths of codebooks in codebook-sweep/.
 # EMBEDDINGS is a folder of <dataset>.npz with the arrays `items` and `embeddings`; without it the texts are encoded first.
 # Nothing is downloaded. SECONDS_LEFT bounds the whole (default 540), PYTHON names the interpreter, SPEED and CELL add arguments,
 # as for a rehearsal on a CPU: SPEED="--gpu_id= --rounds=1 --seconds=0.1" CELL="--gpu_id= --epochs=1".
@@ -40,15 +41,28 @@ for targets in 256 4096; do
     parts=training # decoding does not hang on the size of a step
 done
 
+# train MODEL DATASET SEED RESULTS [more]: a run, to its result file in the folder RESULTS.
+train() {
+    local model=$1 dataset=$2 seed=$3 results=$4 own=()
+    [[ -n "$embeddings" && $model != SASRec ]] && own=(--item_embeddings="$embeddings/$dataset.npz")
+    [ -d "$data/$dataset" ] || return 0
+    bounded "$python" -W ignore -m recbole_tiger run --resume --model="$model" --dataset="$dataset" --data_path="$data" \
+        --seed="$seed" --results_dir="$results" --enable_amp=True --show_progress=False "${own[@]}" "${@:5}" "${cell[@]}"
+}
+
 for seed in 2020 2021 2022; do
     for dataset in amazon-beauty amazon-toys-games amazon-sports-outdoors; do
         for model in VQRec-history TIGER-text SASRec TIGER; do
-            own=()
-            [[ -n "$embeddings" && $model != SASRec ]] && own=(--item_embeddings="$embeddings/$dataset.npz")
-            if [ -d "$data/$dataset" ]; then
-                bounded "$python" -W ignore -m recbole_tiger run --resume --model=$model --dataset="$dataset" \
-                    --data_path="$data" --seed=$seed --enable_amp=True --show_progress=False "${own[@]}" "${cell[@]}"
-            fi
+            train $model $dataset $seed results
+        done
+    done
+done
+
+for seed in 2020 2021; do
+    for depth in 2 3 4; do
+        for size in 64 128 256 512; do
+            train TIGER-text amazon-beauty $seed codebook-sweep --label=TIGER-text-${size}x$depth \
+                --quantizer=rq_vae --codebook_size=$size --codebook_depth=$depth
         done
     done
 done

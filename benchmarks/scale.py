@@ -3,7 +3,7 @@
 python benchmarks/scale.py --output=benchmarks/results/scale.json --plot=benchmarks/results/scale.png
 
 Every catalogue is generated (clustered embeddings, power-law popularity) and measured in a separate process, so that its
-peak memory is its own. Any setting of TIGER may be given as --key=value.
+peak memory is its own. Any setting of the model may be given as --key=value.
 
 With --checks it only measures the time that the checks of a dataset's files add to the start of a run.
 """
@@ -24,11 +24,11 @@ import torch
 from generated import PAPER, clustered_embeddings, item_tokens, write_dataset
 from recbole.data import data_preparation
 from recbole.data.dataloader import FullSortEvalDataLoader
+from recbole.utils import get_model, get_trainer
 from tabulate import tabulate
 from tqdm import tqdm
 
 from recbole_tiger.catalogue.catalogue import quantize
-from recbole_tiger.model.tiger import TIGER
 from recbole_tiger.model.trie import Trie
 from recbole_tiger.report.results import write_result
 from recbole_tiger.runs import experiment
@@ -36,7 +36,6 @@ from recbole_tiger.settings.arguments import parse_arguments
 from recbole_tiger.settings.identity import check_unchanged, run_inputs
 from recbole_tiger.training.dataset import CatalogueDataset, training_windows
 from recbole_tiger.training.memory import keep_freed_memory
-from recbole_tiger.training.tiger import TIGERTrainer
 
 SIZES = (10**4, 10**5, 10**6)
 MOST_INTERACTIONS = 10**6
@@ -76,7 +75,7 @@ def measure(model_name, n_items, seconds, settings, folder):
     """Measure all stages of one catalogue.
 
     Args:
-        model_name: TIGER or one of its recipes.
+        model_name: a model of semantic IDs, or a recipe.
         seconds: of training that are measured, at the least.
         settings: the user's.
         folder: for the files that are generated.
@@ -90,8 +89,8 @@ def measure(model_name, n_items, seconds, settings, folder):
         "checkpoint_dir": str(Path(folder) / "saved"),
         "gpu_id": "",  # time and memory are measured on the CPU
     }
-    sizes = PAPER if model_name == "TIGER" else {}
-    settings = {**sizes, "quantizer": "rq_kmeans", **settings, **fixed, "show_progress": True, "state": "ERROR"}
+    paper = {**PAPER, "quantizer": "rq_kmeans"} if model_name == "TIGER" else {}
+    settings = {**paper, **settings, **fixed, "show_progress": True, "state": "ERROR"}
     config = experiment.prepare(model_name, "generated", settings)
     result = {"items": n_items, "interactions": n_interactions, "libraries_bytes": libraries}
 
@@ -104,7 +103,8 @@ def measure(model_name, n_items, seconds, settings, folder):
     result["largest_group"] = semantic_ids.statistics()["largest_group"]
     config["semantic_ids"] = str(Path(folder) / "semantic-ids.tsv")
     semantic_ids.save(config["semantic_ids"])
-    if config["encoder_text"]:
+    generates = config["model"] == "TIGER"
+    if generates and config["encoder_text"]:
         config["item_embeddings"] = str(Path(folder) / "embeddings.npz")
         np.savez(config["item_embeddings"], items=np.array(items), embeddings=embeddings)
     del embeddings, semantic_ids, items
@@ -115,15 +115,16 @@ def measure(model_name, n_items, seconds, settings, folder):
     result["dataset_s"] = watch.read()
 
     torch.manual_seed(config["seed"])
-    model = TIGER(config, train_data._dataset).to(config["device"])
-    watch.read()
-    trie = Trie(model.network.codes)
-    result["trie_s"] = watch.read()
-    result["trie_bytes_per_item"] = trie.bytes() / n_items
-    trainer = TIGERTrainer(config, model)
+    model = get_model(config["model"])(config, train_data._dataset).to(config["device"])
+    if generates:
+        watch.read()
+        trie = Trie(model.network.codes)
+        result["trie_s"] = watch.read()
+        result["trie_bytes_per_item"] = trie.bytes() / n_items
+    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
 
     watch.read()
-    windows = training_windows(train_data._dataset, config["bidirectional_encoder"]).to(config["device"])
+    windows = training_windows(train_data._dataset, trainer.one_target).to(config["device"])
     batches = windows.batches(config["train_batch_size"], torch.Generator().manual_seed(config["seed"]))
     result["windows_s"] = watch.read()
     targets, spent = 0, 0.0
@@ -179,7 +180,7 @@ def table(catalogues):
             "tokenize s": round(row["tokenize_s"], 1),
             "tokenize GB": round(row["tokenize_peak_rss_bytes"] / 1e9, 2),
             "dataset s": round(row["dataset_s"], 1),
-            "trie bytes/item": round(row["trie_bytes_per_item"], 1),
+            "trie bytes/item": round(row["trie_bytes_per_item"], 1) if "trie_bytes_per_item" in row else "",
             "targets/s": round(row["targets_per_s"]),
             "epoch s": round(row["epoch_s"]),
             "users/s": round(row["users_per_s"], 1),
@@ -201,7 +202,8 @@ def plot(catalogues, file):
     }
     figure, axes = plt.subplots(1, len(panels), figsize=(12, 4), layout="constrained")
     for panel, (unit, names) in zip(axes, panels.items(), strict=True):
-        for name, factor in names.items():
+        measured = {name: factor for name, factor in names.items() if name in catalogues[0]}
+        for name, factor in measured.items():
             label = name.removesuffix("_bytes").removesuffix("_s").removesuffix("_per").replace("_", " ")
             panel.plot([row["items"] for row in catalogues], [row[name] * factor for row in catalogues], "o-", label=label)
         panel.set(xscale="log", yscale="log", xlabel="items", ylabel=unit)
@@ -215,7 +217,7 @@ def main():
     parser.add_argument(
         "--model",
         default="TIGER",
-        help="TIGER with the paper's sizes, or a recipe with its own (default: TIGER)",
+        help="TIGER with the paper's sizes and residual k-means, or a recipe or VQRec with its own settings; default: TIGER",
     )
     parser.add_argument("--items", type=int, help="number of items of a single catalogue instead of the three")
     parser.add_argument("--seconds", type=float, default=20, help="least seconds of training to measure (default: 20)")

@@ -17,9 +17,9 @@ SMALL = [
 ]
 
 
-def script(name, *options):
+def script(name, *options, sizes=SMALL):
     """Run a benchmark at small dimensions; returns what it wrote."""
-    command = [sys.executable, BENCHMARKS / name, "--output=out.json", "--seconds=0.01", *SMALL, *options]
+    command = [sys.executable, BENCHMARKS / name, "--output=out.json", "--seconds=0.01", *sizes, *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(Path("out.json").read_text()), done.stdout
@@ -77,6 +77,13 @@ def test_scale():
     assert row["epoch_s"] == pytest.approx(row["targets"] / row["targets_per_s"])
     assert row["users_per_s"] > 0
     assert "trie bytes/item" in shown
+
+
+def test_scale_of_another_model():
+    result, _ = script("scale.py", "--items=400", "--model=VQRec-history", sizes=["--hidden_size=16", "--codebook_size=8"])
+    (row,) = result["catalogues"]
+    assert "trie_s" not in row
+    assert row["targets_per_s"] > 0 and row["users_per_s"] > 0
 
 
 def test_time_of_the_checks():

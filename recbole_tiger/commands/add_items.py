@@ -16,7 +16,7 @@ SHOWN = 10
 def add_arguments(parser):
     """Add the command's own arguments."""
     add_plugins(parser)
-    parser.add_argument("--checkpoint", required=True, help="a TIGER-*.pth that a run saved")
+    parser.add_argument("--checkpoint", required=True, help="a checkpoint of TIGER or VQRec, a .pth file that a run saved")
     parser.add_argument("--items", required=True, help="item file (*.item, RecBole's format) of the new items")
     parser.add_argument("--output", required=True, help="the checkpoint to write, with the old and the new items")
     parser.add_argument("--item_embeddings", help="file of the new items' embeddings, for a model trained on such a file")

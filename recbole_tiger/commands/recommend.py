@@ -42,7 +42,7 @@ def _lines(file, what):
 def add_arguments(parser):
     """Add the command's own arguments."""
     add_plugins(parser)
-    parser.add_argument("--checkpoint", required=True, help="a TIGER-*.pth that a run saved")
+    parser.add_argument("--checkpoint", required=True, help="a checkpoint of TIGER or VQRec, a .pth file that a run saved")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument(
         "--history",

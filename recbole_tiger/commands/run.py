@@ -14,7 +14,7 @@ def add_arguments(parser):
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="read the result of the same run if it finished; continue a killed run of TIGER from its last epoch",
+        help="read the result of the same run if it finished; continue a killed run of TIGER or VQRec from its last epoch",
     )
     add_results_dir(parser)
     add_html(parser, "the result, with its charts and settings")

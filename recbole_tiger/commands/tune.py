@@ -7,7 +7,7 @@ from recbole_tiger.commands.shared import add_results_dir, warn_unread
 from recbole_tiger.errors import TigerError
 from recbole_tiger.settings.properties import model_of, property_files
 
-SUMMARY = "Search settings with Ray Tune and test the winner on validation"
+SUMMARY = "Search settings with Ray Tune on validation, and test the winner"
 EXAMPLE = "recbole-tiger tune --dataset=ml-100k --sweep=codebook --max_concurrent=2 --epochs=8 --valid_users=500"
 SETTINGS = True
 

@@ -40,7 +40,7 @@ class Recommender:
         """Read a checkpoint that a run saved, without running any code in it.
 
         Args:
-            checkpoint: path of a file like ``TIGER-*.pth``.
+            checkpoint: path of a file that a run saved.
             device: a torch device; the default is CUDA if available.
 
         Raises:
