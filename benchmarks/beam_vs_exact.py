@@ -29,16 +29,17 @@ def main(argv=None):
     args = parser.parse_args(argv)
 
     chosen = sample(args.checkpoint, args.users, args.seed)
-    model, histories, target = chosen.model, chosen.histories, chosen.targets.unsqueeze(1)
+    model, histories, target = chosen.model, chosen.histories, chosen.targets.unsqueeze(1).cpu()
 
     found, seconds = {}, {}
     begin = time.perf_counter()
     parts = tqdm(torch.arange(len(histories)).split(10), "exact")
     exact = torch.cat([model.exact(histories[part], chosen.slots_of(part)).topk(TOPK)[1] for part in parts])
+    exact = exact.cpu()  # which waits for the device
     found["exact"], seconds["exact"] = exact, time.perf_counter() - begin
     for width in map(int, args.beam_sizes.split(",")):
         begin = time.perf_counter()
-        found[f"beam {width}"] = model.recommend(histories, chosen.slots, TOPK, width, "beam")[0]
+        found[f"beam {width}"] = model.recommend(histories, chosen.slots, TOPK, width, "beam")[0].cpu()
         seconds[f"beam {width}"] = time.perf_counter() - begin
 
     def share_of(items):

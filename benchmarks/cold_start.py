@@ -273,8 +273,8 @@ def table_of(draws):
 
 
 def recall_at(ranks, places):
-    """Share of targets among the first places; a rank between two places counts half for each."""
-    return float(np.clip(places + 1 - np.ceil(ranks), 0, 1).mean()) if places else 0.0
+    """Share of targets among the first places; a rank between two places, of equal scores, counts as the later one."""
+    return float((ranks <= places).mean())
 
 
 def plot(rows, file):

@@ -21,15 +21,17 @@ limit=${SECONDS_LEFT:-540}
 read -ra speed <<< "${SPEED:---gpu_id=0 --quick}"
 read -ra cell <<< "${CELL:-}"
 
-# Run a command within what is left of the time; what it could not end is left out.
+# Run a command within what is left of the time; say what did not end or failed.
 bounded() {
-    local left=$((limit - SECONDS))
-    [ "$left" -gt 0 ] && timeout "$left" "$@" || echo "not ended after $SECONDS s: $*"
+    local left=$((limit - SECONDS)) status=124
+    [ "$left" -gt 0 ] && { timeout "$left" "$@" && return 0 || status=$?; }
+    if [ "$status" = 124 ]; then echo "no time left after $SECONDS s: $*"; else echo "failed with status $status: $*"; fi
+    return "$status"
 }
 
 if [ ! -e "$output/tests.txt" ]; then
-    (cd "$here/.." && bounded "$python" -m pytest -n 0 -q tests/test_cuda.py) 2>&1 | tee "$output/tests.part"
-    mv "$output/tests.part" "$output/tests.txt"
+    (cd "$here/.." && bounded "$python" -m pytest -n 0 -q tests/test_cuda.py) 2>&1 | tee "$output/tests.part" || status=$?
+    [ "${status:-0}" = 124 ] || mv "$output/tests.part" "$output/tests.txt" # failures are a result, half a run is none
 fi
 
 cd "$output"
@@ -37,7 +39,7 @@ parts=training,decoding
 for targets in 256 4096; do
     [ -e "speed-$targets.json" ] || bounded "$python" -W ignore "$here/speed.py" --data_path="$data" --enable_amp=True \
         ${embeddings:+--item_embeddings="$embeddings/amazon-beauty.npz"} --train_batch_size=$targets --parts=$parts \
-        "${speed[@]}" --output="speed-$targets.json"
+        "${speed[@]}" --output="speed-$targets.json" || true
     parts=training # decoding does not hang on the size of a step
 done
 
@@ -47,7 +49,7 @@ train() {
     [[ -n "$embeddings" && $model != SASRec ]] && own=(--item_embeddings="$embeddings/$dataset.npz")
     [ -d "$data/$dataset" ] || return 0
     bounded "$python" -W ignore -m recbole_tiger run --resume --model="$model" --dataset="$dataset" --data_path="$data" \
-        --seed="$seed" --results_dir="$results" --enable_amp=True --show_progress=False "${own[@]}" "${@:5}" "${cell[@]}"
+        --seed="$seed" --results_dir="$results" --enable_amp=True --show_progress=False "${own[@]}" "${@:5}" "${cell[@]}" || true
 }
 
 for seed in 2020 2021 2022; do

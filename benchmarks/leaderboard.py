@@ -1,7 +1,7 @@
 """Run a grid of models, datasets and seeds; each cell is one process and one result file.
 
-Finished cells are skipped, a killed cell of TIGER continues from its last epoch, and a killed baseline starts again. If a
-cell fails, its error is printed and the grid continues. recbole-tiger leaderboard makes the tables.
+Finished cells are skipped, a killed cell of TIGER or VQRec continues from its last epoch, and a killed baseline starts
+again. If a cell fails, its error is printed and the grid continues. recbole-tiger leaderboard makes the tables.
 
 python benchmarks/leaderboard.py --data_path=dataset
 python benchmarks/leaderboard.py --data_path=dataset --only='amazon-beauty/*/2020,*/TIGER*/*' --dry-run

@@ -29,6 +29,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from recbole_tiger.catalogue.catalogue import quantize
+from recbole_tiger.model.tiger import TIGER
 from recbole_tiger.model.trie import Trie
 from recbole_tiger.report.results import write_result
 from recbole_tiger.runs import experiment
@@ -103,8 +104,7 @@ def measure(model_name, n_items, seconds, settings, folder):
     result["largest_group"] = semantic_ids.statistics()["largest_group"]
     config["semantic_ids"] = str(Path(folder) / "semantic-ids.tsv")
     semantic_ids.save(config["semantic_ids"])
-    generates = config["model"] == "TIGER"
-    if generates and config["encoder_text"]:
+    if get_model(config["model"]).needs_embeddings(config):
         config["item_embeddings"] = str(Path(folder) / "embeddings.npz")
         np.savez(config["item_embeddings"], items=np.array(items), embeddings=embeddings)
     del embeddings, semantic_ids, items
@@ -116,7 +116,7 @@ def measure(model_name, n_items, seconds, settings, folder):
 
     torch.manual_seed(config["seed"])
     model = get_model(config["model"])(config, train_data._dataset).to(config["device"])
-    if generates:
+    if isinstance(model, TIGER):
         watch.read()
         trie = Trie(model.network.codes)
         result["trie_s"] = watch.read()

@@ -18,6 +18,7 @@ from recbole_tiger.catalogue.download import DAY
 from recbole_tiger.model.tiger import TIGER
 from recbole_tiger.report.results import write_result
 from recbole_tiger.report.statistics import interval, metric_per_user
+from recbole_tiger.training.history import leaving_out
 
 from recbole.quick_start import load_data_and_model  # isort: skip - after the plugin's import
 
@@ -51,22 +52,23 @@ def evaluate(checkpoint):
         model.beam_size = min(model.beam_size + config["MAX_ITEM_LIST_LENGTH"], model.n_items - 1)
     time, length = config["TIME_FIELD"], config["ITEM_LIST_LENGTH_FIELD"]
     found = {"as it is": [], "without history": [], "first": [], "list": [], "repeats": [], "later": []}
-    for interaction, _, rows, target in tqdm(test_data, desc=config["model"]):
-        interaction, target = interaction.to(model.device), target.to(model.device)
-        history = interaction[history_field][rows]
-        with torch.no_grad():
-            scores = model.full_sort_predict(interaction).view(len(target), -1).float()
-        scores[:, 0] = -torch.inf
-        known = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, history, True)
-        known[:, 0] = False
-        top = known.gather(1, scores.topk(LIST, dim=1).indices).float()
-        found["as it is"].append(ranks_of(scores, target))
-        found["without history"].append(ranks_of(scores.masked_fill(known, -torch.inf), target))
-        found["first"].append(top[:, 0])
-        found["list"].append(top.mean(dim=1))
-        before = interaction[time + config["LIST_SUFFIX"]].gather(1, interaction[length].unsqueeze(1) - 1).squeeze(1)
-        found["later"].append((interaction[time] // DAY > before // DAY)[rows])
-        found["repeats"].append(known.gather(1, target.unsqueeze(1)).squeeze(1).float())
+    with leaving_out(test_data, False):  # a model may have been validated without the history
+        for interaction, _, rows, target in tqdm(test_data, desc=config["model"]):
+            interaction, target = interaction.to(model.device), target.to(model.device)
+            history = interaction[history_field][rows]
+            with torch.no_grad():
+                scores = model.full_sort_predict(interaction).view(len(target), -1).float()
+            scores[:, 0] = -torch.inf
+            known = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, history, True)
+            known[:, 0] = False
+            top = known.gather(1, scores.topk(LIST, dim=1).indices).float()
+            found["as it is"].append(ranks_of(scores, target))
+            found["without history"].append(ranks_of(scores.masked_fill(known, -torch.inf), target))
+            found["first"].append(top[:, 0])
+            found["list"].append(top.mean(dim=1))
+            before = interaction[time + config["LIST_SUFFIX"]].gather(1, interaction[length].unsqueeze(1) - 1).squeeze(1)
+            found["later"].append((interaction[time] // DAY > before // DAY)[rows])
+            found["repeats"].append(known.gather(1, target.unsqueeze(1)).squeeze(1).float())
     found = {key: torch.cat(values).cpu().numpy() for key, values in found.items()}
     return {
         "model": config["label"],

@@ -1025,6 +1025,12 @@ def test_embeddings_in_an_npy_file(capsys, settings, data_path):
     before = run_key(experiment.prepare("TIGER", "tiny", settings))
     Path("mine.txt").write_text("".join(f"{token}\n" for token in tokens))
     assert run_key(experiment.prepare("TIGER", "tiny", settings)) != before
+    Path("mine.dat").write_bytes(Path("mine.npy").read_bytes())  # the content tells the form
+    settings["item_embeddings"] = "mine.dat"
+    before = run_key(experiment.prepare("TIGER", "tiny", settings))
+    Path("mine.txt").write_text("".join(f"{token}\n" for token in tokens[order]))
+    assert run_key(experiment.prepare("TIGER", "tiny", settings)) != before
+    settings["item_embeddings"] = "mine.npy"
     Path("mine.npy").write_bytes(Path("mine.npy").read_bytes().replace(b"'shape': (60, 16), }", b"'shape': (60, 16)   ", 1))
     has(refused(capsys, call, settings), "mine.npy is cut short", "numpy.savez(")
     np.save("mine.npy", np.array([Runs("marker")] * 60, dtype=object))
@@ -1484,6 +1490,7 @@ def test_value_that_is_code_stays_a_string(settings, stock):
     [
         (["--history="], ["the history is empty", "at least one item"]),
         (["--history=,"], ["the history is empty"]),
+        (["--history=i1\ni2"], ["history 'i1 i2' cannot be read", "separate its items by commas"]),
         (["--history=i1,x1,i2,x2"], ["2 items that the model does not know", "x1, x2"]),
         (["--history=i1", "--k=61"], ["k = 61", "60 items"]),
         (["--history=i1", "--k=0"], ["k = 0", "1 to 60"]),

@@ -126,6 +126,11 @@ def test_ids_that_no_item_has_are_misses(settings):
         model.full_sort_predict(interaction)
 
 
+def test_ids_that_are_no_number_of_63_bits(settings):
+    with pytest.raises(TigerError, match=r"too few for 8 x 8 .* codes: lower codebook_depth"):
+        built({**settings, "constrained": False, "codebook_depth": 21})
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [

@@ -554,6 +554,12 @@ def test_targets_of_the_same_day_and_of_a_later_one(capsys):
             assert [cell.strip("*") for cell in rows[label]] == [f"{value:.4f}" for value in expected]
 
 
+def test_targets_all_of_a_later_day(capsys):
+    write_run("A", later_day=np.ones(len(USERS), dtype=bool))
+    assert main(["leaderboard"]) == 0
+    assert "later day" not in capsys.readouterr().out
+
+
 def test_plots(capsys):
     write_run("TIGER", level=0.5)
     write_run("SASRec", kept=False)

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shutil
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -107,14 +108,16 @@ def test_the_page_of_a_leaderboard_has_what_its_tables_have(capsys):
     assert table["occurrences"] is None
 
 
+def occurrences_of(sequences):
+    """How often each user's last item is among the items of all users but their last two."""
+    counts = Counter(item for items in sequences.values() for item in items[:-2])
+    return {user: counts[items[-1]] for user, items in sequences.items()}
+
+
 def test_recall_by_occurrences_counts_training_interactions(tiny, tmp_path):
     main(["run", "--model=Pop", "--dataset=tiny", "--html=page.html", f"--data_path={tiny.folder}", "--show_progress=False"])
     sequences = read_sequences(tiny.path)
-    counts = {}
-    for items in sequences.values():
-        for item in items[:-2]:
-            counts[item] = counts.get(item, 0) + 1
-    expected = {user: counts.get(items[-1], 0) for user, items in sequences.items()}
+    expected = occurrences_of(sequences)
     (file,) = Path("results").glob("*.json")
     result = json.loads(file.read_text())
     users, found = target_occurrences(result, tiny.folder)
@@ -129,6 +132,21 @@ def test_recall_by_occurrences_counts_training_interactions(tiny, tmp_path):
         assert mean == pytest.approx(result[test]["recall@10"], abs=1e-4)
     assert target_occurrences({**result, "data_hash": "another"}, tiny.folder) is None
     assert target_occurrences(result, tmp_path) is None
+
+
+def test_occurrences_in_files_with_other_columns(tiny):
+    folder = Path("data/tiny")
+    folder.mkdir(parents=True)
+    for kind in ("inter", "item"):
+        text = (tiny.path / f"tiny.{kind}").read_text()
+        text = text.replace("item_id:", "sku:").replace("title:", "name:").replace("\t", ",")
+        (folder / f"tiny.{kind}").write_text(text)
+    other = ["--field_separator=,", "--ITEM_ID_FIELD=sku", "--text_fields=[name]"]
+    call = ["run", "--model=Pop", "--dataset=tiny", "--data_path=data", "--show_progress=False", *other]
+    assert main([*call, "--html=page.html"]) == 0
+    (file,) = Path("results").glob("*.json")
+    users, found = target_occurrences(json.loads(file.read_text()), "data")
+    assert dict(zip(users.tolist(), found.tolist(), strict=True)) == occurrences_of(read_sequences(tiny.path))
 
 
 def test_levels_of_recommendations_sum_to_their_scores(tiny):

@@ -23,6 +23,7 @@ from recbole.utils.case_study import full_sort_scores, full_sort_topk
 from recbole_tiger import SemanticIDs  # registers TIGER, too
 from recbole_tiger.errors import TigerError
 from recbole_tiger.model.tiger import TIGER
+from recbole_tiger.runs import experiment
 from recbole_tiger.settings.arguments import parse_arguments
 from recbole_tiger.settings.config import make_config
 from recbole_tiger.training.checkpoint import load_checkpoint
@@ -65,6 +66,11 @@ def test_an_empty_gpu_id_is_the_cpu(monkeypatch):
     config = make_config("Pop", "ml-100k", parse_arguments(["--gpu_id="]))
     assert config["gpu_id"] == os.environ["CUDA_VISIBLE_DEVICES"] == ""
     assert config["device"].type == "cpu"
+
+
+def test_a_model_without_training_is_validated_however_seldom_others_are(data_path):
+    config = experiment.prepare("Pop", "tiny", {"data_path": str(data_path), "eval_step": 3, "show_progress": False})
+    assert experiment.run(config, "results")["epochs"] == 1
 
 
 def test_settings_lie_in_layers(settings, tmp_path):

@@ -163,6 +163,15 @@ def test_the_key_of_a_run_depends_on_the_content_of_files(settings, data_path, n
     assert run_key(experiment.prepare("TIGER", "tiny", {**settings, name: "mine"})) != key
 
 
+def test_the_key_of_another_model_depends_on_the_model_that_it_continues(data_path):
+    settings = {"data_path": str(data_path), "train_stage": "finetune", "pre_model_path": "mine.pth"}
+    keys = []
+    for content in (b"one", b"two"):
+        Path("mine.pth").write_bytes(content)
+        keys.append(run_key(experiment.prepare("S3Rec", "tiny", settings)))
+    assert keys[0] != keys[1]
+
+
 def test_finished_run_leaves_its_best_checkpoint_only(settings):
     result = run(settings)
     left = list(Path(settings["checkpoint_dir"]).iterdir())

@@ -18,6 +18,7 @@ from recbole_tiger.catalogue.item_text import read_item_text
 from recbole_tiger.catalogue.semantic_ids import SemanticIDs, add_collision_level
 from recbole_tiger.cli import main
 from recbole_tiger.errors import TigerError
+from recbole_tiger.files import locked
 from recbole_tiger.model.vqrec import MeanOfRows, VQRec, log_sinkhorn
 from recbole_tiger.report.results import read_results
 from recbole_tiger.runs import experiment
@@ -504,6 +505,17 @@ def test_a_mixture_is_made_once_and_anew_where_a_file_changes(pretraining, two, 
     assert len(lines_of(other / "left,right.inter")) == len(lines_of(folder / "left,right.inter")) + 1
 
 
+def test_two_runs_do_not_make_a_mixture_together(pretraining):
+    folder = mixed(pretraining).parent
+    shutil.rmtree(folder)
+    with (
+        locked(f"{folder}.lock", "another run"),
+        pytest.raises(TigerError, match="the join of left,right is running already, in process"),
+    ):
+        mixed(pretraining)
+    assert mixed(pretraining).parent == folder
+
+
 def test_columns_and_quotes_of_a_mixture(pretraining, tmp_path):
     """Item columns that a dataset lacks are empty; interaction columns that one lacks are left out; values do not change."""
     folder = tmp_path / "raw"
@@ -607,6 +619,10 @@ def test_tune_on_two_datasets(pretraining, tmp_path, monkeypatch):
     assert [file.name for file in Path("swept").glob("*.json")] == [file.name for file in Path("alone").glob("*.json")]
 
 
+# The weights that no score depends on, and what is not learnt.
+BESIDES = {"permutation_logits", "codes", "row_of_code"}
+
+
 def test_the_permutation_trains_alone(pretraining, settings, monkeypatch):
     source = run("left,right", {**pretraining, "epochs": 1})
     before, saved = weights_of(source), []
@@ -618,13 +634,14 @@ def test_the_permutation_trains_alone(pretraining, settings, monkeypatch):
 
     monkeypatch.setattr(WindowTrainer, "_train_epoch", keeping)
     more = {"pre_model_path": source["checkpoint"], "permutation_epochs": 1, "epochs": 3, "history_bias": True}
-    run("tiny", {**settings, **more})
+    tuned = run("tiny", {**settings, **more})
     first, second, third = saved
     assert all(torch.equal(first[name], before[name]) for name in before.keys() - {"codes"})
     changed = {name for name in first if not torch.equal(first[name], second[name])}
     assert changed == {"permutation_logits", "row_of_code"}
     changed = {name for name in first if not torch.equal(second[name], third[name])}
     assert changed == {"code_embedding", "history_logit.of_all", "history_logit.of_distance"}
+    assert tuned["parameters"] == sum(len(first[name].flatten()) for name in first.keys() - BESIDES)
 
 
 @pytest.mark.parametrize("killed_at", [0, 1, 2], ids=["first stage", "end of the first stage", "second stage"])

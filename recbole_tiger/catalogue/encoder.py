@@ -85,11 +85,12 @@ def encode(texts, text_encoder, device, cache_dir, show_progress, check_width=No
 
 
 def tokens_file(path):
-    """Path of the item tokens of an ``.npy`` file of embeddings: a text file beside it, one token per line."""
+    """Path of the item tokens of an npy file of embeddings: a text file beside it, one token per line."""
     return Path(path).with_suffix(".txt")
 
 
-def _is_npy(path):
+def is_npy(path):
+    """Whether a file is of numpy.save, by its first bytes."""
     if not Path(path).is_file():
         return False
     with open(path, "rb") as file:
@@ -99,7 +100,7 @@ def _is_npy(path):
 def _read_embeddings(path):
     """Item tokens and embeddings of the user's file."""
     remedy = "make it anew by numpy.savez(file, items=tokens, embeddings=array)"
-    if not _is_npy(path):
+    if not is_npy(path):
         tokens, embeddings = read_arrays(path, "items", "embeddings", remedy=remedy)
         return tokens.astype(str), embeddings
     beside = tokens_file(path)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from recbole_tiger.catalogue.item_text import header, item_file, read_columns, text_columns
 from recbole_tiger.errors import TigerError
-from recbole_tiger.files import content_hash, whole_folder
+from recbole_tiger.files import content_hash, locked, whole_folder
 
 # Raise it with every change that makes other files from the same datasets.
 REVISION = 2
@@ -69,12 +69,14 @@ def mix(parts, folder):
         digest.update(b"-" if file is None else content_hash(file))
     mixture = Path(folder) / f"mixture-{digest.hexdigest()[:20]}"
     if not mixture.is_dir():
-        with whole_folder(mixture) as temporary:
-            inside = temporary / name
-            inside.mkdir()
-            _write(inside / f"{name}.inter", parts, inters, shared=True)
-            if any(items):
-                _write(inside / f"{name}.item", parts, items, shared=False)
+        with locked(f"{mixture}.lock", f"the join of {name}"):
+            if not mixture.is_dir():  # another run may have made it in between
+                with whole_folder(mixture) as temporary:
+                    inside = temporary / name
+                    inside.mkdir()
+                    _write(inside / f"{name}.inter", parts, inters, shared=True)
+                    if any(items):
+                        _write(inside / f"{name}.item", parts, items, shared=False)
     return mixture / name
 
 

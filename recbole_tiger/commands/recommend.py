@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+import textwrap
 from pathlib import Path
 
 from recbole_tiger.commands.shared import add_html, add_plugins, write
@@ -15,8 +16,16 @@ SETTINGS = False
 
 
 def read_history(text):
-    """Parse item tokens separated by commas, oldest first; a token with a comma has to be in double quotes."""
-    row = next(csv.reader([text], skipinitialspace=True), [])
+    """Parse item tokens separated by commas, oldest first; a token with a comma has to be in double quotes.
+
+    Raises:
+        TigerError: the text has a line break or another character that cannot be in a token.
+    """
+    try:
+        row = next(csv.reader([text], skipinitialspace=True), [])
+    except csv.Error as error:
+        shown = textwrap.shorten(text, 40, placeholder="...")
+        raise TigerError(f"history {shown!r} cannot be read ({error}): separate its items by commas") from error
     return [item.strip() for item in row if item.strip()]
 
 
@@ -24,7 +33,7 @@ def read_histories(file):
     """Read the histories in a file: one per line, in the form of :func:`read_history`.
 
     Raises:
-        TigerError: the file does not exist or is not UTF-8 text.
+        TigerError: the file does not exist, is not UTF-8 text, or has a history that cannot be read.
     """
     return [read_history(line) for line in _lines(file, "histories")]
 
@@ -45,9 +54,7 @@ def add_arguments(parser):
     parser.add_argument("--checkpoint", required=True, help="a checkpoint of TIGER or VQRec, a .pth file that a run saved")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument(
-        "--history",
-        type=read_history,
-        help="item tokens, oldest first, separated by commas; tokens with commas in double quotes",
+        "--history", help="item tokens, oldest first, separated by commas; tokens with commas in double quotes"
     )
     which.add_argument(
         "--histories", help="file with one history per line, in the form of --history; the output is one JSON line for each"
@@ -100,7 +107,8 @@ def execute(args):
         "seed": args.seed,
     }
     if args.histories is None:
-        histories, found = [args.history], [recommender.recommend(args.history, user=args.user, **options)]
+        histories = [read_history(args.history)]
+        found = [recommender.recommend(histories[0], user=args.user, **options)]
         rows = [[i, row["item"], row["title"], f"{row['score']:.4f}"] for i, row in enumerate(found[0], start=1)]
         print(tabulate(rows, ["", "item", "title", "log-probability"], tablefmt="github", disable_numparse=True))
     else:

@@ -1,5 +1,6 @@
 """TIGER as a RecBole sequential recommender."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -228,6 +229,11 @@ class TIGER(SemanticIDModel):
         self.n_user_tokens = config["n_user_tokens"]
         self.network_settings = {name: config[name] for name in NETWORK}
         codes, widths = self._codes_and_widths(catalogue)
+        if not self.constrained and math.prod(widths) >= 2**63:
+            raise TigerError(
+                f"constrained False keeps an ID as one number of 63 bits, too few for {' x '.join(map(str, widths))} codes: "
+                f"lower codebook_depth or codebook_size, or leave out constrained"
+            )
         # There are no embeddings if the IDs come from a file and the encoder reads none.
         text = None if catalogue.embeddings is None else torch.from_numpy(catalogue.embeddings)
         self._build(codes, widths, text if config["encoder_text"] else None)
@@ -355,7 +361,7 @@ class TIGER(SemanticIDModel):
                 device.
             slots: int tensor [batch] of user slots, or None.
             scoring: "beam" or "exact".
-            among, left_out: as in :class:`~recbole_tiger.model.decoding.Allowed`. Each history has at least k allowed items.
+            among, left_out: as in :class:`~recbole_tiger.model.decoding.Allowed`.
             temperature, seed: as in :class:`~recbole_tiger.model.draw.Draw`; temperature None for the best items.
 
         Returns:

@@ -130,6 +130,7 @@ class VQRec(SemanticIDModel):
     """
 
     trainer_class = "recbole_tiger.training.vqrec.VQRecTrainer"
+    training_only = ("permutation_logits",)  # parameters that no score depends on
 
     @classmethod
     def check_settings(cls, config):
@@ -236,8 +237,8 @@ class VQRec(SemanticIDModel):
     def window_loss(self, items, targets, positions=None, users=None, padded=True):
         """Mean loss of the targets of a batch of windows.
 
-        A target is predicted from the items before it in its window. This equals the loss of RecBole's rows, one per target,
-        but shared prefixes are computed once.
+        A target is predicted from the items before it in its window. If the window begins with its user's first item,
+        this is the loss of RecBole's rows, one per target, but shared prefixes are computed once.
 
         Args:
             items: int tensor [batch, n + 1], padded with zeros on the left.

@@ -371,10 +371,11 @@ def by_day(rows, style="plain"):
         rows, style: as in :func:`leaderboard`.
 
     Returns:
-        str; "" if the days are unknown for all rows.
+        str; "" if the days are unknown for all rows, or all targets are of one kind.
     """
     style = STYLES[style]
     known = [row for row in rows if row.later_day is not None and all(map(row.values, BY_DAY))]
+    known = [row for row in known if 0 < row.later_day.mean() < 1]
     if not known:
         return ""
     days = {"same day": False, "later day": True}

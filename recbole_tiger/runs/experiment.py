@@ -335,10 +335,17 @@ def make_trainer(config, train_data):
     getLogger().info(model)
     with memory_error_as_sentence(config):
         trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
+    trainer.eval_step = min(trainer.eval_step, trainer.epochs)  # RecBole lowers the epochs of a model without training alone
     key = run_key(config)
     if key not in trainer.saved_model_file:  # RecBole names files by the second, so runs begun together would share one
         trainer.saved_model_file = checkpoint_name(trainer.saved_model_file, config, key)
     return trainer
+
+
+def parameters_of(model):
+    """Number of the parameters that scores depend on: all but those of a stage of training alone."""
+    unread = getattr(model, "training_only", ())
+    return sum(parameter.numel() for name, parameter in model.named_parameters() if name not in unread)
 
 
 def train(config, after_epoch=None):
@@ -378,7 +385,7 @@ def train(config, after_epoch=None):
             "still_improving": (len(log) == config["epochs"] or out_of_time) and best == scored[-1],
             "prepare_seconds": round(prepare_seconds, 2),
             "train_seconds": round(sum(epoch["train_seconds"] for epoch in log), 2),
-            "parameters": sum(p.numel() for p in trainer.model.parameters()),
+            "parameters": parameters_of(trainer.model),
             "epoch_log": log,
             **inputs,
             "versions": versions(),

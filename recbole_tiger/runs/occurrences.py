@@ -9,6 +9,9 @@ from recbole_tiger.runs import experiment
 from recbole_tiger.settings.identity import run_inputs
 from recbole_tiger.settings.properties import is_sample
 
+# How the files are read.
+READING = ("load_col", "USER_ID_FIELD", "ITEM_ID_FIELD", "LIST_SUFFIX", "field_separator", "seq_separator", "encoding")
+
 
 def target_occurrences(result, data_path):
     """Count how often the target of each test user occurs in the training interactions of a result's dataset.
@@ -26,7 +29,8 @@ def target_occurrences(result, data_path):
     dataset = result["dataset"]
     if not is_sample(dataset, data_path) and not (Path(data_path) / dataset).is_dir():
         return None
-    same = {key: result["settings"][key] for key in PROTOCOL if result["settings"].get(key) is not None}
+    settings = result["settings"]
+    same = {key: settings[key] for key in (*PROTOCOL, *READING) if settings.get(key) is not None}
     # Pop learns nothing, so RecBole does not augment its interactions.
     config = experiment.prepare("Pop", dataset, {**same, "data_path": str(data_path), "show_progress": False})
     train_data, _, test_data = experiment.load(config)

@@ -142,7 +142,7 @@ class Recommender:
             beam_size: width of the beam, for a model that has one; the default is the larger of k and the setting of the
                 trained model.
             scoring: for TIGER, "beam" (default) or "exact", which scores the whole catalogue.
-            exclude_history: leave out all items of the history; a list is shorter if fewer than k items remain.
+            exclude_history: leave out all items of the history; a list of several is shorter if fewer than k items remain.
             user: user token, or a list of them, one per history; for a model trained with user tokens.
             among: item tokens allowed in the list, for example those in stock; None for all.
             temperature: draw items without replacement from the model's distribution at this temperature; None or 0 gives
@@ -154,7 +154,8 @@ class Recommender:
             a list of such lists if ``history`` is a list of lists.
 
         Raises:
-            TigerError: a history is empty or has unknown items, or k or beam_size does not fit the items.
+            TigerError: a history is empty or has unknown items, k or beam_size does not fit the items, or no list has k
+                allowed items.
         """
         batch = not isinstance(history, str) and len(history) and not isinstance(history[0], str)
         if isinstance(history, str) or (batch and not all(isinstance(one, list | tuple) for one in history)):

@@ -4,7 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from recbole_tiger.catalogue.encoder import encoder_hash, tokens_file
+from recbole_tiger.catalogue.encoder import encoder_hash, is_npy, tokens_file
 from recbole_tiger.catalogue.item_text import interaction_files
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import content_hash
@@ -35,12 +35,13 @@ def run_settings(config):
 
 
 def extra_input_hashes(config):
-    """Hashes of the other inputs of a model of MODELS: embeddings, semantic IDs, a pre-trained model, an encoder."""
-    if config["model"] not in MODELS:
-        return []
-    files = [Path(config[name]) for name in ("item_embeddings", "semantic_ids", "pre_model_path") if config[name]]
-    files += [tokens_file(file) for file in files if file.suffix == ".npy"]
-    encoder = [encoder_hash(config["text_encoder"])] if Path(str(config["text_encoder"])).is_dir() else []
+    """Hashes of the other inputs: a pre-trained model; for a model of MODELS embeddings, semantic IDs and an encoder too."""
+    ours = config["model"] in MODELS
+    names = ("item_embeddings", "semantic_ids", "pre_model_path") if ours else ("pre_model_path",)
+    files = [Path(config[name]) for name in names if config[name]]
+    if ours and config["item_embeddings"] and is_npy(config["item_embeddings"]):
+        files.append(tokens_file(config["item_embeddings"]))
+    encoder = [encoder_hash(config["text_encoder"])] if ours and Path(str(config["text_encoder"])).is_dir() else []
     return [*(content_hash(file).hex() for file in files if file.is_file()), *encoder]
 
 
