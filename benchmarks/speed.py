@@ -37,6 +37,7 @@ from recbole_tiger.catalogue.encoder import load_encoder
 from recbole_tiger.catalogue.item_text import text_of_items
 from recbole_tiger.catalogue.quantizers import QUANTIZERS, quantizer_settings
 from recbole_tiger.commands.shared import names
+from recbole_tiger.errors import TigerError
 from recbole_tiger.model.base import left_padded
 from recbole_tiger.model.tiger import TIGER
 from recbole_tiger.report.results import write_result
@@ -90,7 +91,13 @@ def in_child(function, *args):
     child = context.Process(target=lambda: sender.send(function(*args)))
     child.start()
     sender.close()
-    result = receiver.recv()
+    try:
+        result = receiver.recv()
+    except EOFError:
+        child.join()
+        raise TigerError(
+            f"{function.__name__} ended with exit code {child.exitcode}; after -9 memory ran out: lower train_batch_size"
+        ) from None
     child.join()
     return result
 

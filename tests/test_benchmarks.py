@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 import shlex
 import shutil
@@ -21,6 +22,7 @@ import yaml
 from recbole.quick_start import load_data_and_model
 
 from recbole_tiger.cli import make_parser
+from recbole_tiger.errors import TigerError
 from recbole_tiger.report.results import read_results
 from recbole_tiger.runs import experiment, sweep
 from recbole_tiger.settings.arguments import parse_arguments
@@ -538,6 +540,11 @@ def test_index_memory():
     added = rows["TIGER-text", 1000] - rows["TIGER-text", 100]
     assert added > 900 * 4 * (384 + 128)  # the text and at least one prefix an item
     assert rows["TIGER", 1000] - rows["TIGER", 100] < 900 * 200
+
+
+def test_a_measurement_whose_process_ends_says_so():
+    with pytest.raises(TigerError, match="_exit ended with exit code 3"):
+        script("speed").in_child(os._exit, 3)
 
 
 def test_places_of_new_items():
