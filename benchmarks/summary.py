@@ -44,6 +44,7 @@ COLOURS = {
     "GRU4Rec": "#8fbf8f",
 }
 LATER = "#2b6cb0"
+LATER_TARGETS = "without it, later day"
 
 
 def read(name):
@@ -154,22 +155,44 @@ def differences_table():
     return markdown(lines)
 
 
+def differences_of(first, second, kept):
+    """Differences of two rows and their p-values, for some of the users."""
+    assert (first.users == second.users).all()
+    pairs = [(first.per_user(metric)[kept], second.per_user(metric)[kept]) for metric in MAIN]
+    return [((ours - theirs).mean(), paired_p(ours, theirs)) for ours, theirs in pairs]
+
+
+def protocols_table():
+    """VQRec-history, from scratch and pre-trained, minus SASRec: with and without the history, for all and later targets."""
+    lines = []
+    for label in ("VQRec-history", "VQRec-history-transfer"):
+        for test, history in (("", "in the lists"), (WITHOUT_HISTORY, "left out")):
+            for targets in ("all", "of a later day"):
+                line = {"minus SASRec": label, "history": history, "targets": targets}
+                for dataset, name in DATASETS.items():
+                    of_dataset = rows(dataset, test=test)
+                    if "SASRec" not in of_dataset:
+                        continue
+                    row, sasrec = of_dataset[label], of_dataset["SASRec"]
+                    kept = slice(None) if targets == "all" else row.later_day
+                    line[name] = differences_text(differences_of(row, sasrec, kept))
+                lines.append(line)
+    return markdown(lines)
+
+
 def pretraining_table():
     """VQRec-history from scratch and from a VQRec that was pre-trained on the other two datasets."""
     lines = []
     for dataset, name in DATASETS.items():
         of_dataset = rows(dataset)
         compared = scratch, transfer = of_dataset["VQRec-history"], of_dataset["VQRec-history-transfer"]
-        assert (scratch.users == transfer.users).all()
         for targets, kept in (("all", slice(None)), ("of a later day", transfer.later_day)):
-            pairs = [[row.per_user(metric)[kept] for row in compared] for metric in MAIN]
-            differences = [((after - before).mean(), paired_p(after, before)) for before, after in pairs]
             lines.append(
                 {
                     "dataset": name,
                     "targets": targets,
                     **{row.label: means_text(row, kept) for row in compared},
-                    "difference": differences_text(differences),
+                    "difference": differences_text(differences_of(transfer, scratch, kept)),
                 }
             )
     return markdown(lines)
@@ -231,7 +254,16 @@ def without_history():
 def history_table():
     """Metrics as they are, and with the items of the history left out of the lists."""
     lines = []
+    both = {dataset: rows(dataset, test=WITHOUT_HISTORY) for dataset in DATASETS}
+    tested = {
+        (dataset, label, run["seed"]) for dataset in DATASETS for label, row in both[dataset].items() for run in row.results
+    }
+    shares = {}
     for row in without_history():
+        run = (row["dataset"], row["label"], row["seed"])
+        shares[run] = [row["history among the first"], row["history among the 10"]]
+        if run in tested:
+            continue
         later = [row.get(f"{metric} without history, later day") for metric in MAIN]
         lines.append(
             {
@@ -240,27 +272,36 @@ def history_table():
                 "seed": str(row["seed"]),
                 "as it is": metrics_text([row[f"{metric} as it is"] for metric in MAIN]),
                 "without the history": metrics_text([row[f"{metric} without history"] for metric in MAIN]),
-                "that, targets of a later day": "" if None in later else metrics_text(later),
-                "first places": number_text(row["history among the first"], 3),
-                "first ten": number_text(row["history among the 10"], 3),
+                LATER_TARGETS: "" if None in later else metrics_text(later),
+                **shares_text([shares[run]]),
             }
         )
     for dataset, name in DATASETS.items():
-        of_dataset = rows(dataset)
-        for label, row in rows(dataset, test=WITHOUT_HISTORY).items():
+        for label, row in both[dataset].items():
             if label == PAPER:
                 continue
+            runs = [(dataset, label, run["seed"]) for run in row.results]
+            left_in = [run for run in rows(dataset)[label].results if (dataset, label, run["seed"]) in runs]
             lines.append(
                 {
                     "dataset": name,
                     "model": label,
-                    "seed": ", ".join(str(result["seed"]) for result in row.results),
-                    "as it is": metrics_text([of_dataset[label].mean(metric) for metric in MAIN]),
+                    "seed": ", ".join(str(seed) for _, _, seed in runs),
+                    "as it is": metrics_text([np.mean([run["test_result"][metric] for run in left_in]) for metric in MAIN]),
                     "without the history": metrics_text([row.mean(metric) for metric in MAIN]),
-                    "that, targets of a later day": means_text(row, row.later_day),
+                    LATER_TARGETS: means_text(row, row.later_day),
+                    **(shares_text([shares[run] for run in runs]) if set(runs) <= shares.keys() else {}),
                 }
             )
-    return markdown(lines)
+    return markdown(sorted(lines, key=lambda line: list(DATASETS.values()).index(line["dataset"])))
+
+
+def shares_text(shares):
+    """Means over runs of the shares of the first places and of the first ten that items of the history take."""
+    return {
+        name: number_text(share, 3)
+        for name, share in zip(("first places", "first ten"), np.mean(shares, axis=0), strict=True)
+    }
 
 
 def groups_table(kind, names):
@@ -397,6 +438,7 @@ TABLES = {
     "results": results_table,
     "runs": runs_table,
     "differences": differences_table,
+    "protocols": protocols_table,
     "pretraining": pretraining_table,
     "amazon-beauty": beauty_table,
     "ties": ties_table,
