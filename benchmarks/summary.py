@@ -171,11 +171,9 @@ def protocols_table():
                 line = {"minus SASRec": label, "history": history, "targets": targets}
                 for dataset, name in DATASETS.items():
                     of_dataset = rows(dataset, test=test)
-                    if "SASRec" not in of_dataset:
-                        continue
-                    row, sasrec = of_dataset[label], of_dataset["SASRec"]
+                    row = of_dataset[label]
                     kept = slice(None) if targets == "all" else row.later_day
-                    line[name] = differences_text(differences_of(row, sasrec, kept))
+                    line[name] = differences_text(differences_of(row, of_dataset["SASRec"], kept))
                 lines.append(line)
     return markdown(lines)
 

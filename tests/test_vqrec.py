@@ -619,10 +619,6 @@ def test_tune_on_two_datasets(pretraining, tmp_path, monkeypatch):
     assert [file.name for file in Path("swept").glob("*.json")] == [file.name for file in Path("alone").glob("*.json")]
 
 
-# The weights that no score depends on, and what is not learnt.
-BESIDES = {"permutation_logits", "codes", "row_of_code"}
-
-
 def test_the_permutation_trains_alone(pretraining, settings, monkeypatch):
     source = run("left,right", {**pretraining, "epochs": 1})
     before, saved = weights_of(source), []
@@ -641,7 +637,9 @@ def test_the_permutation_trains_alone(pretraining, settings, monkeypatch):
     assert changed == {"permutation_logits", "row_of_code"}
     changed = {name for name in first if not torch.equal(second[name], third[name])}
     assert changed == {"code_embedding", "history_logit.of_all", "history_logit.of_distance"}
-    assert tuned["parameters"] == sum(len(first[name].flatten()) for name in first.keys() - BESIDES)
+    assert tuned["parameters"] == sum(
+        len(first[name].flatten()) for name in first.keys() - {"permutation_logits", "codes", "row_of_code"}
+    )
 
 
 @pytest.mark.parametrize("killed_at", [0, 1, 2], ids=["first stage", "end of the first stage", "second stage"])

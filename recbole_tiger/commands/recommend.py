@@ -87,6 +87,7 @@ def execute(args):
     from recbole_tiger.report.html.recommendations import check_rows, write_recommendations_page
     from recbole_tiger.runs.recommend import Recommender
 
+    histories = read_histories(args.histories) if args.history is None else [read_history(args.history)]
     recommender = Recommender.load(args.checkpoint)
     among = None if args.among is None else [line for line in _lines(args.among, "items") if line]
     for condition in args.where:
@@ -107,12 +108,10 @@ def execute(args):
         "seed": args.seed,
     }
     if args.histories is None:
-        histories = [read_history(args.history)]
         found = [recommender.recommend(histories[0], user=args.user, **options)]
         rows = [[i, row["item"], row["title"], f"{row['score']:.4f}"] for i, row in enumerate(found[0], start=1)]
         print(tabulate(rows, ["", "item", "title", "log-probability"], tablefmt="github", disable_numparse=True))
     else:
-        histories = read_histories(args.histories)
         if not histories:
             raise TigerError(f"{args.histories} has no histories: write one per line, items separated by commas")
         if args.html:

@@ -374,8 +374,8 @@ def by_day(rows, style="plain"):
         str; "" if the days are unknown for all rows, or all targets are of one kind.
     """
     style = STYLES[style]
-    known = [row for row in rows if row.later_day is not None and all(map(row.values, BY_DAY))]
-    known = [row for row in known if 0 < row.later_day.mean() < 1]
+    dated = [row for row in rows if row.later_day is not None and 0 < row.later_day.mean() < 1]
+    known = [row for row in dated if all(map(row.values, BY_DAY))]
     if not known:
         return ""
     days = {"same day": False, "later day": True}

@@ -36,13 +36,14 @@ def run_settings(config):
 
 def extra_input_hashes(config):
     """Hashes of the other inputs: a pre-trained model; for a model of MODELS embeddings, semantic IDs and an encoder too."""
-    ours = config["model"] in MODELS
-    names = ("item_embeddings", "semantic_ids", "pre_model_path") if ours else ("pre_model_path",)
-    files = [Path(config[name]) for name in names if config[name]]
-    if ours and config["item_embeddings"] and is_npy(config["item_embeddings"]):
-        files.append(tokens_file(config["item_embeddings"]))
-    encoder = [encoder_hash(config["text_encoder"])] if ours and Path(str(config["text_encoder"])).is_dir() else []
-    return [*(content_hash(file).hex() for file in files if file.is_file()), *encoder]
+    files, encoder = [config["pre_model_path"]], []
+    if config["model"] in MODELS:
+        embeddings = config["item_embeddings"]
+        tokens = [tokens_file(embeddings)] if embeddings and is_npy(embeddings) else []
+        files = [embeddings, config["semantic_ids"], *files, *tokens]
+        if Path(str(config["text_encoder"])).is_dir():
+            encoder = [encoder_hash(config["text_encoder"])]
+    return [*(content_hash(file).hex() for file in files if file and Path(file).is_file()), *encoder]
 
 
 def _input_hashes(config):
