@@ -104,7 +104,7 @@ def _execute(args, rest):
 
 def main(argv=None):
     """Entry point; returns the exit status."""
-    warnings.simplefilter("ignore", FutureWarning)  # RecBole's use of pandas gives dozens per run
+    warnings.simplefilter("ignore", FutureWarning)  # for developers; who types a command cannot act on them
     unwritten = []  # errors of tensorboard's thread, for one line at the end instead of a traceback
 
     def thread_failed(failure):

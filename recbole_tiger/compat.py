@@ -9,6 +9,7 @@ import functools
 import importlib
 import os
 import sys
+import warnings
 import zipfile
 from http.client import HTTPException
 from types import ModuleType, SimpleNamespace
@@ -31,6 +32,12 @@ def module_with(library, **names):
     found.__getattr__ = functools.partial(getattr, library)
     vars(found).update(names)
     return found
+
+
+@wrapt.when_imported("recbole")
+def deprecations(module):
+    """RecBole's use of pandas and PyTorch gives dozens of FutureWarnings per run, which hide what a run has to say."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"recbole\.")
 
 
 @wrapt.when_imported("recbole.config.configurator")

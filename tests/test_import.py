@@ -1,6 +1,7 @@
 """``import recbole_tiger``: what it loads, and that RecBole knows TIGER whichever of the two is imported first."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import recbole_tiger
+from recbole_tiger.settings import protocol
 from tests.conftest import write_dataset
 
 PACKAGE = Path(recbole_tiger.__file__).parent
@@ -149,6 +151,21 @@ def test_a_run_does_without_ray(tmp_path):
     call = command("run", "--model=SASRec", "--dataset=tiny", *(f"--{key}={value}" for key, value in settings.items()))
     assert python(call).splitlines()[-1] == "0 False"
     assert python(HIDDEN.format(hidden=["ray"]) + call).splitlines()[-1] == "0 False"
+
+
+def test_future_warnings_of_recbole_are_not_shown(tmp_path):
+    write_dataset(tmp_path)
+    columns = {"load_col": {"inter": ["user_id", "item_id", "timestamp"]}}
+    settings = {**protocol(), **columns, "data_path": str(tmp_path), "epochs": 1, "train_neg_sample_args": None}
+    code = f"""
+import warnings
+from recbole_tiger import run_recbole
+run_recbole(model="GRU4Rec", dataset="tiny", config_dict={settings})
+warnings.warn("of the script", FutureWarning)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.findall(".*FutureWarning.*", done.stderr) == ["<string>:5: FutureWarning: of the script"]
 
 
 # --- packages that are absent or of another version ---
