@@ -27,7 +27,7 @@ LIST = 10
 
 
 def ranks_of(scores, target):
-    """Rank of each row's target among the scores of all items, from 1; 0 if its score is -inf.
+    """Rank of each row's target among the scores of all items, from 1, before items of equal score; 0 if its score is -inf.
 
     Args:
         scores: float tensor [users, items]. target: int tensor [users].
