@@ -15,6 +15,7 @@ from recbole.utils import get_trainer
 
 from recbole_tiger import Recommender
 from recbole_tiger.catalogue.item_text import read_item_text
+from recbole_tiger.catalogue.quantizers.opq import OPQ
 from recbole_tiger.catalogue.semantic_ids import SemanticIDs, add_collision_level
 from recbole_tiger.cli import main
 from recbole_tiger.errors import TigerError
@@ -48,6 +49,7 @@ SETTINGS = {
     "initializer_range": 0.5,
     "temperature": 0.2,
     "history_bias": False,
+    "text_initializer": False,
     "train_stage": "finetune",
     "pre_model_path": None,
     "redraw_prob": 0.75,
@@ -56,7 +58,7 @@ SETTINGS = {
 }
 
 
-def small_model(codes=None, seed=0, **changes):
+def small_model(codes=None, seed=0, tokenizer=None, **changes):
     """A VQRec with random weights and a catalogue of the given codes, by default 30 items of 4 random digits."""
     if codes is None:
         codes = np.random.default_rng(seed).integers(0, 8, size=(30, 4))
@@ -65,7 +67,7 @@ def small_model(codes=None, seed=0, **changes):
         items=items,
         titles=items,
         semantic_ids=SemanticIDs(items, add_collision_level(np.asarray(codes))),
-        tokenizer=None,
+        tokenizer=tokenizer,
         columns={},
     )
     dataset = SimpleNamespace(catalogue=catalogue, num=lambda field: len(items) + 1)
@@ -291,6 +293,21 @@ def test_items_that_share_all_codes_share_scores():
     codes[4] = codes[20]
     scores = small_model(codes).full_sort_predict(rows(HISTORIES))
     assert torch.equal(scores[:, 5], scores[:, 21]) and not torch.equal(scores[:, 5], scores[:, 6])
+
+
+def test_code_embeddings_start_from_the_text():
+    """What is added to the random start is a linear map of the reconstructed text, which least squares find."""
+    x = torch.from_numpy(np.random.default_rng(3).normal(size=(60, 12)).astype(np.float32))
+    quantizer = OPQ(codebook_size=8, codebook_depth=4, kmeans_iterations=10, kmeans_sample=1000)
+    codes = quantizer.fit(x, seed=0)
+    tokenizer = SimpleNamespace(quantizer=quantizer, state=dict)
+    at_random, started = (small_model(codes, tokenizer=tokenizer, text_initializer=on) for on in (False, True))
+    added = (started.code_embedding - at_random.code_embedding).detach()
+    assert added.std() == pytest.approx(0.1, rel=1e-3)
+    of_items = added[torch.arange(4), codes].sum(dim=1).numpy()
+    text = (quantizer.reconstruct(codes) - x.mean(dim=0)).numpy()
+    projection = np.linalg.lstsq(text, of_items, rcond=None)[0]
+    np.testing.assert_allclose(text @ projection, of_items, atol=1e-4)
 
 
 def test_candidates_follow_the_weights():
@@ -700,6 +717,15 @@ def test_a_checkpoint_reloads_to_the_same_scores(pretraining, settings):
     assert {one["item"] for one in found} <= {"i1", "i2", "i3"} - set(histories[0])
 
 
+def test_a_checkpoint_that_started_from_text_needs_none(settings, tmp_path):
+    embeddings = tmp_path / "embeddings.npz"
+    shutil.copy(settings["item_embeddings"], embeddings)
+    result = run("tiny", {**settings, "text_initializer": True, "item_embeddings": str(embeddings)})
+    embeddings.unlink()
+    (found,) = Recommender.load(result["checkpoint"], "cpu").recommend([["i1", "i2"]], k=3)
+    assert len(found) == 3
+
+
 def test_run_recbole(settings):
     result = run_recbole(model="VQRec", dataset="tiny", config_dict=dict(settings))
     assert 0 < result["test_result"]["recall@10"] <= 1
@@ -731,6 +757,9 @@ def source(pretraining):
         ({"permutation_epochs": 2}, "epochs 2 leaves none to train code embeddings after permutation_epochs, 2"),
         ({"pre_model_path": "no.pth"}, "pre_model_path no.pth does not exist: give the checkpoint of a run with"),
         ({"train_stage": "test"}, "unknown train_stage 'test': it may be finetune or pretrain"),
+        ({"text_initializer": True}, "pre_model_path holds the embeddings to start from: give --text_initializer=False"),
+        ({"text_initializer": True, "quantizer": "rq_kmeans"}, "starts from the codebooks of the quantizer opq: give"),
+        ({"text_initializer": True, "semantic_ids": "own.tsv"}, "starts from the codebooks of the quantizer opq: give"),
         ({"n_heads": 3}, "hidden_size 16 has to be a multiple of n_heads, 3"),
         ({"history_bias": True, "train_stage": "pretrain"}, "history_bias learns with train_stage finetune"),
     ],

@@ -11,6 +11,9 @@ from recbole_tiger.errors import TigerError
 from recbole_tiger.model.base import SemanticIDModel
 from recbole_tiger.model.layers import BIAS_SCALE
 
+# Standard deviation of the text's part of the initial code embeddings: some hundred of Adam's steps, so that it lasts.
+TEXT_SCALE = 0.1
+
 
 def log_sinkhorn(x, iterations):
     """Scale matrices in log space so that rows and columns sum to one (Sinkhorn and Knopp).
@@ -143,8 +146,15 @@ class VQRec(SemanticIDModel):
             raise TigerError(f"hidden_size {config['hidden_size']} has to be a multiple of n_heads, {config['n_heads']}")
         if config["history_bias"] and config["train_stage"] == "pretrain":
             raise TigerError("history_bias learns with train_stage finetune: give --history_bias=False to pre-train")
+        if config["text_initializer"] and (config["quantizer"] != "opq" or config["semantic_ids"]):
+            raise TigerError(
+                "text_initializer starts from the codebooks of the quantizer opq: give --quantizer=opq and no semantic_ids, "
+                "or --text_initializer=False"
+            )
         if config["pre_model_path"] is None:
             return
+        if config["text_initializer"]:
+            raise TigerError("pre_model_path holds the embeddings to start from: give --text_initializer=False")
         if config["train_stage"] == "pretrain":
             raise TigerError("pre_model_path is for train_stage finetune: leave it out to pre-train")
         if config["epochs"] <= config["permutation_epochs"]:
@@ -152,6 +162,12 @@ class VQRec(SemanticIDModel):
                 f"epochs {config['epochs']} leaves none to train code embeddings after permutation_epochs, "
                 f"{config['permutation_epochs']}: raise the first or lower the second"
             )
+
+    @classmethod
+    def from_checkpoint(cls, state, device):
+        """The model of a checkpoint; see :meth:`SemanticIDModel.from_checkpoint`."""
+        state["config"]["text_initializer"] = False  # loading the weights overwrites the initial ones
+        return super().from_checkpoint(state, device)
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
@@ -193,7 +209,22 @@ class VQRec(SemanticIDModel):
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
         nn.init.normal_(self.code_embedding, std=config["initializer_range"])
+        if config["text_initializer"]:
+            self.start_from_text(dataset.catalogue.tokenizer.quantizer.learnt["codebooks"].to("cpu", torch.float32))
         self._candidates = None
+
+    @torch.no_grad()
+    def start_from_text(self, codebooks):
+        """Add to each code's embedding its centroid, by one random projection of the text embeddings.
+
+        Items of similar text then start close to each other. The paper's embeddings start at random.
+
+        Args:
+            codebooks: float tensor [depth, codebook_size, width], centroids of the slices of the rotated text embeddings.
+        """
+        depth, _, hidden_size = self.code_embedding.shape
+        projected = codebooks @ torch.randn(depth, codebooks.shape[2], hidden_size)
+        self.code_embedding += TEXT_SCALE * projected / projected.std()
 
     # --- item and sequence representations (paper sections 3.1.2 and 3.2.1) ---
 

@@ -58,7 +58,12 @@ NOT_IN_RUN_KEY = {
 # Settings added after runs had been made, with the values at which a run equals one without them.
 ADDED_LATER = {"exclude_history": False}
 # The same of settings that are in the hash of a run: tables take runs with and without them for runs of the same settings.
-ADDED_LATER_TO_RUN_KEY = {**ADDED_LATER, "constrained": True, "decoding_temperature": None}
+ADDED_LATER_TO_RUN_KEY = {
+    **ADDED_LATER,
+    "constrained": True,
+    "decoding_temperature": None,
+    "text_initializer": False,  # of VQRec
+}
 
 
 class Loader(yaml.SafeLoader):
