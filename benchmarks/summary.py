@@ -524,9 +524,9 @@ def dumbbells(axes, lines, names):
     """
     for y, (_, first, second) in enumerate(reversed(lines)):
         axes.plot([first, second], [y, y], color="#bbbbbb", linewidth=3, zorder=1)
-        for x, colour, name, is_first in ((first, "#7f8c9a", names[0], True), (second, LATER, names[1], False)):
+        for x, colour, name in ((first, "#7f8c9a", names[0]), (second, LATER, names[1])):
             axes.scatter(x, y, s=55, color=colour, zorder=2, label=name if y == 0 else None)
-            left = is_first == (first <= second)
+            left = (name == names[0]) == (first <= second)
             axes.annotate(
                 number_text(x),
                 (x, y),

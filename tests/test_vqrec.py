@@ -17,6 +17,7 @@ from recbole_tiger import Recommender
 from recbole_tiger.catalogue.item_text import read_item_text
 from recbole_tiger.catalogue.quantizers.opq import OPQ
 from recbole_tiger.catalogue.semantic_ids import SemanticIDs, add_collision_level
+from recbole_tiger.catalogue.tokenizer import Tokenizer
 from recbole_tiger.cli import main
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import locked
@@ -300,7 +301,7 @@ def test_code_embeddings_start_from_the_text():
     x = torch.from_numpy(np.random.default_rng(3).normal(size=(60, 12)).astype(np.float32))
     quantizer = OPQ(codebook_size=8, codebook_depth=4, kmeans_iterations=10, kmeans_sample=1000)
     codes = quantizer.fit(x, seed=0)
-    tokenizer = SimpleNamespace(quantizer=quantizer, state=dict)
+    tokenizer = Tokenizer(quantizer, {})
     at_random, started = (small_model(codes, tokenizer=tokenizer, text_initializer=on) for on in (False, True))
     added = (started.code_embedding - at_random.code_embedding).detach()
     assert added.std() == pytest.approx(0.1, rel=1e-3)

@@ -223,6 +223,7 @@ class SemanticIDModel(SequentialRecommender):
         """
         config, catalogue = state["config"], cls.catalogue_of(state)
         config["device"] = device
+        config["text_initializer"] = False  # loading the weights overwrites the initial ones
         dataset = SimpleNamespace(
             catalogue=catalogue,
             num=lambda field: len(catalogue.items) + 1,

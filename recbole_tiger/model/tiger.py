@@ -283,12 +283,6 @@ class TIGER(SemanticIDModel):
         return replace(catalogue, embeddings=np.ascontiguousarray(text[1:].float().cpu().numpy()))
 
     @classmethod
-    def from_checkpoint(cls, state, device):
-        """The model of a checkpoint; see :meth:`SemanticIDModel.from_checkpoint`."""
-        state["config"]["text_initializer"] = False  # loading the weights overwrites the initial ones
-        return super().from_checkpoint(state, device)
-
-    @classmethod
     def with_items(cls, state, items, titles, columns, codes, embeddings):
         """Append new items to a checkpoint; see :meth:`SemanticIDModel.with_items`.
 

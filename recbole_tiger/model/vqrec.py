@@ -163,12 +163,6 @@ class VQRec(SemanticIDModel):
                 f"{config['permutation_epochs']}: raise the first or lower the second"
             )
 
-    @classmethod
-    def from_checkpoint(cls, state, device):
-        """The model of a checkpoint; see :meth:`SemanticIDModel.from_checkpoint`."""
-        state["config"]["text_initializer"] = False  # loading the weights overwrites the initial ones
-        return super().from_checkpoint(state, device)
-
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
         self.train_stage, self.temperature = config["train_stage"], config["temperature"]
@@ -210,7 +204,7 @@ class VQRec(SemanticIDModel):
                 nn.init.zeros_(module.bias)
         nn.init.normal_(self.code_embedding, std=config["initializer_range"])
         if config["text_initializer"]:
-            self.start_from_text(dataset.catalogue.tokenizer.quantizer.learnt["codebooks"].to("cpu", torch.float32))
+            self.start_from_text(self.tokenizer["learnt"]["codebooks"])
         self._candidates = None
 
     @torch.no_grad()
