@@ -88,6 +88,10 @@ def execute(args):
     from recbole_tiger.runs.recommend import Recommender
 
     histories = read_histories(args.histories) if args.history is None else [read_history(args.history)]
+    if not histories:
+        raise TigerError(f"{args.histories} has no histories: write one per line, items separated by commas")
+    if args.html and args.history is None:
+        check_rows(histories, args.k)
     recommender = Recommender.load(args.checkpoint)
     among = None if args.among is None else [line for line in _lines(args.among, "items") if line]
     for condition in args.where:
@@ -112,10 +116,6 @@ def execute(args):
         rows = [[i, row["item"], row["title"], f"{row['score']:.4f}"] for i, row in enumerate(found[0], start=1)]
         print(tabulate(rows, ["", "item", "title", "log-probability"], tablefmt="github", disable_numparse=True))
     else:
-        if not histories:
-            raise TigerError(f"{args.histories} has no histories: write one per line, items separated by commas")
-        if args.html:
-            check_rows(histories, args.k)
         found = recommender.recommend(histories, user=args.user, **options)
         ascii_only = not args.output and (sys.stdout.encoding or "utf-8").lower().replace("-", "") != "utf8"
         lines = "".join(
