@@ -165,7 +165,7 @@ warnings.warn("of the script", FutureWarning)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert re.findall(".*FutureWarning.*", done.stderr) == ["<string>:5: FutureWarning: of the script"]
+    assert re.findall(r"^.*:\d+: FutureWarning.*", done.stderr, re.MULTILINE) == ["<string>:5: FutureWarning: of the script"]
 
 
 # --- packages that are absent or of another version ---
