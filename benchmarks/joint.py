@@ -1,6 +1,6 @@
 """Does one tokenizer serve several catalogues, and what does the user token bring (Rajput et al. 2023, tables 5 and 8)?
 
-python benchmarks/joint.py --data_path=dataset --output=benchmarks/results/joint.json --plot=benchmarks/results/joint.png
+python benchmarks/joint.py --data_path=dataset --epochs=10 --output=joint.json --plot=joint.png
 
 Fits the quantizer to the items of three datasets together and to those of amazon-beauty alone, and trains TIGER on
 amazon-beauty with either kind of IDs; and compares a token of the hashed user (2,000 rows) with none. Any setting of TIGER
