@@ -14,15 +14,14 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 import recbole_tiger  # noqa: F401 - registers TIGER
-from recbole_tiger.model.decoding import log_probs_of_levels
 from recbole_tiger.report.results import write_result
 
 
 @torch.no_grad()
 def of_rows(model, rows):
     """Negative log-likelihood of the target of each of RecBole's rows: float tensor [rows, levels]."""
-    memory = model.network.encode(model.histories_of(rows), model.slots_of(rows[model.USER_ID]))
-    return -log_probs_of_levels(model.network, memory, rows[model.ITEM_ID].unsqueeze(1))[:, 0]
+    slots = model.slots_of(rows[model.USER_ID])
+    return -model.log_probs_of_levels(model.histories_of(rows), slots, rows[model.ITEM_ID].unsqueeze(1))[:, 0]
 
 
 def main(argv=None):

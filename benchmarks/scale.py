@@ -104,6 +104,8 @@ def measure(model_name, n_items, seconds, settings, folder):
     result["largest_group"] = semantic_ids.statistics()["largest_group"]
     config["semantic_ids"] = str(Path(folder) / "semantic-ids.tsv")
     semantic_ids.save(config["semantic_ids"])
+    if config["model"] == "VQRec":
+        config["text_initializer"] = False  # it needs the quantizer, and the time of a step does not depend on it
     if get_model(config["model"]).needs_embeddings(config):
         config["item_embeddings"] = str(Path(folder) / "embeddings.npz")
         np.savez(config["item_embeddings"], items=np.array(items), embeddings=embeddings)

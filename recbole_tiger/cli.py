@@ -95,8 +95,8 @@ def _execute(args, rest):
     elif rest:
         raise TigerError(f"unknown argument {rest[0]!r} of {args.command}; see --help")
     page = getattr(args, "html", None)
-    if page:
-        check_writable(page)
+    for file in filter(None, (page, getattr(args, "output", None))):
+        check_writable(file)
     command.execute(args, *settings)
     if page:
         print(f"page: {page}", file=sys.stderr)

@@ -66,15 +66,19 @@ def import_file(file):
     """Import a Python file of the user that registers models or quantizers.
 
     Raises:
-        TigerError: the file does not exist, or its code raises an exception.
+        TigerError: the file does not exist, has the name of another module, or its code raises an exception.
     """
     path = Path(file).resolve()
     if not path.is_file():
         raise TigerError(f"plugin {file} does not exist: give the path of a Python file")
+    there = sys.modules.get(path.stem)
+    if there is not None and getattr(there, "__file__", None) != str(path):
+        raise TigerError(f"plugin {file}: there is another module called {path.stem}; rename the file")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module
     try:
         spec.loader.exec_module(module)
     except Exception as error:
+        del sys.modules[path.stem]
         raise TigerError(f"plugin {file}: {type(error).__name__}: {error}") from error

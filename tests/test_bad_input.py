@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections import Counter
 from logging import FileHandler
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from recbole_tiger.files import locked
 from recbole_tiger.model.tiger import TIGER
 from recbole_tiger.report.results import read_results
 from recbole_tiger.runs import experiment
+from recbole_tiger.runs.occurrences import target_occurrences
 from recbole_tiger.settings.config import make_config
 from recbole_tiger.settings.identity import run_key
 from recbole_tiger.training.checkpoint import load_checkpoint, save_checkpoint
@@ -853,10 +855,17 @@ def test_a_folder_that_cannot_be_made(capsys, settings, folder):
     has(run(capsys, {**settings, folder: "file"}), "cannot make the folder file", "choose another")
 
 
+@pytest.mark.parametrize("folder", ["checkpoint_dir", "results_dir"])
+def test_a_folder_in_which_no_file_can_be_made(capsys, settings, folder):
+    """Such as a system's folder, where not even the superuser can make files."""
+    has(run(capsys, {**settings, folder: "/sys/kernel"}), "cannot write /sys/kernel/", "choose another folder")
+    assert not list(Path().glob("saved/*.pth"))
+
+
 def test_output_of_tokenize_that_cannot_be_written(capsys, settings):
     Path("folder").mkdir()
     Path("file").touch()
-    for output, part in (("folder", "--output=folder is a folder"), ("file/ids.tsv", "cannot make the folder file")):
+    for output, part in (("folder", "folder is a folder: name a file"), ("file/ids.tsv", "cannot make the folder file")):
         has(refused(capsys, ["tokenize", "--dataset=tiny", f"--output={output}"], settings), part)
 
 
@@ -1497,9 +1506,11 @@ def test_value_that_is_code_stays_a_string(settings, stock):
         (["--history=i1", "--k=60", "--exclude_history"], ["fewer than k = 60"]),
         (["--history=i1", "--beam_size=5"], ["beam_size 5", "10"]),
         (["--history=i1", "--beam_size=61"], ["beam_size 61", "60"]),
+        (["--history=i1", "--scoring=exact", "--beam_size=20"], ["scoring exact", "leave out beam_size"]),
         (["--history=i1", "--scoring=greedy"], ["unknown scoring 'greedy'", "beam or exact"]),
         (["--histories=absent.txt"], ["absent.txt does not exist"]),
         (["--history=i1", "--output=some.jsonl"], ["--output is for --histories"]),
+        (["--histories=unknown.txt", "--output=."], [". is a folder: name a file in it"]),
         (["--history=i1", "--user=u1"], ["without user tokens", "leave out the user"]),
         (["--histories=none.txt"], ["none.txt has no histories", "one per line"]),
         (["--histories=gap.txt"], ["history 2 is empty"]),
@@ -1509,6 +1520,7 @@ def test_value_that_is_code_stays_a_string(settings, stock):
         (["--history=i1", "--among=absent.txt"], ["absent.txt does not exist"]),
         (["--history=i1", "--among=none.txt"], ["among is empty"]),
         (["--history=i1", "--among=unknown.txt"], ["among has 1 items that the model does not know", "i2,x9"]),
+        (["--history=i1", "--among=unknown.txt", "--where=title=soap"], ["among has 1 items that the model does not know"]),
         (["--history=i1", "--among=two.txt", "--k=3"], ["among those allowed", "fewer than k = 3"]),
         (["--history=i1", "--temperature=-1"], ["temperature has to be a positive number", "-1"]),
     ],
@@ -1881,6 +1893,22 @@ def test_split_data_with_histories_that_are_too_long(capsys, split):
     assert main(["run", "--model=SASRec", "--dataset=tiny", *arguments({**own, **QUIET})]) == 2
     has(sentence(capsys), "histories of up to", "MAX_ITEM_LIST_LENGTH is 4", "raise it")
     assert main(["run", "--model=TIGER", "--dataset=tiny", *arguments({**settings, **QUIET})]) == 0
+
+
+def test_occurrences_of_split_data(split):
+    """With histories and lists of other lengths than the default ones."""
+    folder, settings = split
+    names = ("data_path", "benchmark_filename", "alias_of_item_id", "epochs")
+    own = {**{name: settings[name] for name in names}, "MAX_ITEM_LIST_LENGTH": 50, "topk": [5, 60], "valid_metric": "NDCG@5"}
+    assert main(["run", "--model=GRU4Rec", "--dataset=tiny", "--html=page.html", *arguments({**own, **QUIET})]) == 0
+    (result,) = read_results("results")
+    rows = {
+        part: [row.split("\t") for row in (folder / f"tiny.{part}.inter").read_text().splitlines()[1:]]
+        for part in ("train", "test")
+    }
+    counts = Counter(item for _, _, item in rows["train"])
+    users, found = target_occurrences(result, settings["data_path"])
+    assert dict(zip(users.tolist(), found.tolist(), strict=True)) == {user: counts[item] for user, _, item in rows["test"]}
 
 
 def test_split_data_without_histories(capsys, split):

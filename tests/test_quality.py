@@ -91,6 +91,7 @@ def test_tokenize_tells_what_the_codes_keep(settings, data_path, capsys, monkeyp
     assert error is None
     # IDs from a file, with the user's own embeddings beside them.
     assert told(semantic_ids="ids.tsv")[1] == [first, second, None]
+    assert told(semantic_ids="ids.tsv", model="VQRec-text", quantizer="opq")[1] == [first, second, None]
     del settings["item_embeddings"]
     assert told(semantic_ids="ids.tsv")[1] == [None, None, None]
     monkeypatch.setattr(quality, "QUERIES", 50)

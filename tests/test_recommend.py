@@ -12,6 +12,7 @@ from recbole_tiger import Recommender
 from recbole_tiger.cli import main
 from recbole_tiger.commands.recommend import read_history
 from recbole_tiger.errors import TigerError
+from recbole_tiger.model import base
 from recbole_tiger.runs import experiment
 from tests.conftest import small_settings
 
@@ -155,6 +156,20 @@ def test_drawn_from_exact_scores(trained, recommender):
     assert found.pvalue > 0.001
     assert all(pair[0]["item"] != pair[1]["item"] for pair in drawn)
     assert all(r["score"] == scores[r["item"]] for pair in drawn for r in pair)
+
+
+@pytest.mark.parametrize("how", [{}, {"temperature": 1.5, "seed": 4}], ids=["best", "drawn"])
+def test_exact_scores_of_many_histories_are_made_in_parts(trained, recommender, how, monkeypatch):
+    histories = [trained["histories"][0], recommender.items[:30], ["i7"], recommender.items[:50], ["i9", "i2"]]
+    users = trained["users"] and ["u1", "u2", "u3", "u4", "u5"]
+    options = {"k": 10, "exclude_history": True, "scoring": "exact", "user": users, **how}
+    whole, sizes, exact = recommender.recommend(histories, **options), [], recommender.model.exact
+    monkeypatch.setattr(base, "SCORE_MATRIX", 2 * 61)
+    monkeypatch.setattr(recommender.model, "exact", lambda rows, slots: sizes.append(len(rows)) or exact(rows, slots))
+    for one, other in zip(recommender.recommend(histories, **options), whole, strict=True):
+        assert [row["item"] for row in one] == [row["item"] for row in other]
+        assert [row["score"] for row in one] == pytest.approx([row["score"] for row in other], abs=1e-5)
+    assert sizes == [2, 2, 1]
 
 
 def test_semantic_ids_come_along(recommender):

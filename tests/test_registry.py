@@ -108,6 +108,19 @@ def test_a_plugin_that_fails_is_named(tmp_path, code, said):
     assert "plugin mine.py" in str(caught.value)
 
 
+def test_a_plugin_does_not_take_the_name_of_another_module(tmp_path):
+    for file in ("json.py", "one/mine.py", "two/mine.py"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text("")
+    import_file("one/mine.py")
+    import_file("one/mine.py")
+    for file in ("json.py", "two/mine.py"):
+        with pytest.raises(TigerError, match=f"plugin {file}: there is another module called .*; rename the file"):
+            import_file(file)
+    assert json.loads("1") == 1
+    del sys.modules["mine"]
+
+
 def test_an_absent_plugin_is_named():
     with pytest.raises(TigerError, match=r"plugin none.py does not exist"):
         import_file("none.py")

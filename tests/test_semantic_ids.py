@@ -5,6 +5,7 @@ import pytest
 
 from recbole_tiger import SemanticIDs
 from recbole_tiger.catalogue.semantic_ids import add_collision_level
+from recbole_tiger.errors import TigerError
 
 
 @pytest.fixture
@@ -44,6 +45,13 @@ def test_item_of(ids):
     assert ids.item_of(np.array([0, 2, 0])) == "b"
     with pytest.raises(KeyError):
         ids.item_of((9, 9, 9))
+
+
+def test_a_table_cannot_hold_items_with_tabs(tmp_path):
+    ids = SemanticIDs(["a\tb", "c"], np.array([[0, 0], [1, 0]]))
+    with pytest.raises(TigerError, match=r"1 items have a tab, which separates the columns of .*ids.tsv: a\tb; rename them"):
+        ids.save(tmp_path / "ids.tsv")
+    assert not list(tmp_path.iterdir())
 
 
 def test_save_and_load_in_a_form_people_can_read(ids, tmp_path):

@@ -447,6 +447,27 @@ def test_a_sweep_that_cannot_work(text, parts, capsys, settings):
     has(refused(capsys, ["tune", "--dataset=tiny", "--sweep=mine.yaml"], varied), *parts)
 
 
+def test_a_sweep_of_settings_that_the_quantizer_does_not_read(capsys, settings):
+    varied = {**{key: value for key, value in settings.items() if not key.startswith("codebook")}, "quantizer": "vq"}
+    message = refused(capsys, ["tune", "--dataset=tiny", "--sweep=codebook"], varied)
+    has(message, "varies codebook_depth, but the quantizer vq does not read it", "choose another quantizer")
+
+
+def test_a_sweep_of_one_codebook_has_no_pictures_of_depths(settings):
+    Path("mine.yaml").write_text("codebook_size: [3, 4]\n")
+    varied = {**{key: value for key, value in settings.items() if not key.startswith("codebook")}, "quantizer": "vq"}
+    config = experiment.prepare("TIGER", "tiny", varied)
+    how = {"search": "random", "num_samples": 1, "scheduler": "none", "grace_period": None, "results_dir": "results"}
+    planned = sweep.plan("TIGER", "tiny", varied, config, sweep="mine.yaml", **how)
+    result = {"semantic_ids": {"collision_rate": 0.5}, "best_valid_result": {"ndcg@10": 0.1}, "epoch_log": []}
+    result.update(dict.fromkeys(("epochs", "best_epoch", "prepare_seconds", "train_seconds", "parameters"), 1))
+    for trial in planned.trials:
+        planned.write(trial, status="completed", result={**result, "best_valid_score": 0.1})
+    tuning.draw_pictures(planned)
+    sweep.write_tables(planned)
+    assert {file.name for file in planned.folder.iterdir()} == {"trials", "trials.csv", "trials.json"}
+
+
 @pytest.mark.parametrize(
     ("options", "parts"),
     [

@@ -585,6 +585,17 @@ def test_datasets_that_cannot_be_mixed(dataset, change, message, pretraining, tm
     assert "\n" not in str(caught.value)
 
 
+def test_a_mixture_without_text_is_for_all_models(pretraining, two, tmp_path):
+    """As a single dataset whose embeddings are from a file."""
+    shutil.copytree(two, tmp_path / "bare", ignore=shutil.ignore_patterns("*.item"))
+    settings = {"data_path": str(tmp_path / "bare"), "cache_dir": pretraining["cache_dir"]}
+    for model in ("TIGER", "SASRec"):
+        config = experiment.prepare(model, "left,right", {**settings, "item_embeddings": pretraining["item_embeddings"]})
+        assert len(lines_of(Path(config["data_path"]) / "left,right.inter")) > 100
+        with pytest.raises(TigerError, match="dataset left has no item file"):
+            experiment.prepare(model, "left,right", {**settings, "cache_dir": str(tmp_path / "other")})
+
+
 def test_presplit_files_cannot_be_mixed(pretraining):
     with pytest.raises(TigerError, match="pre-split files cannot be mixed"):
         mixed({**pretraining, "benchmark_filename": ["train", "valid", "test"]})

@@ -330,8 +330,11 @@ def check_published(dataset, data_path, amazon=DATASETS):
         )
 
 
-def ensure_dataset(config):
+def ensure_dataset(config, text_needed=False):
     """Make the dataset of a run available: download a dataset of RecBole's list, check a published one, mix several.
+
+    Args:
+        text_needed: whether every dataset of a mixture needs item text.
 
     Raises:
         TigerError: the dataset is unknown or cannot be fetched, or other data are stored under the name of a published one.
@@ -342,7 +345,7 @@ def ensure_dataset(config):
             parts = sources(config)
             for part in parts:
                 ensure_dataset(part)
-            config["data_path"] = str(mix(parts, config["cache_dir"] or "cache"))
+            config["data_path"] = str(mix(parts, config["cache_dir"] or "cache", text_needed))
     elif config["dataset"] in DATASETS and not config["benchmark_filename"]:
         check_published(config["dataset"], folder.parent)
     elif not folder.exists():

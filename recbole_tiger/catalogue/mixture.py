@@ -37,7 +37,7 @@ def sources(config):
     return parts
 
 
-def mix(parts, folder):
+def mix(parts, folder, text_needed):
     """Join the atomic files of several datasets into one dataset, unless that has been done.
 
     Tokens of users and items are prefixed with the name of their dataset, ``a:i1``. The interactions have the columns that
@@ -46,16 +46,15 @@ def mix(parts, folder):
     Args:
         parts: from :func:`sources`; their files exist.
         folder: the folder to write in; there the parent of the mixture's folder is named by a hash of the files.
+        text_needed: whether every dataset needs item text.
 
     Returns:
         Path of the mixture's folder, which has the name of the dataset, ``a,b``.
 
     Raises:
-        TigerError: a dataset has no text though neither ``item_embeddings`` nor ``semantic_ids`` is given, or a column has
-            different types.
+        TigerError: a dataset has no text though it is needed, or a column has different types.
     """
     first, name = parts[0], ",".join(part["dataset"] for part in parts)
-    text_needed = first["item_embeddings"] is None and first["semantic_ids"] is None
     inters = [Path(part["data_path"]) / f"{part['dataset']}.inter" for part in parts]
     for part, file in zip(parts, inters, strict=True):
         if not file.is_file():

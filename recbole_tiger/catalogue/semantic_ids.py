@@ -131,7 +131,15 @@ class SemanticIDs:
         return SemanticIDs(items, self.codes[[row[item] for item in items]])
 
     def save(self, file):
-        """Write a tab-separated table: ``item code_1 ... code_depth collision``."""
+        """Write a tab-separated table: ``item code_1 ... code_depth collision``.
+
+        Raises:
+            TigerError: the file cannot be written, or an item has a tab.
+        """
+        if tabs := [item for item in self.items if "\t" in item]:
+            raise TigerError(
+                f"{len(tabs)} items have a tab, which separates the columns of {file}: {named(tabs)}; rename them"
+            )
         columns = [f"code_{level + 1}" for level in range(self.depth)]
         with whole_file(file) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as stream:
             stream.write("\t".join(["item", *columns, "collision"]) + "\n")

@@ -1,10 +1,8 @@
 """``recbole-tiger add-items``."""
 
 import textwrap
-from pathlib import Path
 
 from recbole_tiger.commands.shared import add_plugins
-from recbole_tiger.files import make_folder
 
 SUMMARY = "Give new items semantic IDs, so that a trained model recommends them"
 EXAMPLE = "recbole-tiger add-items --checkpoint=saved/TIGER-....pth --items=new.item --output=saved/more.pth"
@@ -29,7 +27,6 @@ def execute(args):
     from recbole_tiger.runs.recommend import Recommender
 
     before = Recommender.load(args.checkpoint, "cpu")
-    make_folder(Path(args.output).parent)
     after = before.add_items(args.items, args.item_embeddings)
     after.save(args.output)
     first = len(before.items)

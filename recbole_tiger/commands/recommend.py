@@ -98,8 +98,8 @@ def execute(args):
         column, equals, words = condition.partition("=")
         if not equals:
             raise TigerError(f"--where={condition} is not a condition: give it in the form --where='categories=Hair Care'")
-        fitting = set(recommender.items_where(column, words))
-        among = [item for item in (recommender.items if among is None else among) if item in fitting]
+        others = set(recommender.items) - set(recommender.items_where(column, words))  # unknown items stay, to be refused
+        among = [item for item in (recommender.items if among is None else among) if item not in others]
         if not among:
             raise TigerError(f"no item fits --where={condition} and the conditions before it: leave one out")
     options = {

@@ -1,11 +1,10 @@
 """``recbole-tiger tokenize``."""
 
 import textwrap
-from pathlib import Path
+from dataclasses import replace
 
 from recbole_tiger.commands.shared import add_html
 from recbole_tiger.errors import TigerError
-from recbole_tiger.files import make_folder
 from recbole_tiger.model import MODELS
 from recbole_tiger.settings.properties import model_of
 
@@ -29,18 +28,17 @@ def execute(args, settings):
         raise TigerError(f"model {args.model} has no semantic IDs: give {' or '.join(MODELS)}, or a recipe of one of them")
     from tabulate import tabulate
 
+    from recbole_tiger.catalogue.encoder import load_embeddings
     from recbole_tiger.runs import experiment
     from recbole_tiger.training.dataset import CatalogueDataset
 
     if settings.get("semantic_ids"):  # texts would only be encoded for a model, which is not made here
-        settings = {**settings, "text_initializer": bool(settings.get("item_embeddings")), "encoder_text": False}
+        settings = {**settings, "text_initializer": False, "encoder_text": False}
     config = experiment.prepare(args.model, args.dataset, settings)
-    if args.output:
-        if Path(args.output).is_dir():
-            raise TigerError(f"--output={args.output} is a folder: name a file for the semantic IDs")
-        make_folder(Path(args.output).parent)
     with experiment.recbole_errors_as_sentences(config):
         catalogue = CatalogueDataset(config).catalogue
+    if config["semantic_ids"] and config["item_embeddings"]:
+        catalogue = replace(catalogue, embeddings=load_embeddings(config["item_embeddings"], catalogue.items))
     ids = catalogue.semantic_ids
     if args.output:
         ids.save(args.output)

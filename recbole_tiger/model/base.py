@@ -1,6 +1,7 @@
 """Base class of the models that read semantic IDs."""
 
 import zlib
+from itertools import repeat
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +17,8 @@ from recbole_tiger.model.draw import Draw
 
 # Field of a batch with the items to leave out of the lists: int tensor [batch, n] of distinct items, padded with zeros.
 LEFT_OUT = "left_out"
+# Maximal number of elements of a score matrix [users, items]: 64 MB.
+SCORE_MATRIX = 2**24
 
 
 def left_padded(item_seq, lengths, max_items):
@@ -281,6 +284,14 @@ class SemanticIDModel(SequentialRecommender):
         Returns:
             items (RecBole's ids) and scores (log-probabilities), each [batch, k], best first or in the order drawn.
         """
+        size = max(1, SCORE_MATRIX // (len(self.items) + 1))
+        rows = [repeat(None) if row is None else row.split(size) for row in (histories, slots, left_out)]
+        found = [self._best(*part, k, among, temperature, seed) for part in zip(*rows, strict=False)]
+        items, scores = map(torch.cat, zip(*found, strict=True))
+        return items, scores
+
+    def _best(self, histories, slots, left_out, k, among, temperature, seed):
+        """The k best or drawn items after a part of the histories of :meth:`recommend`, by exact scores."""
         scores = self.exact(histories, slots)
         if among is not None:
             scores = scores.masked_fill(~among, -torch.inf)

@@ -23,7 +23,7 @@ from recbole.utils import get_model, get_trainer, init_logger, init_seed
 from recbole_tiger.catalogue.download import ensure_dataset
 from recbole_tiger.catalogue.item_text import check_interactions, history_field
 from recbole_tiger.errors import TigerError
-from recbole_tiger.files import locked, make_folder
+from recbole_tiger.files import check_writable, locked, make_folder
 from recbole_tiger.model import MODELS
 from recbole_tiger.report.results import SCHEMA, WITHOUT_HISTORY, read_result, write_result
 from recbole_tiger.report.statistics import GAINS, interval, metric_per_user
@@ -55,11 +55,12 @@ def configure(name, dataset, user_settings):
 
 def fit_to_data(config, user_settings):
     """Check a config against its dataset and fill in the columns to load; download the dataset if RecBole lists it."""
-    ensure_dataset(config)
+    own = MODELS.get(config["model"])
+    # Every model of a comparison loads the same columns.
+    text_needed = own.needs_text(config) if own else user_settings.get("item_embeddings") is None
+    ensure_dataset(config, text_needed)
     if config["load_col"] is None:
-        own = MODELS.get(config["model"])
-        text_needed = user_settings.get("item_embeddings") is None  # every model of a comparison loads the same columns
-        config["load_col"] = text_load_col(config, own.needs_text(config) if own else text_needed)
+        config["load_col"] = text_load_col(config, text_needed)
     if "load_col" not in user_settings:
         config["load_col"] = {**_knowledge_graph_columns(config), **config["load_col"]}
     check_aliases(config)
@@ -463,10 +464,14 @@ def remove_state(trainer):
         shutil.rmtree(trainer.state_file.parent, ignore_errors=True)
 
 
-def make_folders(config, results_dir):
-    """Make the folders in which a run writes."""
-    make_folder(results_dir)
-    make_folder(config["checkpoint_dir"])
+def make_folders(config, file):
+    """Make the folders in which a run writes, and check that its result and its checkpoint can be written.
+
+    Args:
+        file: the result file.
+    """
+    check_writable(file)
+    check_writable(Path(config["checkpoint_dir"]) / f"{file.stem}.pth")
     if config["model"] in MODELS:
         make_folder(config["cache_dir"])
 
@@ -490,7 +495,7 @@ def run(config, results_dir):
         dict: the result; ``checkpoint`` is the path of the best epoch's checkpoint.
     """
     file = result_path(config, results_dir)
-    make_folders(config, results_dir)
+    make_folders(config, file)
     key = run_key(config)  # some models write into their settings as they run
     with locked(Path(config["checkpoint_dir"]) / f"{config['model']}-{key}.lock", f"the same run of {config['label']}"):
         start_logging(config)
@@ -531,10 +536,10 @@ def compare(names, dataset, user_settings, results_dir):
     for file in files:
         if file.is_file():
             read_result(file)
-    waiting = [config for config, file in zip(configs, files, strict=True) if not file.is_file()]
-    for config in waiting:
-        make_folders(config, results_dir)
-    for config in waiting[1:]:  # the first one is checked when its run begins
+    waiting = [(config, file) for config, file in zip(configs, files, strict=True) if not file.is_file()]
+    for config, file in waiting:
+        make_folders(config, file)
+    for config, _ in waiting[1:]:  # the first one is checked when its run begins
         rehearse(config)
     results = []
     for number, config in enumerate(configs, start=1):

@@ -4,13 +4,14 @@ from pathlib import Path
 
 import numpy as np
 
-from recbole_tiger.report.leaderboard import PROTOCOL, comparison
+from recbole_tiger.report.leaderboard import FILTERS, PROTOCOL, comparison
 from recbole_tiger.runs import experiment
 from recbole_tiger.settings.identity import run_inputs
 from recbole_tiger.settings.properties import is_sample
 
-# How the files are read.
+# How the files are read, and lengths that have to fit the data.
 READING = ("load_col", "USER_ID_FIELD", "ITEM_ID_FIELD", "LIST_SUFFIX", "field_separator", "seq_separator", "encoding")
+READING += ("MAX_ITEM_LIST_LENGTH", "topk", "metrics", "valid_metric")
 
 
 def target_occurrences(result, data_path):
@@ -29,7 +30,9 @@ def target_occurrences(result, data_path):
     dataset = result["dataset"]
     if not is_sample(dataset, data_path) and not (Path(data_path) / dataset).is_dir():
         return None
-    settings = result["settings"]
+    settings = {**result["settings"]}
+    if settings["benchmark_filename"]:  # pre-split files are not filtered
+        settings.update(dict.fromkeys(set(FILTERS) - {"benchmark_filename"}))
     same = {key: settings[key] for key in (*PROTOCOL, *READING) if settings.get(key) is not None}
     # Pop learns nothing, so RecBole does not augment its interactions.
     config = experiment.prepare("Pop", dataset, {**same, "data_path": str(data_path), "show_progress": False})

@@ -233,12 +233,12 @@ class Recommender:
                 f"fewer than k = {k} items are left in the catalogue without the history's items and among those allowed: "
                 f"lower k"
             )
-        if "beam" not in self.model.scorings:
+        if scoring != "beam":
             if beam_size is not None:
-                raise TigerError("this model scores the whole catalogue: leave out beam_size")
+                raise TigerError(f"scoring {scoring} scores the whole catalogue: leave out beam_size")
             return None
         beam_size = max(self.model.beam_size, k) if beam_size is None else beam_size
-        if scoring == "beam" and not k <= beam_size <= n_items:
+        if not k <= beam_size <= n_items:
             raise TigerError(f"beam_size {beam_size} has to be from {k}, the list, to {n_items}, the catalogue")
         return beam_size
 

@@ -13,7 +13,7 @@ from ray import tune
 from ray.tune.search.variant_generator import generate_variants
 from tabulate import tabulate
 
-from recbole_tiger.catalogue.quantizers import quantizer_settings
+from recbole_tiger.catalogue.quantizers import quantizer_settings, unread_settings
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import whole_file
 from recbole_tiger.model import MODELS
@@ -80,6 +80,11 @@ def read_space(sweep, config):
         if key in fixed or key in NOT_IN_RUN_KEY:
             raise TigerError(f"{where}: all trials have to share it to be comparable; give it as --{key}=...")
         _check_values(where, values)
+    if config["model"] in MODELS and "quantizer" not in space and (unread := unread_settings(config, space)):
+        raise TigerError(
+            f"sweep {sweep} varies {', '.join(unread)}, but the quantizer {config['quantizer']} does not read it, so trials "
+            f"would repeat each other: choose another quantizer, or a sweep without it"
+        )
     return space
 
 

@@ -460,8 +460,9 @@ def tune_sweep(sweep, *, resume, **how):
 
 
 def draw_pictures(sweep):
-    """Draw the pictures of a sweep that varies codebooks, in its folder."""
-    rows = [row for row in sweep.rows() if row["status"] != "failed" and "collision_rate" in row]
+    """Draw the pictures of a sweep that varies codebooks of several levels, in its folder."""
+    shown = {"codebook_size", "codebook_depth", "collision_rate"}  # a quantizer of one codebook has no depth
+    rows = [row for row in sweep.rows() if row["status"] != "failed" and shown <= row.keys()]
     if rows and {"codebook_size", "codebook_depth"} & set(sweep.trials[0].params):
         codebook_heat_map(rows, sweep.metric, sweep.bigger, sweep.folder / "scores.png")
         collision_scatter(rows, sweep.metric, sweep.folder / "collisions.png")

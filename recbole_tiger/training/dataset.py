@@ -20,10 +20,9 @@ from recbole_tiger.catalogue.item_text import (
 )
 from recbole_tiger.errors import TigerError
 from recbole_tiger.model import MODELS
+from recbole_tiger.model.base import SCORE_MATRIX
 from recbole_tiger.training.history import ordinals
 
-# Maximal number of elements of the [users, items] score matrix of an evaluation batch, if one is needed: 64 MB.
-SCORE_MATRIX = 2**24
 # Maximal number of users in an evaluation batch; larger batches are not faster.
 MAX_USERS, GPU_MAX_USERS = 512, 4096
 
@@ -98,10 +97,11 @@ class CatalogueDataset(SequentialDataset):
         return MODELS[self.config["model"]]
 
     def _load_data(self, token, dataset_path):
-        ensure_dataset(self.config)
+        text_needed = self._model.needs_text(self.config)
+        ensure_dataset(self.config, text_needed)
         dataset_path = self.config["data_path"]  # ensure_dataset changes it for a mixture
         if self.config["load_col"] is None:
-            self.config["load_col"] = text_load_col(self.config, self._model.needs_text(self.config))
+            self.config["load_col"] = text_load_col(self.config, text_needed)
         check_aliases(self.config)
         check_interactions(self.config)
         try:

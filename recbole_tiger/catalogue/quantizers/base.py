@@ -16,8 +16,8 @@ class Quantizer:
 
     Attributes:
         learnt: dict of name -> tensor. Together with the settings it is all that :meth:`encode` and ``reconstruct`` need; it
-            includes ``mean``, the mean of the embeddings. It is empty before :meth:`fit`. Assigning it to a new quantizer
-            with the same settings restores the fitted one.
+            includes ``mean``, the mean of the embeddings, if the quantizer reads them. It is empty before :meth:`fit`.
+            Assigning it to a new quantizer with the same settings restores the fitted one.
     """
 
     # Raise it with every change that makes other codes from the same settings; it invalidates cached semantic IDs.

@@ -11,6 +11,7 @@ from recbole_tiger.report.leaderboard import (
     IMPROVING,
     MAIN,
     OUT_OF_TIME,
+    comparison,
     difference,
     settings_of,
     tables_of,
@@ -34,7 +35,16 @@ def write_leaderboard_page(file, results, folder, occurrences=None):
         occurrences: function that maps a result to the value of
             :func:`~recbole_tiger.runs.occurrences.target_occurrences`; None for no chart by occurrences.
     """
-    tables = [_table(title, rows, occurrences) for title, rows in tables_of(results, folder).items()]
+    found = {}
+
+    def once(result):
+        """The occurrences of a dataset's targets, for all of its tables."""
+        key = comparison(result)
+        if key not in found:
+            found[key] = occurrences(result)
+        return found[key]
+
+    tables = [_table(title, rows, occurrences and once) for title, rows in tables_of(results, folder).items()]
     data = {"main": MAIN, "level": f"{LEVEL:.0%}", "tables": tables}
     write_page(file, "Leaderboard", "leaderboard.js", data)
 

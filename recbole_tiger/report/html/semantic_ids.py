@@ -71,7 +71,7 @@ def categories_of(values):
     found = [path[step] if len(path) > step else "" for path in paths]
     names = [name for name, _ in Counter(filter(None, found)).most_common(COLOURED)]
     if not names:  # all paths are the same
-        return categories_of([path[0] for path in paths]) if step > 1 else (["other"], [0] * len(values))
+        return ["other"], [0] * len(values)
     place = {name: i for i, name in enumerate(names)}
     return [*names, "other"], [place.get(name, len(names)) for name in found]
 
