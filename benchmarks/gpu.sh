@@ -54,7 +54,7 @@ train() {
 
 for seed in 2020 2021 2022; do
     for dataset in amazon-beauty amazon-toys-games amazon-sports-outdoors; do
-        for model in VQRec-history TIGER-text SASRec TIGER; do
+        for model in VQRec-text TIGER-text SASRec TIGER; do
             train $model $dataset $seed results
         done
     done

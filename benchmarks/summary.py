@@ -24,11 +24,12 @@ RESULTS = ROOT / "benchmarks" / "results"
 DATASETS = {"amazon-beauty": "Beauty", "amazon-sports-outdoors": "Sports", "amazon-toys-games": "Toys"}
 MAIN = ("recall@10", "ndcg@10")
 PAPER = "TIGER, paper (published)"
-CHART = [PAPER, "SASRec", "TIGER", "TIGER-trie", "TIGER-text", "VQRec-history"]
+CHART = [PAPER, "SASRec", "TIGER", "TIGER-trie", "TIGER-text", "VQRec-text"]
 # Pairs for differences, first minus second.
 PAIRS = [
-    *((label, "SASRec") for label in ("VQRec-history", "TIGER-text", "TIGER-trie", "TIGER", "FDSA")),
-    ("VQRec-history", "TIGER-text"),
+    *((label, "SASRec") for label in ("VQRec-text", "VQRec-history", "TIGER-text", "TIGER-trie", "TIGER", "FDSA")),
+    ("VQRec-text", "VQRec-history"),
+    ("VQRec-text", "TIGER-text"),
     *((label, "TIGER") for label in ("TIGER-trie", "TIGER-rq-kmeans", "FDSA")),
     ("TIGER-text", "FDSA"),
     ("TIGER-trie", "FDSA"),
@@ -39,7 +40,7 @@ COLOURS = {
     "TIGER": "#f0b45a",
     "TIGER-trie": "#e07b39",
     "TIGER-text": "#b03a2e",
-    "VQRec-history": "#6a4c93",
+    "VQRec-text": "#6a4c93",
     "FDSA": "#5b8fb9",
     "GRU4Rec": "#8fbf8f",
 }
@@ -101,7 +102,7 @@ def results_table():
     lines = []
     for dataset in DATASETS:
         of_dataset, line = rows(dataset), {"Recall@10 / NDCG@10": dataset}
-        for label in (PAPER, "SASRec", "TIGER-text", "VQRec-history"):
+        for label in (PAPER, "SASRec", "TIGER-text", "VQRec-text"):
             row = of_dataset[label]
             seeds = f" ({len(row.results)} seeds)" if len(row.results) > 1 else ""
             line[label] = metrics_text([row.mean(metric) for metric in MAIN]) + seeds
@@ -163,9 +164,9 @@ def differences_of(first, second, kept):
 
 
 def protocols_table():
-    """VQRec-history, from scratch and pre-trained, minus SASRec: with and without the history, for all and later targets."""
+    """The recipes of VQRec minus SASRec: with and without the history, for all and later targets."""
     lines = []
-    for label in ("VQRec-history", "VQRec-history-transfer"):
+    for label in ("VQRec-text", "VQRec-history", "VQRec-history-transfer"):
         for test, history in (("", "in the lists"), (WITHOUT_HISTORY, "left out")):
             for targets in ("all", "of a later day"):
                 line = {"minus SASRec": label, "history": history, "targets": targets}
@@ -178,19 +179,19 @@ def protocols_table():
     return markdown(lines)
 
 
-def pretraining_table():
-    """VQRec-history from scratch and from a VQRec that was pre-trained on the other two datasets."""
+def starts_table(label):
+    """VQRec-history whose code embeddings start at random, and the row ``label`` with another start."""
     lines = []
     for dataset, name in DATASETS.items():
         of_dataset = rows(dataset)
-        compared = scratch, transfer = of_dataset["VQRec-history"], of_dataset["VQRec-history-transfer"]
-        for targets, kept in (("all", slice(None)), ("of a later day", transfer.later_day)):
+        compared = random, other = of_dataset["VQRec-history"], of_dataset[label]
+        for targets, kept in (("all", slice(None)), ("of a later day", other.later_day)):
             lines.append(
                 {
                     "dataset": name,
                     "targets": targets,
                     **{row.label: means_text(row, kept) for row in compared},
-                    "difference": differences_text(differences_of(transfer, scratch, kept)),
+                    "difference": differences_text(differences_of(other, random, kept)),
                 }
             )
     return markdown(lines)
@@ -437,7 +438,8 @@ TABLES = {
     "runs": runs_table,
     "differences": differences_table,
     "protocols": protocols_table,
-    "pretraining": pretraining_table,
+    "from-text": functools.partial(starts_table, "VQRec-text"),
+    "pretraining": functools.partial(starts_table, "VQRec-history-transfer"),
     "amazon-beauty": beauty_table,
     "ties": ties_table,
     "days": days_table,

@@ -80,7 +80,7 @@ def test_scale():
 
 
 def test_scale_of_another_model():
-    result, _ = script("scale.py", "--items=400", "--model=VQRec-history", sizes=["--hidden_size=16", "--codebook_size=8"])
+    result, _ = script("scale.py", "--items=400", "--model=VQRec-text", sizes=["--hidden_size=16", "--codebook_size=8"])
     (row,) = result["catalogues"]
     assert "trie_s" not in row
     assert row["targets_per_s"] > 0 and row["users_per_s"] > 0
