@@ -1536,6 +1536,16 @@ def test_recommend(capsys, trained, tmp_path, arguments_of, parts):
     has(refused(capsys, ["recommend", f"--checkpoint={trained[0]['TIGER']}", *arguments_of]), *parts)
 
 
+def test_exact_scoring_needs_no_beam_that_fits(settings):
+    """Neither the catalogue nor the lists; a beam that is asked for later is as wide as the catalogue."""
+    own = {**settings, "scoring": "exact", "beam_size": 70, "topk": [10, 60]}
+    result = experiment.run(experiment.prepare("TIGER", "tiny", own), "results")
+    recommender = Recommender.load(result["checkpoint"])
+    lists = [recommender.recommend(["i1"], k=60, scoring=scoring) for scoring in ("beam", "exact")]
+    assert [row["item"] for row in lists[0]] == [row["item"] for row in lists[1]]
+    experiment.prepare("TIGER", "tiny", {**own, "beam_size": 20})
+
+
 def test_recommend_from_python(trained):
     recommender = Recommender.load(trained[0]["TIGER"])
     for history, part in [

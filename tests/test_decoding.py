@@ -126,6 +126,32 @@ def test_a_prefix_with_one_child_costs_no_row_of_the_decoder():
         torch.testing.assert_close(scores[row], expected[found[row] - 1], atol=1e-4, rtol=1e-4)
 
 
+def drawn_codes(seed):
+    """Distinct codes of a trie in which some levels are constant and some nodes have one child."""
+    generator = np.random.default_rng(seed)
+    codes = generator.integers(0, generator.choice([1, 2, 4], 3), (12, 3)) * generator.integers(0, 2, (12, 3))
+    return np.unique(codes, axis=0).tolist()
+
+
+@pytest.mark.parametrize(
+    "codes",
+    [
+        [[0, b, c] for b in range(3) for c in range(2)],
+        [[0, 0, c] for c in range(4)] + [[1, b, c] for b in range(3) for c in range(2)],
+        *map(drawn_codes, range(20)),
+    ],
+    ids=["a constant code", "a skipped level", *map(str, range(20))],
+)
+def test_a_skipped_level_is_decoded_where_every_prefix_branches_below(codes):
+    network = reference.small_network(codes=codes, trie_softmax=True)
+    items = torch.tensor([[0, 1, 2], [2, 1, 1]])
+    expected = exact(network, items, None)
+    for beam_size in range(1, len(codes) + 1):
+        found, scores = beam_search(network, network.encode(items), beam_size)
+        torch.testing.assert_close(scores, expected.gather(1, found), atol=1e-4, rtol=1e-4)
+    assert (found.sort(dim=1).values == torch.arange(1, len(codes) + 1)).all()
+
+
 def test_every_beam_is_full_of_distinct_items(network, memory):
     for beam_size in range(1, len(network.codes)):
         found, scores = beam_search(network, memory, beam_size)

@@ -11,7 +11,7 @@ import scipy.stats
 
 from recbole_tiger.cli import main
 from recbole_tiger.errors import TigerError
-from recbole_tiger.report.leaderboard import leaderboard, leaderboards, published_rows
+from recbole_tiger.report.leaderboard import leaderboard, leaderboards, published_rows, settings_of
 from recbole_tiger.report.leaderboard import rows_of as leaderboard_rows
 from recbole_tiger.report.results import SCHEMA, read_ranks, read_results, write_ranks, write_result
 from recbole_tiger.report.statistics import metric_per_user
@@ -181,8 +181,11 @@ def test_rows_of_one_name_tell_how_they_differ():
 def test_runs_from_before_a_setting_are_in_the_row_of_its_default():
     defaults = [("constrained", True), ("decoding_temperature", None), ("exclude_history", False)]
     for seed, settings in enumerate([(), defaults, [("constrained", False)]]):
-        write_run("TIGER", seed, settings=settings)
-    assert cells(table(), "seeds") == {"TIGER (constrained=True)": "2", "TIGER (constrained=False)": "1"}
+        write_run("TIGER", seed, settings=[("semantic_ids", None), *settings])
+        write_run("SASRec", seed)
+    assert cells(table(), "seeds") == {"TIGER (constrained=True)": "2", "TIGER (constrained=False)": "1", "SASRec": "3"}
+    of_sasrec = settings_of(next(result for result in read_results("results") if result["label"] == "SASRec"))
+    assert of_sasrec["exclude_history"] is False and "constrained" not in of_sasrec
 
 
 def test_runs_of_other_files_of_the_user_are_other_rows():

@@ -328,3 +328,17 @@ def test_tokenize_and_recommend_in_a_browser(browser, tiny):
     history, chosen = (browser.find_elements("css selector", f"{place} .shared") for place in ("#history", "#list .chosen"))
     assert [part.text for part in chosen] == [part.text for part in history] != []
     check_quiet(browser)
+
+
+def test_the_histories_of_a_page_in_a_browser(browser, tiny):
+    Path("histories").write_text("i1\ni2\ni3\n")
+    call = ["recommend", f"--checkpoint={tiny.checkpoint}", "--histories=histories", "--output=lists", "--html=page.html"]
+    assert main(call) == 0
+    opened(browser, "page.html")
+    number = browser.find_element("css selector", "#number")
+    for typed, shown in (("2", "i2"), ("2.6", "i3"), ("1.4", "i1"), ("9", "i3"), ("", "i1")):
+        script = "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('change'))"
+        browser.execute_script(script, number, typed)
+        (title,) = column(browser, "title", "#history table")
+        assert title.endswith(shown), typed
+    check_quiet(browser)

@@ -473,6 +473,10 @@ def test_rq_vae_gradients_go_where_the_paper_sends_them():
     assert network.encoder[0].weight.grad is None or network.encoder[0].weight.grad.abs().sum() == 0
 
 
+def test_a_single_item_is_standardised_to_zeros():
+    assert standardised(torch.tensor([[3.0, 0.0, -7.5]])).tolist() == [[0.0, 0.0, 0.0]]
+
+
 @pytest.mark.parametrize("constant", [0.1, 33.3, 2014.7])
 def test_standardised(constant):
     """The result equals NumPy's in double precision; a constant column becomes 0, even if it is large."""

@@ -269,6 +269,12 @@ def test_scores_by_hand_and_predict_agrees():
         assert whole[row, 1:].tolist() == pytest.approx(expected, abs=1e-4)
     for item in (1, 17, 30):
         assert torch.allclose(model.predict(rows(HISTORIES, [item] * 4)), whole[:, item], atol=1e-5)
+    encode, encoded = model.encode, []
+    model.encode = lambda vectors, item_seq: encoded.append(len(item_seq)) or encode(vectors, item_seq)
+    drawn = [(i % 4, 1 + i * 7 % 30) for i in range(80)]  # as sampled evaluation has them
+    found = model.predict(rows([HISTORIES[row] for row, _ in drawn], [item for _, item in drawn]))
+    assert torch.allclose(found, whole[tuple(zip(*drawn, strict=True))], atol=1e-5)
+    assert encoded == [4]
 
 
 def test_scores_depend_neither_on_padding_nor_on_the_rest_of_a_batch():

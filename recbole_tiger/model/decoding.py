@@ -36,7 +36,9 @@ class Prefixes:
         if not self.net.softmax.over_children or counts.is_cuda:
             return None
         wanted = counts > 1
-        return None if bool(wanted.all()) else wanted
+        # Where a level was skipped, decode() has to choose the prefixes that lack it.
+        complete = all(bool((row >= 0).all()) for row in self.row[:-1])
+        return None if complete and bool(wanted.all()) else wanted
 
     def decode(self, level, wanted):
         """Hidden states that predict ``level``.

@@ -187,7 +187,7 @@ class TIGER(SemanticIDModel):
                     f"constrained False makes IDs that no item has, which count as misses in metrics of the target's rank "
                     f"in the whole catalogue: leave out {', '.join(unsupported) or 'the sampled mode of eval_args'}"
                 )
-        if config["beam_size"] < max(config["topk"]):
+        if config["scoring"] == "beam" and config["beam_size"] < max(config["topk"]):
             raise TigerError(
                 f"beam_size {config['beam_size']} is less than the largest topk {max(config['topk'])}: "
                 f"a shorter list would be filled with arbitrary items; raise beam_size"
@@ -206,7 +206,7 @@ class TIGER(SemanticIDModel):
         Raises:
             TigerError: names both sizes.
         """
-        if config["beam_size"] > n_items:
+        if config["scoring"] == "beam" and config["beam_size"] > n_items:
             raise TigerError(f"beam_size {config['beam_size']} is larger than the catalogue of {n_items} items; lower it")
 
     @classmethod

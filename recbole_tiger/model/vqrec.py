@@ -451,8 +451,9 @@ class VQRec(SemanticIDModel):
 
     @torch.no_grad()
     def predict(self, interaction):
-        """Score of the given item after each history, [batch]."""
-        found, directions, item_seq, added = self._encoded(self.histories_of(interaction))
+        """Score of the given item after each history, [batch]; equal histories are encoded once."""
+        histories, which = torch.unique(self.histories_of(interaction), dim=0, return_inverse=True)
+        found, directions, item_seq, added = self._encoded(histories)
         items = interaction[self.ITEM_ID]
-        scores = (found * directions[items]).sum(dim=1) / self.temperature
-        return scores if added is None else scores + ((item_seq == items.unsqueeze(1)) * added).sum(dim=1)
+        scores = (found[which] * directions[items]).sum(dim=1) / self.temperature
+        return scores if added is None else scores + ((item_seq[which] == items.unsqueeze(1)) * added[which]).sum(dim=1)

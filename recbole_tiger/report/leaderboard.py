@@ -12,7 +12,7 @@ from tabulate import tabulate
 from recbole_tiger.errors import TigerError
 from recbole_tiger.report.results import WITHOUT_HISTORY, read_ranks
 from recbole_tiger.report.statistics import LEVEL, interval, metric_per_user, paired_p
-from recbole_tiger.settings.properties import ADDED_LATER_TO_RUN_KEY, nearest, property_file, protocol
+from recbole_tiger.settings.properties import ADDED_LATER, ADDED_LATER_TO_RUN_KEY, nearest, property_file, protocol
 
 METRICS = [f"{metric}@{k}" for metric in ("recall", "ndcg") for k in (5, 10, 20)]
 # The metric whose interval is in the tables; the intervals of the others are in the CSV.
@@ -158,7 +158,8 @@ def rows_of(results, folder, test=""):
 def settings_of(result):
     """The settings of a run, and hashes of the user's files that it read; they distinguish runs with the same label."""
     inputs = "/".join(digest[:8] for digest in result.get("inputs", []))
-    return {**ADDED_LATER_TO_RUN_KEY, **result["settings"], **({"inputs": inputs} if inputs else {})}
+    later = ADDED_LATER_TO_RUN_KEY if "semantic_ids" in result["settings"] else ADDED_LATER
+    return {**later, **result["settings"], **({"inputs": inputs} if inputs else {})}
 
 
 def _name(label, result, groups):

@@ -176,22 +176,23 @@ class Recommender:
         lists = self._lists(histories, users, k, beam_size, scoring, chosen, left_out, draw)
         return lists if batch else lists[0]
 
-    def log_probs_of_levels(self, history, items, user=None):
-        """Split the log-probability of items after a history into the levels of their IDs.
+    def log_probs_of_levels(self, histories, items, user=None):
+        """Split the log-probabilities of items after histories into the levels of their IDs.
 
         Args:
-            history, items: lists of item tokens. user: user token, as in :meth:`recommend`.
+            histories: lists of item tokens. items: list of item tokens for each history. user: user token of all histories.
 
         Returns:
-            a list of floats for each item, one per level, whose sum is the item's score; None for a model that scores whole
-            items.
+            for each history a list of its items' lists of floats, one per level, whose sum is the item's score; None for a
+            model that scores whole items.
         """
+        longest, width = self.model.max_seq_length, max(1, *map(len, items))
         found = self.model.log_probs_of_levels(
-            padded([[self._row[item] for item in history[-self.model.max_seq_length :]]]),
-            self._slots([user], 1),
-            torch.tensor([[self._row[item] for item in items]]),
+            padded([[self._row[item] for item in history[-longest:]] for history in histories]),
+            self._slots([user] * len(histories), len(histories)),
+            torch.tensor([[*(self._row[item] for item in row), *[1] * (width - len(row))] for row in items]),
         )
-        return None if found is None else found[0].tolist()
+        return None if found is None else [part[: len(row)].tolist() for part, row in zip(found, items, strict=True)]
 
     def _check(self, histories, scoring, draw):
         if scoring not in self.model.scorings:
@@ -237,7 +238,7 @@ class Recommender:
             if beam_size is not None:
                 raise TigerError(f"scoring {scoring} scores the whole catalogue: leave out beam_size")
             return None
-        beam_size = max(self.model.beam_size, k) if beam_size is None else beam_size
+        beam_size = min(n_items, max(self.model.beam_size, k)) if beam_size is None else beam_size
         if not k <= beam_size <= n_items:
             raise TigerError(f"beam_size {beam_size} has to be from {k}, the list, to {n_items}, the catalogue")
         return beam_size

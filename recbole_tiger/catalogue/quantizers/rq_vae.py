@@ -15,7 +15,7 @@ from recbole_tiger.graphs import Graphs
 
 def mean_and_scale(x):
     """Mean and standard deviation of each dimension of ``x`` [n, dim], two tensors [dim]; a constant has deviation 0."""
-    spread = x.std(dim=0)
+    spread = x.std(dim=0, correction=min(1, len(x) - 1))
     # The mean of a large constant has a rounding error, which division by a tiny deviation would blow up.
     constant = spread <= 1e-6 * x.abs().amax(dim=0)
     return x.mean(dim=0), spread.clamp(min=1e-6).masked_fill(constant, 0)

@@ -84,7 +84,7 @@ function titled(item) {
 if (histories.length > 1) {
   const input = element("input", { type: "number", id: "number", min: 1, max: histories.length, value: 1 });
   const move = (to) => {
-    at = Math.min(histories.length - 1, Math.max(0, to));
+    at = Math.min(histories.length - 1, Math.max(0, Math.round(to) || 0));
     input.value = at + 1;
     show();
   };

@@ -38,10 +38,9 @@ def write_recommendations_page(file, recommender, histories, lists, user=None):
     used.update(dict.fromkeys(entry["item"] for entries in lists for entry in entries))
     codes = recommender.semantic_ids.codes
     longest = recommender.model.max_seq_length
-    shown = []
-    for history, entries in zip(histories, lists, strict=True):
-        found = [entry["item"] for entry in entries]
-        parts = recommender.log_probs_of_levels(history, found, user) if found else None
+    shown, items = [], [[entry["item"] for entry in entries] for entries in lists]
+    levels_of = recommender.log_probs_of_levels(histories, items, user) or [None] * len(items)
+    for history, entries, found, parts in zip(histories, lists, items, levels_of, strict=True):
         shown.append(
             {
                 "history": history[-longest:],
