@@ -31,7 +31,7 @@ def target_occurrences(result, data_path):
     if not is_sample(dataset, data_path) and not (Path(data_path) / dataset).is_dir():
         return None
     settings = {**result["settings"]}
-    if settings["benchmark_filename"]:  # pre-split files are not filtered
+    if settings.get("benchmark_filename"):  # pre-split files are not filtered
         settings.update(dict.fromkeys(set(FILTERS) - {"benchmark_filename"}))
     same = {key: settings[key] for key in (*PROTOCOL, *READING) if settings.get(key) is not None}
     # Pop learns nothing, so RecBole does not augment its interactions.
