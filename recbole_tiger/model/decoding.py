@@ -37,8 +37,7 @@ class Prefixes:
             return None
         wanted = counts > 1
         # Where a level was skipped, decode() has to choose the prefixes that lack it.
-        complete = all(bool((row >= 0).all()) for row in self.row[:-1])
-        return None if complete and bool(wanted.all()) else wanted
+        return None if bool(wanted.all()) and all(bool((row >= 0).all()) for row in self.row[:-1]) else wanted
 
     def decode(self, level, wanted):
         """Hidden states that predict ``level``.

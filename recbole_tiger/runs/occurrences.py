@@ -9,9 +9,10 @@ from recbole_tiger.runs import experiment
 from recbole_tiger.settings.identity import run_inputs
 from recbole_tiger.settings.properties import is_sample
 
-# How the files are read, and lengths that have to fit the data.
+# How the files are read.
 READING = ("load_col", "USER_ID_FIELD", "ITEM_ID_FIELD", "LIST_SUFFIX", "field_separator", "seq_separator", "encoding")
-READING += ("MAX_ITEM_LIST_LENGTH", "topk", "metrics", "valid_metric")
+# Lengths that have to fit the data, and metrics that have to fit the lengths.
+LENGTHS = ("MAX_ITEM_LIST_LENGTH", "topk", "metrics", "valid_metric")
 
 
 def target_occurrences(result, data_path):
@@ -30,10 +31,10 @@ def target_occurrences(result, data_path):
     dataset = result["dataset"]
     if not is_sample(dataset, data_path) and not (Path(data_path) / dataset).is_dir():
         return None
-    settings = {**result["settings"]}
-    if settings.get("benchmark_filename"):  # pre-split files are not filtered
-        settings.update(dict.fromkeys(set(FILTERS) - {"benchmark_filename"}))
-    same = {key: settings[key] for key in (*PROTOCOL, *READING) if settings.get(key) is not None}
+    settings = result["settings"]
+    same = {key: settings[key] for key in (*PROTOCOL, *READING, *LENGTHS) if settings.get(key) is not None}
+    if same.get("benchmark_filename"):  # pre-split files are not filtered
+        same = {key: value for key, value in same.items() if key == "benchmark_filename" or key not in FILTERS}
     # Pop learns nothing, so RecBole does not augment its interactions.
     config = experiment.prepare("Pop", dataset, {**same, "data_path": str(data_path), "show_progress": False})
     train_data, _, test_data = experiment.load(config)

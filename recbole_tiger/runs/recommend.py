@@ -186,9 +186,9 @@ class Recommender:
             for each history a list of its items' lists of floats, one per level, whose sum is the item's score; None for a
             model that scores whole items.
         """
-        longest, width = self.model.max_seq_length, max(1, *map(len, items))
+        width = max(1, *map(len, items))
         found = self.model.log_probs_of_levels(
-            padded([[self._row[item] for item in history[-longest:]] for history in histories]),
+            self._read(histories),
             self._slots([user] * len(histories), len(histories)),
             torch.tensor([[*(self._row[item] for item in row), *[1] * (width - len(row))] for row in items]),
         )
@@ -244,15 +244,14 @@ class Recommender:
         return beam_size
 
     def _lists(self, histories, users, k, beam_size, scoring, chosen, left_out, draw):
-        device, longest = self.device, self.model.max_seq_length
-        among = None
+        device, among = self.device, None
         if chosen is not None:
             among = torch.zeros(len(self.items) + 1, dtype=torch.bool)
             among[list(chosen)] = True
             among = among.to(device)
         with torch.no_grad():
             items, scores = self.model.recommend(
-                padded([[self._row[item] for item in history[-longest:]] for history in histories]),
+                self._read(histories),
                 self._slots(users, len(histories)),
                 k,
                 beam_size,
@@ -269,6 +268,11 @@ class Recommender:
             ]
             for both in zip(items.tolist(), scores.tolist(), strict=True)
         ]
+
+    def _read(self, histories):
+        """The part of each history that the model reads, as its input."""
+        longest = self.model.max_seq_length
+        return padded([[self._row[item] for item in history[-longest:]] for history in histories])
 
     def _slots(self, users, n):
         size = self.model.n_user_tokens
