@@ -46,6 +46,11 @@ COLOURS = {
 }
 LATER = "#2b6cb0"
 LATER_TARGETS = "without it, later day"
+NO_HISTORY_BIAS = ", no `history_bias`"
+# Columns of the tests with the history in the lists and left out, with their names in the rows of without_history.py.
+LEFT_IN, LEFT_OUT = "as it is", "without the history"
+HISTORY_KEYS = {LEFT_IN: "as it is", LEFT_OUT: "without history", LATER_TARGETS: "without history, later day"}
+SHARES = ("history among the first", "history among the 10")
 
 
 def read(name):
@@ -242,65 +247,75 @@ def days_table():
     return markdown(lines)
 
 
-def without_history():
-    """Rows of ``without_history.py`` with the label of the page."""
+def histories():
+    """Test metrics with the history in the lists and left out, one dict per row of the page.
+
+    Models that ``run`` tested under both protocols have the numbers of their result files; others those of ``without_history.py``,
+    as means over the seeds.
+    """
+    measured = measured_histories()
+    found = []
+    for dataset, name in DATASETS.items():
+        labels = [label for model in rows(dataset) if model != PAPER for label in (model, model + NO_HISTORY_BIAS)]
+        for label in labels:
+            of_script = measured.get((dataset, label), {})
+            left_out = rows(dataset, test=WITHOUT_HISTORY).get(label)
+            tested = [run["seed"] for run in left_out.results] if left_out else []
+            for seeds in (tested, [seed for seed in of_script if seed not in tested]):
+                if not seeds:
+                    continue
+                by_script = [of_script[seed] for seed in seeds if seed in of_script]
+                row = {"dataset": name, "model": label, "seeds": seeds, "shares": None}
+                if len(by_script) == len(seeds):
+                    row["shares"] = means_of(by_script, SHARES)
+                if seeds is tested:
+                    row.update(tested_history(rows(dataset)[label], left_out))
+                else:
+                    for column, key in HISTORY_KEYS.items():
+                        row[column] = means_of(by_script, [f"{metric} {key}" for metric in MAIN])
+                found.append(row)
+    return found
+
+
+def measured_histories():
+    """Rows of ``without_history.py``: (dataset, label of the page) -> seed -> row."""
     files = [(f"{dataset}-without-history.json", "") for dataset in DATASETS]
-    files.append(("TIGER-text-no-history-bias-without-history.json", ", no `history_bias`"))
-    found = [{**row, "label": row["model"] + suffix} for file, suffix in files for row in read(file)["rows"]]
-    return sorted(found, key=lambda row: list(DATASETS).index(row["dataset"]))
+    files.append(("TIGER-text-no-history-bias-without-history.json", NO_HISTORY_BIAS))
+    found = {}
+    for file, suffix in files:
+        for row in read(file)["rows"]:
+            found.setdefault((row["dataset"], row["model"] + suffix), {})[row["seed"]] = row
+    return found
+
+
+def tested_history(left_in, left_out):
+    """Metrics of the runs of one row under both protocols."""
+    seeds = [run["seed"] for run in left_out.results]
+    kept = [i for i, run in enumerate(left_in.results) if run["seed"] in seeds]
+    return {
+        LEFT_IN: [np.take(left_in.values(metric), kept).mean() for metric in MAIN],
+        LEFT_OUT: [left_out.mean(metric) for metric in MAIN],
+        LATER_TARGETS: [left_out.per_user(metric)[left_out.later_day].mean() for metric in MAIN],
+    }
+
+
+def means_of(found, keys):
+    """Mean over dicts of the value of each key; None if one of them lacks a key."""
+    if any(key not in row for row in found for key in keys):
+        return None
+    return [np.mean([row[key] for row in found]) for key in keys]
 
 
 def history_table():
-    """Metrics as they are, and with the items of the history left out of the lists."""
+    """Metrics with the items of the history in the lists and left out."""
     lines = []
-    both = {dataset: rows(dataset, test=WITHOUT_HISTORY) for dataset in DATASETS}
-    tested = {
-        (dataset, label, run["seed"]) for dataset in DATASETS for label, row in both[dataset].items() for run in row.results
-    }
-    shares = {}
-    for row in without_history():
-        run = (row["dataset"], row["label"], row["seed"])
-        shares[run] = [row["history among the first"], row["history among the 10"]]
-        if run in tested:
-            continue
-        later = [row.get(f"{metric} without history, later day") for metric in MAIN]
-        lines.append(
-            {
-                "dataset": DATASETS[row["dataset"]],
-                "model": row["label"],
-                "seed": str(row["seed"]),
-                "as it is": metrics_text([row[f"{metric} as it is"] for metric in MAIN]),
-                "without the history": metrics_text([row[f"{metric} without history"] for metric in MAIN]),
-                LATER_TARGETS: "" if None in later else metrics_text(later),
-                **shares_text([shares[run]]),
-            }
-        )
-    for dataset, name in DATASETS.items():
-        for label, row in both[dataset].items():
-            if label == PAPER:
-                continue
-            runs = [(dataset, label, run["seed"]) for run in row.results]
-            left_in = [run for run in rows(dataset)[label].results if (dataset, label, run["seed"]) in runs]
-            lines.append(
-                {
-                    "dataset": name,
-                    "model": label,
-                    "seed": ", ".join(str(seed) for _, _, seed in runs),
-                    "as it is": metrics_text([np.mean([run["test_result"][metric] for run in left_in]) for metric in MAIN]),
-                    "without the history": metrics_text([row.mean(metric) for metric in MAIN]),
-                    LATER_TARGETS: means_text(row, row.later_day),
-                    **(shares_text([shares[run] for run in runs]) if set(runs) <= shares.keys() else {}),
-                }
-            )
-    return markdown(sorted(lines, key=lambda line: list(DATASETS.values()).index(line["dataset"])))
-
-
-def shares_text(shares):
-    """Means over runs of the shares of the first places and of the first ten that items of the history take."""
-    return {
-        name: number_text(share, 3)
-        for name, share in zip(("first places", "first ten"), np.mean(shares, axis=0), strict=True)
-    }
+    for row in histories():
+        line = {"dataset": row["dataset"], "model": row["model"], "seed": ", ".join(map(str, row["seeds"]))}
+        line.update((column, metrics_text(row[column]) if row[column] else "") for column in HISTORY_KEYS)
+        shares = map(number_text, row["shares"], (3, 3)) if row["shares"] else ("", "")
+        line.update(zip(("first places", "first ten"), shares, strict=True))
+        lines.append(line)
+    return markdown(lines)
 
 
 def groups_table(kind, names):
@@ -555,19 +570,13 @@ def draw_ties():
 
 
 def draw_history():
-    """Metrics as they are and with the items of the history left out; means over the evaluated seeds."""
-    found = {}
-    for row in without_history():
-        key = f"{DATASETS[row['dataset']]}: {row['label'].replace('`', '')}"
-        found.setdefault(key, []).append(row)
-    figure = figure_of(9, 5)
-    for axes, metric in zip(figure.subplots(1, 2, sharey=True), MAIN, strict=True):
-        lines = [
-            (label, *(np.mean([row[f"{metric} {how}"] for row in group]) for how in ("as it is", "without history")))
-            for label, group in found.items()
-        ]
-        dumbbells(axes, lines, ("as it is", "without items of the history"))
-        axes.set_xlabel(f"{metric.replace('recall', 'Recall').replace('ndcg', 'NDCG')} on test")
+    """Metrics with the items of the history in the lists and left out."""
+    found = histories()
+    figure = figure_of(9, 0.22 * len(found))
+    for i, (axes, title) in enumerate(zip(figure.subplots(1, 2, sharey=True), ("Recall@10", "NDCG@10"), strict=True)):
+        lines = [(f"{row['dataset']}: {row['model']}".replace("`", ""), row[LEFT_IN][i], row[LEFT_OUT][i]) for row in found]
+        dumbbells(axes, lines, (LEFT_IN, LEFT_OUT))
+        axes.set_xlabel(f"{title} on test")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
     return figure
 

@@ -58,9 +58,11 @@ class Row:
     source: str = ""
 
     def values(self, metric):
-        """The metric on the test set for each seed; [] if unknown."""
+        """The metric on the test set for each seed, without RecBole's rounding if ranks are known; [] if unknown."""
         found = [result["test_result"].get(metric) for result in self.results] or [self.published.get(metric)]
-        return [] if None in found else found
+        if None in found:
+            return []
+        return found if self.ranks is None else metric_per_user(self.ranks, metric).mean(axis=1).tolist()
 
     def mean(self, metric):
         """Mean over seeds, or None."""
@@ -69,10 +71,6 @@ class Row:
     def deviation(self, metric):
         """Standard deviation over seeds, or None with fewer than two seeds."""
         return float(np.std(self.values(metric), ddof=1)) if len(self.values(metric)) > 1 else None
-
-    def exact(self, metric):
-        """The mean without RecBole's rounding if ranks are known; otherwise as :meth:`mean`."""
-        return self.mean(metric) if self.ranks is None else float(self.per_user(metric).mean())
 
     def per_user(self, metric):
         """The metric for each user, averaged over seeds: float array [users]."""
@@ -202,14 +200,11 @@ class Ranking:
 def ranking(rows, metric):
     """Rank the rows with runs by a metric."""
     known = [i for i, row in enumerate(rows) if row.results and row.values(metric)]
-    order = sorted(known, key=lambda i: (rows[i].mean(metric), rows[i].exact(metric)), reverse=True)
+    order = sorted(known, key=lambda i: rows[i].mean(metric), reverse=True)
     best, second = [*order, None, None][:2]
     p = None
-    if second is not None:
-        first, other = rows[best], rows[second]
-        # RecBole's rounding can put the wrong row first.
-        if _paired(first, other) and first.exact(metric) > other.exact(metric):
-            p = paired_p(first.per_user(metric), other.per_user(metric))
+    if second is not None and _paired(rows[best], rows[second]) and rows[best].mean(metric) > rows[second].mean(metric):
+        p = paired_p(rows[best].per_user(metric), rows[second].per_user(metric))
     return Ranking(best, second, p)
 
 
