@@ -83,15 +83,19 @@ def read_grid(file, only, over, results_dir):
     absent = [key for key in ("datasets", "seeds", "models") if not grid.get(key)]
     if absent:
         raise TigerError(f"{file} lacks {', '.join(absent)}")
-    datasets = grid["datasets"] if isinstance(grid["datasets"], dict) else dict.fromkeys(grid["datasets"])
-    pairs = [(dataset, model) for dataset in datasets for model in grid["models"]]
+    if not isinstance(grid["seeds"], list):
+        raise TigerError(f"{file}: seeds has to be a list, like [2020, 2021], not {grid['seeds']!r}")
+    datasets, models = (
+        part if isinstance(part, dict) else dict.fromkeys(part) for part in (grid["datasets"], grid["models"])
+    )
+    pairs = [(dataset, model) for dataset in datasets for model in models]
     cells = []
     for dataset, model in tqdm(pairs, desc="reading the grid"):
         names = {seed: f"{dataset}/{model}/{seed}" for seed in grid["seeds"]}
         seeds = [seed for seed in names if not only or any(fnmatchcase(names[seed], pattern) for pattern in only)]
         if not seeds:
             continue
-        layers = [grid.get("settings"), datasets[dataset], grid["models"][model], over]
+        layers = [grid.get("settings"), datasets[dataset], models[model], over]
         settings = {key: value for layer in layers for key, value in (layer or {}).items()}
         config, failure = experiment.configure(model, dataset, settings), None
         try:

@@ -250,8 +250,8 @@ def days_table():
 def histories():
     """Test metrics with the history in the lists and left out, one dict per row of the page.
 
-    Models that ``run`` tested under both protocols have the numbers of their result files; others those of ``without_history.py``,
-    as means over the seeds.
+    Models that ``run`` tested under both protocols have the numbers of their result files; others those of
+    ``without_history.py``, as means over the seeds.
     """
     measured = measured_histories()
     found = []

@@ -80,12 +80,12 @@ def locked(path, what):
 
 
 def read_lines(path):
-    """Lines of a UTF-8 file, without newlines and byte-order mark.
+    r"""Lines of a UTF-8 file, without their ends and the byte-order mark.
 
-    Lines end at a newline only, not at the other separators of ``str.splitlines``.
+    Lines end at ``\n`` or ``\r\n`` only, not at the other separators of ``str.splitlines``.
     """
-    with open(path, encoding="utf-8-sig") as stream:
-        return [line.rstrip("\n") for line in stream]
+    with open(path, encoding="utf-8-sig", newline="\n") as stream:
+        return [line.removesuffix("\n").removesuffix("\r") for line in stream]
 
 
 def content_hash(path):

@@ -52,6 +52,11 @@ class Registry(UserDict):
         """The files that define the classes from outside this package."""
         return sorted({inspect.getfile(self.data[name]) for name in self.settings})
 
+    def file_of(self, name):
+        """The file that defines a class from outside this package; None for other classes and those typed in a shell."""
+        module = sys.modules.get(self.data[name].__module__) if name in self.settings else None
+        return getattr(module, "__file__", None)
+
     def dotted(self):
         """The dotted name of every class, without importing any."""
         return {name: home if isinstance(home, str) else dotted(home) for name, home in self.data.items()}

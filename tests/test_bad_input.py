@@ -32,9 +32,10 @@ from recbole_tiger.cli import main
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import locked
 from recbole_tiger.model.tiger import TIGER
-from recbole_tiger.report.results import read_results
+from recbole_tiger.report.results import FIELDS, read_results
 from recbole_tiger.runs import experiment
 from recbole_tiger.runs.occurrences import target_occurrences
+from recbole_tiger.settings.arguments import parse_arguments
 from recbole_tiger.settings.config import make_config
 from recbole_tiger.settings.identity import run_key
 from recbole_tiger.training.checkpoint import load_checkpoint, save_checkpoint
@@ -129,6 +130,14 @@ def test_no_item_file(capsys, own, model):
     if model != "TIGER":
         settings = {"data_path": settings["data_path"], "epochs": 1}
     has(run(capsys, settings, model=model), "no item file", folder / "tiny.item", "item_id:token title:token")
+
+
+def test_columns_of_items_without_an_item_file(capsys, own):
+    folder, settings = own
+    (folder / "tiny.item").unlink()
+    columns = {"inter": ["user_id", "item_id", "timestamp"], "item": ["item_id", "title"]}
+    told = run(capsys, {**of_model(settings, "SASRec"), "load_col": columns}, model="SASRec")
+    has(told, "load_col names columns of items", folder / "tiny.item", "does not exist")
 
 
 def test_no_text_field(capsys, own):
@@ -498,6 +507,7 @@ def test_own_semantic_ids_start_from_the_text(own, tmp_path):
     ("change", "parts"),
     [
         ({"codebook_size": 61}, ["codebook_size 61", "60 items", "smaller"]),
+        ({"codebook_size": 1}, ["codebook_size has to be a whole number from 2 up, not 1"]),
         ({"beam_size": 61}, ["beam_size 61", "60 items", "lower"]),
         ({"beam_size": 19}, ["beam_size 19", "topk 20", "raise beam_size"]),
         ({"beam_size": 20, "topk": [5, 30]}, ["beam_size 20", "topk 30"]),
@@ -567,6 +577,8 @@ def test_own_semantic_ids_start_from_the_text(own, tmp_path):
         ({"user_inter_num_interval": 5}, ["user_inter_num_interval has to be an interval like '[5,inf)'", "not 5"]),
         ({"item_inter_num_interval": [5, "inf"]}, ["item_inter_num_interval has to be an interval"]),
         ({"val_interval": {"price": 3}}, ["val_interval of price has to be an interval"]),
+        ({"val_interval": {"price": [3, 5]}}, ["val_interval of price lists values that are not text: [3, 5]"]),
+        ({"val_interval": {"item_id": ["i1", 2]}}, ["val_interval of item_id lists values that are not text"]),
         ({"val_interval": 5}, ["val_interval has to be of the form", "not 5"]),
         ({"item_embeddings": "absent.npz"}, ["absent.npz does not exist"]),
         ({"semantic_ids": "absent.tsv"}, ["absent.tsv does not exist"]),
@@ -638,6 +650,21 @@ def test_ratings_that_an_interval_leaves_out(own):
     }
     dataset = create_dataset(experiment.prepare("SASRec", "tiny", {**of_model(settings, "SASRec"), **more}))
     assert len(dataset.inter_feat) == sum(line.endswith(("\t4", "\t5")) for line in lines[1:])
+
+
+@pytest.mark.parametrize("model", ["TIGER", "SASRec"])
+def test_text_that_looks_like_a_number_stays_text(own, model):
+    _, settings = own
+    change = {"label": "47e4663", "val_interval": {"item_id": ["1e3", "i1"]}}
+    config = experiment.prepare(model, "tiny", {**of_model(settings, model), **change})
+    assert (config["label"], config["val_interval"]) == (change["label"], change["val_interval"])
+
+
+def test_a_date_that_does_not_exist(capsys, settings, tmp_path):
+    """YAML reads it as a date, and fails with another error than for other text."""
+    (tmp_path / "mine.yaml").write_text("label: 2024-02-30\n")
+    has(run(capsys, settings, "--config_files=mine.yaml"), "mine.yaml is not YAML", "day")
+    assert parse_arguments(["--label=2024-02-30"]) == {"label": "2024-02-30"}
 
 
 @pytest.mark.parametrize("key", ["on", "1", "2.5", "null"])
@@ -965,6 +992,8 @@ def spoiled_embeddings(kind, tokens, x, marker):
         return {"items": tokens, "embeddings": x * 1j}
     if kind == "one item":
         return {"items": np.array("i0"), "embeddings": x}
+    if kind == "bytes":
+        return {"items": np.char.encode(tokens, "utf-8"), "embeddings": x}
     if kind == "pickle":
         return {"items": tokens, "embeddings": np.array([Runs(marker)] * len(x), dtype=object)}
     return {"items": tokens}
@@ -982,6 +1011,7 @@ def spoiled_embeddings(kind, tokens, x, marker):
         ("text", ["not numbers"]),
         ("complex", ["complex128, not numbers"]),
         ("one item", ["items ()", "one row per item"]),
+        ("bytes", ["items holds bytes, not text", "numpy.char.decode"]),
         ("pickle", ["not an npz file of plain arrays", ".astype(str)"]),
         ("no array", ["lacks an array", "items and embeddings"]),
     ],
@@ -1616,6 +1646,13 @@ def test_titles_that_the_terminal_cannot_show(own, terminal):
     assert all(row["title"].startswith("红茶") for row in answer["recommendations"])
 
 
+@pytest.mark.parametrize("model", ["TIGER", "SASRec"])
+def test_a_dataset_is_named_not_located(capsys, own, model):
+    _, settings = own
+    told = run(capsys, of_model(settings, model), model=model, dataset="./tiny")
+    has(told, "dataset './tiny' has to be a name, not a path", "--data_path")
+
+
 @pytest.mark.parametrize("written", ["茶", '"\\u8336"'], ids=["as it is", "escaped"])
 def test_a_label_that_the_file_system_cannot_spell(settings, written):
     """Before the training, whose result could not be written."""
@@ -1643,6 +1680,8 @@ def test_output_that_nobody_reads(trained):
 
 # --- results ---
 
+SAMPLES = {int: 1, int | float: 0.5, str: "x", bool: True, dict: {}, list: [], str | None: None}
+
 
 @pytest.mark.parametrize(
     ("content", "parts"),
@@ -1650,7 +1689,9 @@ def test_output_that_nobody_reads(trained):
         ('{"schema": 1, "mod', ["cut short", "delete it and run again"]),
         ("", ["cut short"]),
         ("[]", ["lacks schema"]),
-        ('{"schema": 1}', ["lacks model"]),
+        ('{"schema": 1}', ["lacks seed"]),
+        (json.dumps({**dict.fromkeys(FIELDS), "schema": 1}), ["wrong value of seed, epochs"]),
+        (json.dumps({**{field: SAMPLES[kind] for field, kind in FIELDS.items()}, "schema": 2}), ["schema 2", "reads 1"]),
     ],
 )
 def test_damaged_result_file(capsys, trained, tmp_path, content, parts):
@@ -1903,7 +1944,9 @@ def test_split_data_with_histories_that_are_too_long(capsys, split):
     own = {name: settings[name] for name in names}
     assert main(["run", "--model=SASRec", "--dataset=tiny", *arguments({**own, **QUIET})]) == 2
     has(sentence(capsys), "histories of up to", "MAX_ITEM_LIST_LENGTH is 4", "raise it")
-    assert main(["run", "--model=TIGER", "--dataset=tiny", *arguments({**settings, **QUIET})]) == 0
+    assert main(["run", "--model=TIGER", "--dataset=tiny", "--html=page.html", *arguments({**settings, **QUIET})]) == 0
+    (result,) = read_results("results")
+    assert target_occurrences(result, settings["data_path"]) is not None
 
 
 def test_occurrences_of_split_data(split):
@@ -1956,6 +1999,14 @@ def test_split_data_with_a_file_missing(capsys, split):
     folder, settings = split
     (folder / "tiny.valid.inter").unlink()
     has(run(capsys, {**settings, **NO_ENCODER}), folder / "tiny.valid.inter", "does not exist")
+
+
+@pytest.mark.parametrize("model", ["TIGER", "SASRec"])
+def test_split_data_without_a_folder(capsys, split, model):
+    """No other data are downloaded under the name."""
+    own = {"data_path": "nowhere", "benchmark_filename": split[1]["benchmark_filename"]}
+    has(run(capsys, own, model=model, dataset="amazon-beauty"), "amazon-beauty has no pre-split files", "--data_path")
+    assert not Path("nowhere").exists()
 
 
 def test_split_data_with_unknown_items(capsys, split):

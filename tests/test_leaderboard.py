@@ -188,6 +188,16 @@ def test_runs_from_before_a_setting_are_in_the_row_of_its_default():
     assert of_sasrec["exclude_history"] is False and "constrained" not in of_sasrec
 
 
+def test_a_run_that_a_later_version_repeats_counts_once():
+    """Its settings are listed in full, so its file has another name."""
+    for label in "AB":
+        write_run(label, settings=[("semantic_ids", None)])
+    write_run("A", level=0.9, settings=[("semantic_ids", None), ("constrained", True)])
+    shown = {row.label: row for row in leaderboard_rows(read_results("results"), "results")}
+    assert [len(shown[label].results) for label in "AB"] == [1, 1]
+    assert shown["A"].results[0]["settings"]["constrained"] is True
+
+
 def test_runs_of_other_files_of_the_user_are_other_rows():
     """Their settings are the same: the name of a file says nothing of what it holds."""
     write_run("TIGER", inputs=["aaaaaaaaaaaa"])
@@ -257,7 +267,10 @@ def test_ranks_decide_not_rounded_metrics():
         write_run(label, level=level, test_result=dict.fromkeys(METRICS, rounded))
     exact = {row.label: row.per_user("recall@20").mean() for row in leaderboard_rows(read_results("results"), "results")}
     assert exact["A"] < exact["B"]
-    assert cells(table(style="markdown"), "recall@20") == {"A": f"<ins>{exact['A']:.4f}</ins>", "B": f"**{exact['B']:.4f}**†"}
+    assert cells(table(style="markdown"), "recall@20") == {
+        "A": f"<ins>{exact['A']:.4f}</ins>",
+        "B": f"**{exact['B']:.4f}**†",
+    }
 
 
 @pytest.mark.parametrize(
@@ -370,7 +383,7 @@ def test_other_protocols_are_other_tables(capsys):
     assert len(list(Path("out").glob("*-training.png"))) == 2
 
 
-@pytest.mark.parametrize("key", ["repeatable", "user_inter_num_interval", "val_interval"])
+@pytest.mark.parametrize("key", ["repeatable", "user_inter_num_interval", "val_interval", "ITEM_ID_FIELD"])
 def test_other_filters_are_other_tables(key):
     write_run("TIGER", settings={key: "a"})
     write_run("SASRec", settings={key: "b"})
@@ -394,12 +407,16 @@ def test_models_that_rank_other_items_are_in_other_tables():
         ({"item_inter_num_interval": "[0,inf)"}, True),
         ({"item_inter_num_interval": "[20,inf)"}, False),
         ({"benchmark_filename": ["train", "valid", "test"]}, False),
+        ({"repeatable": True}, True),
+        ({"repeatable": False}, False),
     ],
 )
 def test_published_numbers_stand_beside_whole_data_alone(settings, published):
     write_run("TIGER", settings=settings)
     rows = list(csv.DictReader(io.StringIO(leaderboards(read_results("results"), "results", "csv"))))
     assert any(row["source"] for row in rows) == published
+    (row,) = [row for row in rows if row["model"] == "TIGER" and not row["source"]]
+    assert row["history"] == ("left in" if settings.get("repeatable", True) else "left out")
 
 
 def test_pictures_whose_titles_differ_in_brackets_alone():
@@ -492,6 +509,7 @@ def test_each_test_has_a_table_of_its_own(capsys):
         write_run("A", seed, level=0.9, without=0.2)
         write_run("B", seed, level=0.2, without=0.9)
     write_run("old", level=0.5)
+    write_run("old", 3, level=0.5)
     assert main(["leaderboard", "--against=A"]) == 0
     shown = capsys.readouterr().out
     first, second = shown.split("## amazon-beauty, history left out")
@@ -500,7 +518,7 @@ def test_each_test_has_a_table_of_its_own(capsys):
     assert set(cells(second, "recall@10")) == {"A", "B"}
     assert "TIGER [1]" in first
     assert "[1]" not in second  # by which protocol others tested is not known
-    assert "not tested like this, from older versions: old" in second
+    assert "not tested like this, from older versions: old (seed 1 3)" in second
     results = [result for result in read_results("results") if result["label"] != "old"]
     for text, name in ((first, "test_result"), (second, "test_result_without_history")):
         for label in "AB":
@@ -534,7 +552,8 @@ def test_targets_of_the_same_day_and_of_a_later_one(capsys):
     for label in "AB":
         for seed in (1, 2):
             write_run(label, seed, level={"A": 0.4, "B": 0.3}[label], without=0.5, later_day=later_day)
-    write_run("old")
+    write_run("undated", level=0.35)  # from before days were written; its users are the same
+    write_run("others", users=[f"v{i}" for i in range(400)])
     assert main(["leaderboard"]) == 0
     shown = capsys.readouterr().out
     assert shown.count("25.0% of the targets are of a later day") == 2
@@ -543,7 +562,7 @@ def test_targets_of_the_same_day_and_of_a_later_one(capsys):
     ):
         table = text[text.rindex("\n", 0, text.index("recall@10, same day")) :]
         rows = rows_of(table)
-        assert set(rows) == {"A", "B"}
+        assert set(rows) == {"A", "B", *(["undated"] if name == "ranks" else [])}
         for label in "AB":
             both = [read_ranks(f"results/amazon-beauty-{label}-{seed}-0.ranks.npz", name) for seed in (1, 2)]
             later = np.array([int(user[1:]) % 4 == 0 for user in both[0][0]])
@@ -573,6 +592,12 @@ def test_plots(capsys):
             assert stream.read(8) == b"\x89PNG\r\n\x1a\n"
 
 
+def test_labels_are_no_formulas(capsys):
+    write_run("TIGER $x_{$")
+    assert main(["leaderboard", "--plots=out"]) == 0
+    assert len(list(Path("out").glob("*.png"))) == 2
+
+
 def test_nothing_to_show(capsys):
     assert main(["leaderboard", "--results_dir=nowhere"]) == 2
     assert "nowhere holds no result files" in capsys.readouterr().err
@@ -582,3 +607,8 @@ def test_other_lengths_of_list():
     write_run("TIGER", kept=False, test_result={"recall@3": 0.25, "ndcg@3": 0.2, "mrr@3": 0.1})
     assert rows_of(table())["TIGER"][:2] == ["0.2500", "0.2000"]
     assert "mrr" not in table()
+
+
+def test_metrics_other_than_recall_and_ndcg():
+    write_run("TIGER", kept=False, test_result={"mrr@10": 0.25, "hit@10": 0.5})
+    assert (cells(table(), "mrr@10"), cells(table(), "hit@10")) == ({"TIGER": "0.2500"}, {"TIGER": "0.5000"})

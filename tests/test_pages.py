@@ -96,7 +96,7 @@ def test_the_page_of_a_leaderboard_has_what_its_tables_have(capsys):
     rows = {row["label"]: row for row in table["rows"] if "seeds" in row}
     assert list(rows) == ["TIGER", "SASRec"]
     assert rows["TIGER"]["seeds"] == 2
-    assert rows["SASRec"]["metrics"]["recall@10"][0] == test["recall@10"]
+    assert rows["SASRec"]["metrics"]["recall@10"][0] == pytest.approx(test["recall@10"], abs=5e-5)
     lines = {line["model"]: line for line in csv.DictReader(io.StringIO(capsys.readouterr().out)) if line["seeds"]}
     for label, row in rows.items():
         low, high = (float(lines[label][f"ndcg@10 {end}"]) for end in ("low", "high"))
@@ -106,6 +106,14 @@ def test_the_page_of_a_leaderboard_has_what_its_tables_have(capsys):
     assert pair["ndcg@10"] == pytest.approx(expected)
     assert rows["SASRec"]["settings"]["learning_rate"] == "0.001"
     assert table["occurrences"] is None
+
+
+def test_a_page_of_other_lengths_of_list_has_p_values():
+    for label in "AB":
+        write_run(label, test_result={"recall@5": 0.1, "ndcg@5": 0.1})
+    assert main(["leaderboard", "--html=page.html"]) == 0
+    (table,) = data_of("page.html")["tables"]
+    assert [set(pair) for pair in table["pairs"].values()] == [{"ndcg@5"}]
 
 
 def occurrences_of(sequences):

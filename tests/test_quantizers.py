@@ -255,6 +255,12 @@ def test_padding_of_a_tree_is_no_collapse():
         check_codebooks(statistics_of([(0, 0)] * 50), quantizer)
 
 
+def test_a_tree_with_more_branches_than_items_is_no_collapse():
+    quantizer = make_quantizer(config_of("hierarchical_kmeans", hierarchical_branches=256))
+    quantizer.learnt = {"depth": torch.tensor(1)}
+    check_codebooks(statistics_of([(i,) for i in range(20)]), quantizer)
+
+
 def test_a_codebook_larger_than_the_catalogue_matters_to_those_that_read_its_size(name):
     config = config_of(name, beam_size=5)
     check_sizes(config, 16)

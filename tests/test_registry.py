@@ -64,6 +64,45 @@ def test_a_model_and_a_quantizer_are_tuned(shared):
     assert sum(trial["winner"] for trial in trials) == 1
 
 
+def test_an_edited_plugin_is_another_run(shared, tmp_path):
+    """And settings of a quantizer that is registered and not chosen are not of a run."""
+    plugin = tmp_path / "own_toy.py"
+    plugin.write_text(TOY.read_text())
+    code = f"""
+from recbole_tiger.registry import import_file
+from recbole_tiger.runs.experiment import prepare
+from recbole_tiger.settings.arguments import parse_arguments
+from recbole_tiger.settings.identity import run_inputs
+settings = parse_arguments({[argument for argument in shared if not argument.startswith(("--plugins", "--dataset"))]!r})
+kmeans = {{**settings, "quantizer": "rq_kmeans"}}
+plain = run_inputs(prepare("TIGER", "tiny", kmeans))
+import_file({str(plugin)!r})
+assert run_inputs(prepare("TIGER", "tiny", kmeans)) == plain
+for _ in range(2):
+    found = run_inputs(prepare("TIGER", "tiny", settings))
+    assert found["settings"]["first_number"] == 0
+    print("inputs", *found["inputs"], *run_inputs(prepare("Toy", "tiny", kmeans))["inputs"][1:])
+    open({str(plugin)!r}, "a").write("# edited")
+"""
+    first, second = (line.split()[1:] for line in told("-c", code).splitlines() if line.startswith("inputs"))
+    (embeddings, quantizer, model), (other_embeddings, other_quantizer, other_model) = first, second
+    assert embeddings == other_embeddings
+    assert quantizer == model != other_quantizer == other_model
+
+
+def test_a_quantizer_keeps_the_defaults_of_all(tmp_path):
+    code = """
+from recbole_tiger import register_quantizer
+from recbole_tiger.catalogue.quantizers.lsh import LSH
+from recbole_tiger.cli import main
+register_quantizer("mine", LSH, {"codebook_size": 64})
+raise SystemExit(main(["settings", "TIGER"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert "the settings of quantizer mine have codebook_size, which has another default" in done.stderr
+
+
 def test_recbole_runs_what_is_registered(data_path, tmp_path):
     code = f"""
 import sys

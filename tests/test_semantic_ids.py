@@ -74,8 +74,8 @@ def test_a_table_with_a_byte_order_mark(ids, tmp_path):
 
 
 def test_item_tokens_with_line_separators_of_unicode_come_back(tmp_path):
-    items = ["a\u2028b", "a\x85", "\x0c"]
-    SemanticIDs(items, np.array([[0, 0], [1, 0], [1, 1]])).save(tmp_path / "ids.tsv")
+    items = ["a\u2028b", "a\x85", "\x0c", "a\rb"]
+    SemanticIDs(items, np.array([[0, 0], [1, 0], [1, 1], [2, 0]])).save(tmp_path / "ids.tsv")
     assert SemanticIDs.load(tmp_path / "ids.tsv").items == tuple(items)
 
 

@@ -429,7 +429,9 @@ def test_a_grid_and_draws_combine():
         ("", ["holds no setting to vary"]),
         ("- 8", ["has to hold key: value lines"]),
         ("codebook_size: [8, 512]", ["512 is larger than the catalogue of 60 items", "'codebook_size': 512"]),
-        ("codebook_size: [8, 0]", ["trial {'codebook_size': 0}", "positive whole number"]),
+        ("codebook_size: [8, 0]", ["trial {'codebook_size': 0}", "whole number from 2 up"]),
+        ("seed: [1, 2]", ["seed", "all trials have to share it to be comparable"]),
+        ("hidden_dropout_prob: {quniform: [0.05, 0.5, 0.1]}", ["hidden_dropout_prob: ", "0.05", "not divisible"]),
         ("learning_rate: {lognormal: [0, 1]}", ["not a distribution", "loguniform"]),
         ("learning_rate: {uniform: [0.1]}", ["uniform takes a list of 2 numbers", "[0.1]"]),
         ("learning_rate: {uniform: [0.1, .inf]}", ["uniform takes a list of 2 numbers", "inf"]),
@@ -479,6 +481,9 @@ def test_a_sweep_of_one_codebook_has_no_pictures_of_depths(settings):
         (["--sweep=TIGER", "--model=SASRec"], ["sweep TIGER varies settings of TIGER, not of SASRec"]),
         (["--sweep=TIGER", "--grace_period=3"], ["grace_period", "from 1 to the 2 epochs, not 3"]),
         (["--sweep=TIGER", "--max_concurrent=0"], ["max_concurrent", "positive whole number, not 0"]),
+        (["--sweep=TIGER", "--grace_period=1", "--scheduler=none"], ["grace_period is for --scheduler=asha"]),
+        (["--sweep=TIGER", "--cpus_per_trial=0"], ["cpus_per_trial", "positive whole number, not 0"]),
+        (["--sweep=TIGER", "--gpus_per_trial=-1"], ["gpus_per_trial", "number from 0 up, not -1"]),
         (["--sweep=TIGER", "--num_samples=0"], ["num_samples", "positive whole number, not 0"]),
         (["--sweep=TIGER", "--valid_users=0"], ["valid_users", "positive whole number, not 0"]),
     ],
@@ -488,6 +493,26 @@ def test_options_that_cannot_work(options, parts, capsys, settings):
     if "--model=SASRec" in options:
         settings = {key: settings[key] for key in ("data_path", "epochs")}
     has(refused(capsys, ["tune", "--dataset=tiny", *options], settings), *parts)
+
+
+def test_folders_that_cannot_be_written_are_refused_first(capsys, settings):
+    """Before texts are embedded and codes are made."""
+    Path("file").write_text("")
+    for option in ("results_dir", "checkpoint_dir"):
+        own = {key: value for key, value in settings.items() if key not in ("inner_size", option)}
+        told = refused(capsys, ["tune", "--dataset=tiny", "--sweep=TIGER", f"--{option}=file/inside"], own)
+        has(told, "cannot make the folder file/inside")
+    assert not Path(settings["cache_dir"]).exists()
+
+
+@pytest.mark.parametrize("record", ["{}", "[]", '{"number": 1, "params": {}, "status": "completed"}'])
+def test_a_record_that_is_none(record, settings):
+    three = planned(settings)
+    three.write(three.trials[0], status="running")
+    (file,) = three.folder.glob("trials/*.json")
+    file.write_text(record)
+    with pytest.raises(TigerError, match=f"{file} is no record of a trial; delete it to run its trial again"):
+        three.winner()
 
 
 @pytest.mark.parametrize(
@@ -554,7 +579,7 @@ def planned(settings, scheduler="none", epochs=9, sizes=(4, 6, 8)):
         "search": "random",
         "num_samples": 1,
         "scheduler": scheduler,
-        "grace_period": 1,
+        "grace_period": 1 if scheduler == "asha" else None,
         "results_dir": "results",
     }
     return sweep.plan("TIGER", "tiny", settings, config, **how)

@@ -602,6 +602,21 @@ def test_a_mixture_without_text_is_for_all_models(pretraining, two, tmp_path):
             experiment.prepare(model, "left,right", {**settings, "cache_dir": str(tmp_path / "other")})
 
 
+def test_a_mixture_with_text_of_some_is_refused(pretraining, two, tmp_path):
+    shutil.copytree(two, tmp_path / "raw")
+    (tmp_path / "raw" / "right" / "right.item").unlink()
+    with pytest.raises(TigerError, match="right has no item file, unlike the others of left,right"):
+        mixed({**pretraining, "data_path": str(tmp_path / "raw")})
+
+
+@pytest.mark.parametrize("model", ["TIGER", "SASRec"])
+def test_a_mixture_is_made_in_the_cache_of_every_model(pretraining, model, tmp_path):
+    names = ("data_path", "item_embeddings") if model == "TIGER" else ("data_path",)
+    own = {**{name: pretraining[name] for name in names}, "cache_dir": str(tmp_path / "elsewhere")}
+    config = experiment.prepare(model, "left,right", own)
+    assert Path(config["data_path"]).parents[1] == tmp_path / "elsewhere"
+
+
 def test_presplit_files_cannot_be_mixed(pretraining):
     with pytest.raises(TigerError, match="pre-split files cannot be mixed"):
         mixed({**pretraining, "benchmark_filename": ["train", "valid", "test"]})

@@ -349,6 +349,8 @@ def ensure_dataset(config, text_needed=False):
     elif config["dataset"] in DATASETS and not config["benchmark_filename"]:
         check_published(config["dataset"], folder.parent)
     elif not folder.exists():
+        if config["benchmark_filename"]:
+            raise TigerError(f"{config['dataset']} has no pre-split files: {folder} does not exist; give its --data_path")
         dataset = Dataset.__new__(Dataset)
         dataset.config, dataset.logger = config, getLogger()
         dataset.dataset_name, dataset.dataset_path = config["dataset"], config["data_path"]

@@ -102,6 +102,8 @@ def _read_embeddings(path):
     remedy = "make it anew by numpy.savez(file, items=tokens, embeddings=array)"
     if not is_npy(path):
         tokens, embeddings = read_arrays(path, "items", "embeddings", remedy=remedy)
+        if tokens.dtype.kind == "S":
+            raise TigerError(f"{path}: items holds bytes, not text; make it text by numpy.char.decode(items, 'utf-8')")
         return tokens.astype(str), embeddings
     beside = tokens_file(path)
     if not beside.is_file():

@@ -404,6 +404,8 @@ def check_interactions(config):
     if state in _checked:
         return
     if items is not None:
+        if not items.is_file():
+            raise TigerError(f"load_col names columns of items, but {items} does not exist: add it, or leave item out")
         text_columns(config, needed=False)  # checks that there is a column of items
         _refuse_other_types(items, header(items, config), [item_id])
         table = read_columns(items, [item_id], config)

@@ -52,7 +52,8 @@ def mix(parts, folder, text_needed):
         Path of the mixture's folder, which has the name of the dataset, ``a,b``.
 
     Raises:
-        TigerError: a dataset has no text though it is needed, or a column has different types.
+        TigerError: a dataset has no text though it is needed, some datasets have an item file and others have none, or a
+            column has different types.
     """
     first, name = parts[0], ",".join(part["dataset"] for part in parts)
     inters = [Path(part["data_path"]) / f"{part['dataset']}.inter" for part in parts]
@@ -61,6 +62,9 @@ def mix(parts, folder, text_needed):
             raise TigerError(f"dataset {part['dataset']} has no interaction file: {file} does not exist")
         text_columns(part, text_needed)
     items = [item_file(part) if item_file(part).is_file() else None for part in parts]
+    without = [part["dataset"] for part, file in zip(parts, items, strict=True) if file is None]
+    if 0 < len(without) < len(parts):
+        raise TigerError(f"{', '.join(without)} has no item file, unlike the others of {name}: give all one, or none")
     settings = ["USER_ID_FIELD", "ITEM_ID_FIELD", "field_separator", "encoding"]
     made_by = [REVISION, name, [first[key] for key in settings]]
     digest = hashlib.sha256(json.dumps(made_by).encode())

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from recbole_tiger.catalogue.encoder import encode, load_embeddings
+from recbole_tiger.catalogue.encoder import encode, encoder_hash, load_embeddings
 from recbole_tiger.catalogue.item_text import header, read_columns, read_item_text, table_to_lists
 from recbole_tiger.catalogue.quantizers import QUANTIZERS, make_quantizer, quantizer_settings
 from recbole_tiger.catalogue.quantizers.base import Quantizer
@@ -19,7 +19,7 @@ class Tokenizer:
     Attributes:
         quantizer: a fitted Quantizer.
         made_by: dict of the settings ``quantizer``, ``text_encoder``, ``text_fields``, ``item_embeddings`` and those of the
-            quantizer.
+            quantizer; and ``encoder_hash``, a hash of the content of the encoder, if it is a folder.
     """
 
     quantizer: Quantizer
@@ -29,7 +29,10 @@ class Tokenizer:
     def of(cls, config, quantizer):
         """The tokenizer of a run, from its settings and its fitted quantizer."""
         names = ("quantizer", "text_encoder", "text_fields", "item_embeddings")
-        return cls(quantizer, {**{name: config[name] for name in names}, **quantizer_settings(config)})
+        made_by = {**{name: config[name] for name in names}, **quantizer_settings(config)}
+        if Path(str(config["text_encoder"])).is_dir():
+            made_by["encoder_hash"] = encoder_hash(config["text_encoder"])
+        return cls(quantizer, made_by)
 
     def state(self):
         """The content for a checkpoint: plain values and tensors on the CPU."""
@@ -76,7 +79,10 @@ class Tokenizer:
             )
         if from_file:
             return load_embeddings(embeddings, items)
-        return encode(texts, self.made_by["text_encoder"], device, cache_dir, show_progress=False)
+        encoder = self.made_by["text_encoder"]
+        if self.made_by.get("encoder_hash") not in (None, encoder_hash(encoder)):
+            raise TigerError(f"text_encoder {encoder} has changed since this model was trained: restore it, or train anew")
+        return encode(texts, encoder, device, cache_dir, show_progress=False)
 
     def encode(self, embeddings):
         """Codes of embeddings.

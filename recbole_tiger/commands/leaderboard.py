@@ -1,6 +1,7 @@
 """``recbole-tiger leaderboard``."""
 
 import sys
+from pathlib import Path
 
 from recbole_tiger.commands.shared import add_html, add_results_dir, write, write_leaderboard_page
 from recbole_tiger.errors import TigerError
@@ -27,6 +28,8 @@ def execute(args):
     """Write the tables, draw the pictures and write the page of a folder of result files."""
     if args.data_path and not args.html:
         raise TigerError("--data_path is for --html: give --html=FILE too, or leave --data_path out")
+    if args.data_path and not Path(args.data_path).is_dir():
+        raise TigerError(f"data_path {args.data_path} is no folder: give the folder of datasets, or leave it out")
     from recbole_tiger.report.leaderboard import leaderboards
     from recbole_tiger.report.results import read_results
 

@@ -4,7 +4,7 @@ import os
 from importlib import metadata
 
 from recbole_tiger.commands.shared import add_results_dir, warn_unread
-from recbole_tiger.errors import TigerError
+from recbole_tiger.errors import TigerError, check_number
 from recbole_tiger.settings.properties import model_of, property_files
 
 SUMMARY = "Search settings with Ray Tune on validation, and test the winner"
@@ -26,7 +26,8 @@ def add_arguments(parser):
         "--num_samples",
         type=int,
         default=10,
-        help="number of draws from the distributions for each point of the grid (default: %(default)s)",
+        help="draws from the distributions for each point of the grid, or with hyperopt the number of trials; without "
+        "distributions it has no effect (default: %(default)s)",
     )
     parser.add_argument(
         "--search",
@@ -70,9 +71,12 @@ def _import_ray():
 
 def execute(args, settings):
     """Run the trials that have not ended, test the winner, and print both tables."""
-    for key in ("num_samples", "max_concurrent"):
-        if getattr(args, key) < 1:
-            raise TigerError(f"{key} has to be a positive whole number, not {getattr(args, key)}")
+    for key in ("num_samples", "max_concurrent", "cpus_per_trial"):
+        value = getattr(args, key)
+        if value is not None and value < 1:
+            raise TigerError(f"{key} has to be a positive whole number, not {value}")
+    if args.gpus_per_trial is not None:
+        check_number("gpus_per_trial", args.gpus_per_trial)
     model_of(args.model)  # refuse unknown models before the imports, which take seconds
     _import_ray()
     import torch

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,8 @@ LEFT_OUT = "history left out"
 # Settings that filter interactions, or give files split beforehand.
 FILTERS = ("benchmark_filename", "rm_dup_inter", "val_interval", "user_inter_num_interval", "item_inter_num_interval")
 # Settings that decide on which targets users are validated and tested, and so which results can be in one table.
-PROTOCOL = ("eval_args", "repeatable", "exclude_history", *FILTERS, "filter_inter_by_user_or_item", "TIME_FIELD")
+PROTOCOL = ("eval_args", "repeatable", "exclude_history", *FILTERS, "filter_inter_by_user_or_item")
+PROTOCOL += ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD")
 
 # What results of one table share besides the dataset: the hash of its files, the ranked items, and the protocol.
 COMPARED = ("data_hash", "items", *PROTOCOL)
@@ -111,6 +112,8 @@ def published_rows(dataset):
 def _published_beside(result):
     """The published rows of a result's dataset; [] if the result has another protocol than the published values."""
     wanted = protocol()["eval_args"]
+    if not result["settings"].get("repeatable", True):  # RecBole leaves the history out
+        return []
     found = {**wanted, **(result["settings"].get("eval_args") or {})}
     modes = found["mode"].values() if isinstance(found["mode"], dict) else [found["mode"]]
     same = set(modes) == {wanted["mode"]} and all(found[key] == wanted[key] for key in ("split", "order"))
@@ -130,15 +133,19 @@ def rows_of(results, folder, test=""):
     """
     if test:
         results = [
-            {**result, "test_result": result[f"test_result{test}"], "intervals": result[f"intervals{test}"]}
+            {**result, "test_result": result[f"test_result{test}"], "intervals": result.get(f"intervals{test}", {})}
             for result in results
             if result.get(f"test_result{test}")
         ]
     groups = {}
-    for result in sorted(results, key=lambda result: result["seed"]):
+    # Of two runs with equal settings and seed, that of the later version stays: it lists more settings.
+    for result in sorted(results, key=lambda result: (result["seed"], len(result["settings"]))):
         settings = {key: value for key, value in settings_of(result).items() if key != "seed"}
-        groups.setdefault((result["label"], json.dumps(settings, sort_keys=True)), []).append(result)
+        runs = groups.setdefault((result["label"], json.dumps(settings, sort_keys=True)), {})
+        runs[result["seed"]] = result
+    groups = {key: list(runs.values()) for key, runs in groups.items()}
     rows = [_row(_name(label, runs[0], groups), runs, folder, f"ranks{test}") for (label, _), runs in groups.items()]
+    rows = _with_days(rows)
     chosen_by = {result["settings"].get("valid_metric") for result in results}
     shared = []
     if len(chosen_by) > 1:
@@ -174,8 +181,17 @@ def _row(label, runs, folder, name):
     kept = [read_ranks(file, name) for file in files if file.is_file()]
     if len(kept) < len(runs) or any(ranks is None or not np.array_equal(users, kept[0][0]) for users, ranks in kept):
         return Row(label, tuple(runs))
-    _, later_day = read_ranks(files[0], "later_day")
+    days = [read_ranks(file, "later_day")[1] for file in files]
+    later_day = next((found for found in days if found is not None), None)
     return Row(label, tuple(runs), kept[0][0], np.stack([ranks for _, ranks in kept]), later_day)
+
+
+def _with_days(rows):
+    """Rows of one dataset; those without the days of their targets, from older versions, get them from another row."""
+    known = next((row for row in rows if row.later_day is not None), None)
+    if known is None:
+        return rows
+    return [replace(row, later_day=known.later_day) if _paired(row, known) else row for row in rows]
 
 
 @dataclass(frozen=True)
@@ -271,9 +287,9 @@ STYLES = {
 
 
 def tested_metrics(rows):
-    """Names of the metrics of a table: those of any run."""
-    names = dict.fromkeys(name for row in rows for result in row.results for name in result["test_result"])
-    return [name for name in names if name.startswith(("recall", "ndcg"))]
+    """Names of the metrics of a table: recall and NDCG of any run, or all metrics if there are none of these."""
+    names = list(dict.fromkeys(name for row in rows for result in row.results for name in result["test_result"]))
+    return [name for name in names if name.startswith(("recall@", "ndcg@"))] or names
 
 
 def leaderboard(rows, style="plain"):
@@ -432,7 +448,8 @@ def leaderboard_csv(tables, against=None):
         rankings = {metric: ranking(rows, metric) for metric in metrics}
         reference = _reference(rows, against)
         for i, row in enumerate(rows):
-            history = "left out" if title.endswith(LEFT_OUT) else "left in"
+            masked = title.endswith(LEFT_OUT) or shared["repeatable"] == "false"
+            history = "left out" if masked else "left in"
             line = {**shared, "history": history, "model": row.label, "source": row.source}
             for metric in metrics:
                 low, high = row.interval(metric) or (None, None)
@@ -446,7 +463,7 @@ def leaderboard_csv(tables, against=None):
                 line["seeds"] = len(row.results)
                 line["epochs"] = f"{row.average('epochs'):g}"
                 line |= {mark: row.any(mark) for mark in marks}
-                threads = sorted({result["hardware"]["threads"] for result in row.results})
+                threads = sorted({result["hardware"].get("threads", 0) for result in row.results})
                 line["threads"] = "/".join(map(str, threads))
                 for name in ("train_seconds", "eval_users_per_second", "parameters"):
                     line[name] = f"{row.average(name):.10g}"
@@ -513,9 +530,7 @@ def leaderboards(results, folder, style, against=None):
     """
     tables = tables_of(results, folder)
     untested = {
-        f"{title}, {LEFT_OUT}": sorted(
-            {result["label"] for result in group if not result.get(f"test_result{WITHOUT_HISTORY}")}
-        )
+        f"{title}, {LEFT_OUT}": [result for result in group if not result.get(f"test_result{WITHOUT_HISTORY}")]
         for title, group in comparable(results).items()
     }
     if against is not None:
@@ -534,5 +549,9 @@ def leaderboards(results, folder, style, against=None):
         if table := by_day(rows, style):
             parts.append(table + "\n")
         if untested.get(title):
-            parts.append(f"not tested like this, from older versions: {STYLES[style].text(', '.join(untested[title]))}\n")
+            labels = {}
+            for result in untested[title]:
+                labels.setdefault(result["label"], set()).add(result["seed"])
+            found = ", ".join(f"{label} (seed {' '.join(map(str, sorted(labels[label])))})" for label in sorted(labels))
+            parts.append(f"not tested like this, from older versions: {STYLES[style].text(found)}\n")
     return "\n".join(parts)

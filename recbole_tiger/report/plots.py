@@ -16,6 +16,11 @@ def _figure(width, height):
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def _plain(text):
+    """Text in which matplotlib finds no formula."""
+    return text.replace("$", r"\$")
+
+
 def _save(figure, file):
     with whole_file(file) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
@@ -45,7 +50,7 @@ def plot(results, folder, output):
             axes = figure.subplots()
             draw(axes, rows)
             figure.legend(loc="outside right upper", fontsize="small")
-            axes.set_title(title)
+            axes.set_title(_plain(title))
             axes.grid(alpha=0.3)
             file = Path(output) / f"{name}-{kind}.png"
             _save(figure, file)
@@ -75,7 +80,7 @@ def _draw_training(axes, rows):
                     marker=_marker(i),
                     markersize=3,
                     linewidth=1,
-                    label=row.label if number == 0 else None,
+                    label=_plain(row.label) if number == 0 else None,
                 )
     axes.set_xscale("log")
     axes.set_xlabel("seconds of training")
@@ -90,10 +95,10 @@ def _draw_parameters(axes, rows):
         error = [[max(0, value - bounds[0])], [max(0, bounds[1] - value)]] if bounds else None
         if size > 1:
             axes.errorbar(
-                size, value, yerr=error, marker=_marker(i), color=f"C{i}", capsize=3, linestyle="", label=row.label
+                size, value, yerr=error, marker=_marker(i), color=f"C{i}", capsize=3, linestyle="", label=_plain(row.label)
             )
         else:  # RecBole gives models that learn nothing (Pop, ItemKNN) one parameter for the optimizer.
-            axes.axhline(value, color=f"C{i}", linestyle="--", label=f"{row.label} (none)")
+            axes.axhline(value, color=f"C{i}", linestyle="--", label=_plain(f"{row.label} (none)"))
     axes.set_xscale("log")
     axes.set_xlabel("parameters")
     axes.set_ylabel(f"{MAIN} on test")

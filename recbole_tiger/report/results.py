@@ -11,11 +11,16 @@ from recbole_tiger.files import read_arrays, whole_file, write_arrays
 SCHEMA = 1
 # Suffix of the fields of the test with the users' history left out of the lists; the other test has no suffix.
 WITHOUT_HISTORY = "_without_history"
-REQUIRED = (
-    *("schema", "model", "label", "dataset", "seed", "best_valid_score", "valid_score_bigger", "best_valid_result"),
-    *("test_result", "epochs", "out_of_time", "still_improving", "train_seconds", "eval_users_per_second", "parameters"),
-    *("epoch_log", "settings", "data_hash", "hardware", "ranks"),
-)
+# The fields of every result file and their types.
+FIELDS = {
+    **dict.fromkeys(("schema", "seed", "epochs", "parameters"), int),
+    **dict.fromkeys(("model", "label", "dataset", "data_hash"), str),
+    **dict.fromkeys(("best_valid_score", "train_seconds", "eval_users_per_second"), int | float),
+    **dict.fromkeys(("valid_score_bigger", "out_of_time", "still_improving"), bool),
+    **dict.fromkeys(("best_valid_result", "test_result", "settings", "hardware"), dict),
+    "epoch_log": list,
+    "ranks": str | None,
+}
 
 
 def write_result(result, file, users=None, kept=None):
@@ -34,17 +39,20 @@ def read_result(file):
     """Read one result file.
 
     Raises:
-        TigerError: the file is cut short, lacks a field, or has another schema.
+        TigerError: the file is cut short, lacks a field, has a field of a wrong type, or has another schema.
     """
     try:
         result = json.loads(Path(file).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise TigerError(f"result file {file} is cut short or not JSON ({error}); delete it and run again") from error
-    absent = [field for field in REQUIRED if not isinstance(result, dict) or field not in result]
+    absent = [field for field in FIELDS if not isinstance(result, dict) or field not in result]
     if absent:
         raise TigerError(f"result file {file} lacks {', '.join(absent)}; delete it and run again")
     if result["schema"] != SCHEMA:
         raise TigerError(f"result file {file} has schema {result['schema']}, but this version reads {SCHEMA}")
+    wrong = [field for field, kind in FIELDS.items() if not isinstance(result[field], kind)]
+    if wrong:
+        raise TigerError(f"result file {file} has a wrong value of {', '.join(wrong)}; delete it and run again")
     return result
 
 

@@ -18,7 +18,7 @@ import psutil
 import torch
 from recbole.data import create_dataset, data_preparation
 from recbole.data.utils import get_dataloader
-from recbole.utils import get_model, get_trainer, init_logger, init_seed
+from recbole.utils import ModelType, get_model, get_trainer, init_logger, init_seed
 
 from recbole_tiger.catalogue.download import ensure_dataset
 from recbole_tiger.catalogue.item_text import check_interactions, history_field
@@ -270,9 +270,10 @@ def _empty_part_error(config, part):
 
 
 def _check_lengths(config, dataset):
-    """Refuse pre-split histories too long for a model of RecBole; models of MODELS read the most recent items only."""
+    """Refuse pre-split histories too long for a sequential model of RecBole; those of MODELS read the most recent items."""
     longest = dataset.field2seqlen.get(history_field(config), 0) if config["benchmark_filename"] else 0
-    if config["model"] not in MODELS and longest > config["MAX_ITEM_LIST_LENGTH"]:
+    reads_all = config["MODEL_TYPE"] == ModelType.SEQUENTIAL and config["model"] not in MODELS
+    if reads_all and longest > config["MAX_ITEM_LIST_LENGTH"]:
         raise TigerError(
             f"the pre-split files have histories of up to {longest} items, but MAX_ITEM_LIST_LENGTH is "
             f"{config['MAX_ITEM_LIST_LENGTH']}: raise it, or cut the histories to their last items"

@@ -10,7 +10,7 @@ from recbole_tiger.settings.identity import run_inputs
 from recbole_tiger.settings.properties import is_sample
 
 # How the files are read.
-READING = ("load_col", "USER_ID_FIELD", "ITEM_ID_FIELD", "LIST_SUFFIX", "field_separator", "seq_separator", "encoding")
+READING = ("load_col", "LIST_SUFFIX", "field_separator", "seq_separator", "encoding")
 # Lengths that have to fit the data, and metrics that have to fit the lengths.
 LENGTHS = ("MAX_ITEM_LIST_LENGTH", "topk", "metrics", "valid_metric")
 

@@ -71,7 +71,8 @@ def read_space(sweep, config):
     if not space:
         raise TigerError(f"sweep {sweep} holds no setting to vary: give lines like codebook_size: [64, 128]")
     of_recbole = recbole_arguments()
-    fixed = {*of_recbole["evaluation_arguments"], *of_recbole["dataset_arguments"], *protocol()}
+    # The seed draws the users of validation, too.
+    fixed = {*of_recbole["evaluation_arguments"], *of_recbole["dataset_arguments"], *protocol(), "seed"}
     for key, values in space.items():
         where = f"sweep {sweep}, {key}"
         if key not in config.final_config_dict:
@@ -106,6 +107,10 @@ def _check_values(where, values):
                 raise TigerError(f"{where}: {kind} takes whole numbers, not {arguments!r}")
             if not low < high or (kind.startswith("log") and low <= 0) or (kind == "quniform" and arguments[2] <= 0):
                 raise TigerError(f"{where}: {kind} from {low} to {high} is empty or has a bound or step that is too low")
+            try:
+                getattr(tune, kind)(*arguments)
+            except ValueError as error:  # bounds that are no multiples of the step of quniform
+                raise TigerError(f"{where}: {error}") from error
             return
         values = arguments
     if not isinstance(values, list) or not values:
@@ -164,9 +169,13 @@ def draw(space, num_samples, seed):
 
 def _read_record(file):
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        record = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise TigerError(f"{file} is cut short or not JSON ({error}); delete it to run its trial again") from error
+    whole = isinstance(record, dict) and {"number", "params", "status"} <= record.keys()
+    if not whole or (record["status"] == "completed" and not isinstance(record.get("result"), dict)):
+        raise TigerError(f"{file} is no record of a trial; delete it to run its trial again")
+    return record
 
 
 @dataclass(frozen=True)
@@ -326,7 +335,7 @@ def plan(model, dataset, user_settings, config, *, sweep, search, num_samples, s
     if search == "hyperopt" and "epochs" in space:
         raise TigerError(f"sweep {sweep} varies epochs, which --search=hyperopt cannot do: give --search=random")
     # Another scheduler stops trials elsewhere, so it makes another sweep; more samples extend the same sweep.
-    identity = [run_key(config), space, search, scheduler, grace_period if scheduler == "asha" else None]
+    identity = [run_key(config), space, search, scheduler, grace_period]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:10]
     name = f"{config['dataset']}-{config['label']}-{Path(sweep).stem}-{config['seed']}-{digest}"
     shared = {**user_settings, "load_col": config["load_col"], "resume": True}
@@ -354,7 +363,9 @@ def plan(model, dataset, user_settings, config, *, sweep, search, num_samples, s
             made.add_recorded()
     except TigerError as error:
         raise TigerError(f"sweep {sweep}, {error}") from error
-    if scheduler == "asha" and grace_period is not None and not 1 <= grace_period <= made.epochs:
+    if scheduler == "none" and grace_period is not None:
+        raise TigerError("grace_period is for --scheduler=asha, which stops trials: leave it out")
+    if grace_period is not None and not 1 <= grace_period <= made.epochs:
         raise TigerError(f"grace_period has to be from 1 to the {made.epochs} epochs, not {grace_period}")
     return made
 

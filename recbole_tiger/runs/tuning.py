@@ -27,7 +27,7 @@ from recbole_tiger.catalogue.catalogue import CollapseError, check_sizes, item_e
 from recbole_tiger.catalogue.item_text import text_of_items
 from recbole_tiger.catalogue.quantizers import QUANTIZERS
 from recbole_tiger.errors import TigerError
-from recbole_tiger.files import locked, make_folder
+from recbole_tiger.files import check_writable, locked, make_folder
 from recbole_tiger.model import MODELS
 from recbole_tiger.registry import import_file
 from recbole_tiger.report.plots import codebook_heat_map, collision_scatter
@@ -324,10 +324,6 @@ def run_trials(sweep, *, scheduler, grace_period, max_concurrent, cpus_per_trial
         TigerError: the cluster does not answer, none of its nodes has enough CPUs and GPUs, or the sweep breaks off.
     """
     os.environ.update(TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1", TUNE_DISABLE_SIGINT_HANDLER="1", RAY_AIR_NEW_OUTPUT="0")
-    if cpus_per_trial < 1 or gpus_per_trial < 0:
-        raise TigerError(
-            f"a trial needs at least one CPU and no less than 0 GPUs, not {cpus_per_trial} and {gpus_per_trial}"
-        )
     start_ray(ray_address)
     try:
         _check_room(cpus_per_trial, gpus_per_trial)
@@ -451,9 +447,10 @@ def tune_sweep(sweep, *, resume, **how):
                 f"{sweep.folder} holds a sweep of {sweep.size} trials, {left} of them unfinished: "
                 f"continue it with --resume, or remove it"
             )
-        check_trials(sweep)
-        make_folder(sweep.folder)
         with locked(sweep.checkpoints.with_name(f"{sweep.checkpoints.name}.lock"), f"the sweep of {sweep.folder}"):
+            check_writable(f"{sweep.folder}.csv")
+            check_trials(sweep)
+            make_folder(sweep.folder)
             run_trials(sweep, **how)
     write_tables(sweep)
     draw_pictures(sweep)

@@ -56,7 +56,7 @@ def parse_arguments(arguments):
             raise TigerError(f"setting {key!r} is given twice on the command line")
         try:
             settings[key] = yaml.load(value, Loader=Loader)  # noqa: S506 - a SafeLoader
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError):  # ValueError: a date that does not exist, for example
             settings[key] = value
     check_keys(settings, "the command line")
     return settings

@@ -35,9 +35,10 @@ def is_list_metric(metric):
     return not LISTS.isdisjoint(metric_information.get(metric.lower(), ()))
 
 
-def _check_count(key, value):
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise TigerError(f"{key} has to be a positive whole number, not {value!r}")
+def _check_count(key, value, least=1):
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        allowed = "a positive whole number" if least == 1 else f"a whole number from {least} up"
+        raise TigerError(f"{key} has to be {allowed}, not {value!r}")
 
 
 def _check_whole(key, value):
@@ -57,8 +58,14 @@ def _check_intervals(config):
     values = config["val_interval"] or {}
     if not isinstance(values, dict):
         raise TigerError(f"val_interval has to be of the form {{'price': '[1,inf)'}}, not {values!r}")
-    # For a column of tokens the value is a list of tokens.
-    ranges.update({f"val_interval of {key}": value for key, value in values.items() if not isinstance(value, list)})
+    for key, value in values.items():
+        if not isinstance(value, list):
+            ranges[f"val_interval of {key}"] = value
+        elif not all(isinstance(token, str) for token in value):
+            raise TigerError(
+                f"val_interval of {key} lists values that are not text: {value!r}; put tokens in quotes where YAML would "
+                f"read a number, and give a column of numbers an interval like '[5,inf)'"
+            )
     for key, value in ranges.items():
         if value is not None and not INTERVALS.fullmatch(str(value).strip()):
             raise TigerError(f"{key} has to be an interval like '[5,inf)', or several joined by a semicolon, not {value!r}")
@@ -144,7 +151,11 @@ def check_run(config):
     check_number("learning_rate", config["learning_rate"], positive=True)
     if config["reg_weight"] is not None:  # RecBole's trainer multiplies by it for every model
         check_number("reg_weight", config["reg_weight"])
-    # The label is part of the name of the result file.
+    # The label and the dataset are parts of the name of the result file.
+    if Path(config["dataset"]).name != config["dataset"]:
+        raise TigerError(
+            f"dataset {config['dataset']!r} has to be a name, not a path: give the folder that has its folder as --data_path"
+        )
     if Path(config["label"]).name != config["label"]:
         raise TigerError(f"label {config['label']!r} has to be usable in a file name: leave out its slashes")
     try:
@@ -220,8 +231,8 @@ def check_kind(key, value, kind):
     """Refuse a value that is not of the kind given in a property file.
 
     Args:
-        kind: ``int``, ``int > 0``, ``float``, ``float > 0``, ``float < 1`` (all from 0 up), ``bool``, ``str``, ``dict``,
-            ``list of`` one of these, or the allowed words, as in ``beam or exact``.
+        kind: ``int``, ``int > 0``, ``int > 1``, ``float``, ``float > 0``, ``float < 1`` (all from 0 up), ``bool``, ``str``,
+            ``dict``, ``list of`` one of these, or the allowed words, as in ``beam or exact``.
 
     Raises:
         TigerError: with the setting and its allowed values.
@@ -242,8 +253,8 @@ def check_kind(key, value, kind):
             raise TigerError(f"{key} has to be a mapping, not {value!r}")
     elif kind == "int":
         _check_whole(key, value)
-    elif kind == "int > 0":
-        _check_count(key, value)
+    elif kind in ("int > 0", "int > 1"):
+        _check_count(key, value, least=int(kind[-1]) + 1)
     elif kind == "float < 1":
         if not isinstance(value, int | float) or not 0 <= value < 1:
             raise TigerError(f"{key} has to be a number from 0 up to 1, not {value!r}")

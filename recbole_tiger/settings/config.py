@@ -65,14 +65,16 @@ def make_config(name, dataset, user_settings):
     layers.setdefault("label", name)
     if "gpu_id" in layers and layers["gpu_id"] is None:
         layers["gpu_id"] = ""  # --gpu_id= is null in YAML, which RecBole would read as a GPU called None
-    left_out = {"model", "dataset"} | package_settings_unread_by(model)
+    # A mixture of datasets is cached for every model.
+    left_out = {"model", "dataset"} | package_settings_unread_by(model) - {"cache_dir"}
     layers = {key: value for key, value in layers.items() if key not in left_out}
     loss = {**read_file(recbole_folder() / f"properties/model/{model}.yaml"), **layers}.get("loss_type")
     if "train_neg_sample_args" not in layers and loss == "CE":
         layers["train_neg_sample_args"] = None  # cross-entropy uses no negatives
     with tempfile.TemporaryDirectory() as folder, hide_command_line():
         file = Path(folder) / "settings.yaml"
-        file.write_text(yaml.safe_dump(layers), encoding="utf-8")
+        # RecBole's YAML reads more texts as numbers than PyYAML quotes, for example 1e3.
+        file.write_text(yaml.safe_dump(layers, default_style='"'), encoding="utf-8")
         try:
             config = Config(model=model, dataset=dataset, config_file_list=[str(file)])
         except TigerError:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from recbole_tiger.catalogue.encoder import encoder_hash, is_npy, tokens_file
 from recbole_tiger.catalogue.item_text import interaction_files
+from recbole_tiger.catalogue.quantizers import QUANTIZERS
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import content_hash
 from recbole_tiger.model import MODELS
-from recbole_tiger.settings.properties import ADDED_LATER, NOT_IN_RUN_KEY
+from recbole_tiger.settings.properties import ADDED_LATER, NOT_IN_RUN_KEY, settings_of_other_quantizers
 
 
 def data_files(config):
@@ -29,18 +30,24 @@ def data_hash(config):
 
 def run_settings(config):
     """The settings that affect the result of a run, as JSON values."""
-    settings = {key: value for key, value in config.final_config_dict.items() if key not in NOT_IN_RUN_KEY}
+    left_out = NOT_IN_RUN_KEY | (settings_of_other_quantizers(config["quantizer"]) if config["model"] in MODELS else set())
+    settings = {key: value for key, value in config.final_config_dict.items() if key not in left_out}
     settings = {key: value for key, value in settings.items() if key not in ADDED_LATER or value != ADDED_LATER[key]}
     return json.loads(json.dumps(settings, default=str, sort_keys=True))
 
 
 def extra_input_hashes(config):
-    """Hashes of the other inputs: a pre-trained model; for a model of MODELS embeddings, semantic IDs and an encoder too."""
+    """Hashes of the other inputs.
+
+    These are a pre-trained model, and for a model of MODELS embeddings, semantic IDs, an encoder, and the files of a model
+    or quantizer from outside this package.
+    """
     files, encoder = [config["pre_model_path"]], []
     if config["model"] in MODELS:
         embeddings = config["item_embeddings"]
         tokens = [tokens_file(embeddings)] if embeddings and is_npy(embeddings) else []
-        files = [embeddings, config["semantic_ids"], *files, *tokens]
+        plugins = [MODELS.file_of(config["model"]), QUANTIZERS.file_of(config["quantizer"])]
+        files = [embeddings, config["semantic_ids"], *files, *tokens, *plugins]
         if Path(str(config["text_encoder"])).is_dir():
             encoder = [encoder_hash(config["text_encoder"])]
     return [*(content_hash(file).hex() for file in files if file and Path(file).is_file()), *encoder]
@@ -68,8 +75,8 @@ def check_unchanged(config):
     """
     if _input_hashes(config) != config["input_hashes"]:
         raise TigerError(
-            f"files of {config['dataset']} in {config['data_path']}, or of your embeddings, semantic IDs or encoder, have "
-            f"changed since this run began: run it again"
+            f"files of {config['dataset']} in {config['data_path']}, or of your embeddings, semantic IDs, encoder or "
+            f"plugins, have changed since this run began: run it again"
         )
 
 

@@ -85,7 +85,7 @@ def parse_yaml(text, source):
     """
     try:
         return yaml.load(text, Loader=Loader)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist, for example
         raise TigerError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
 
 
@@ -155,9 +155,21 @@ def _registered(settings):
 def catalogue_settings():
     """The settings of item text and semantic IDs, common to all models of MODELS, by name, each a :class:`Setting`."""
     found = dict(_described("catalogue"))
-    for settings in QUANTIZERS.settings.values():
-        found.update(_registered(settings))
+    for name, settings in QUANTIZERS.settings.items():
+        own = _registered(settings)
+        if taken := [key for key, setting in own.items() if found.get(key, setting).default != setting.default]:
+            raise TigerError(
+                f"the settings of quantizer {name} have {', '.join(taken)}, which has another default for all quantizers: "
+                f"leave it out, or rename it"
+            )
+        found.update(own)
     return found
+
+
+def settings_of_other_quantizers(quantizer):
+    """Names of the settings registered with quantizers from outside this package other than ``quantizer``."""
+    others = {key for name, own in QUANTIZERS.settings.items() if name != quantizer for key in _registered(own)}
+    return others - set(_described("catalogue")) - set(_registered(QUANTIZERS.settings.get(quantizer, {})))
 
 
 def settings_of(model):

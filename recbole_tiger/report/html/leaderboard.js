@@ -137,7 +137,7 @@ function draw(node, table) {
       element("div", {}, element("h2", {}, "Test against parameters"), sizes),
       element("div", {}, element("h2", {}, "Test by how often training has the target"),
         table.occurrences ? curves : element("p", { className: "muted" },
-          "The page was made without the dataset's files, or the runs have no ranks: recbole-tiger leaderboard --data_path=FOLDER."))));
+          "The page was made without the dataset's files, or the runs have no ranks or no recall@10: recbole-tiger leaderboard --data_path=FOLDER."))));
 
   function errors(rows, metric) {
     const ends = rows.map((row) => [value(row, metric, 2), value(row, metric, 3)]);

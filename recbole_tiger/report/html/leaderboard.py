@@ -19,7 +19,7 @@ from recbole_tiger.report.leaderboard import (
 )
 from recbole_tiger.report.statistics import LEVEL, RANGES, range_of
 
-# Metrics whose differences are tested; each p-value takes up to a second.
+# Metrics whose differences are tested, or the last of a table without these; each p-value takes up to a second.
 PAIRED = ("recall@10", MAIN)
 # The metric of the chart by occurrences.
 OCCURRENCES = "recall@10"
@@ -53,8 +53,9 @@ def _table(title, rows, occurrences):
     metrics = tested_metrics(rows)
     run = [i for i, row in enumerate(rows) if row.results]
     pairs = {}
+    paired = [metric for metric in PAIRED if metric in metrics] or metrics[-1:]
     for i, k in combinations(run, 2):
-        found = {metric: difference(rows[i], rows[k], metric) for metric in PAIRED if metric in metrics}
+        found = {metric: difference(rows[i], rows[k], metric) for metric in paired}
         pairs[f"{i},{k}"] = {metric: [number(by), number(p)] for metric, (by, p) in found.items() if p is not None}
     return {
         "title": title,
