@@ -621,6 +621,7 @@ def test_setting_that_cannot_work(capsys, own, change, parts):
         ({"benchmark_filename": "train"}, ["benchmark_filename has to be a list of the three", "'train'"]),
         ({"encoding": "base64"}, ["encoding 'base64'", "utf-8-sig"]),
         ({"reg_weight": [None]}, ["reg_weight has to be a number from 0 up, not [None]"]),
+        ({"worker": 1, "eval_args": {"mode": "uni20"}}, ["mode uni20", "leave out worker"]),
         ({"log_wandb": True}, ["log_wandb needs the package wandb", "pip install wandb"]),
         ({"neg_sampling": {"uniform": 1}}, ["older versions of RecBole: give train_neg_sample_args"]),
         ({"min_user_inter_num": 5}, ["older versions of RecBole: give user_inter_num_interval"]),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.stats import chisquare, kstest
 
-from recbole_tiger.model.decoding import Allowed, beam_search, exact_scores, log_likelihood, unconstrained_beam_search
+from recbole_tiger.model.decoding import Allowed, beam_search, exact_scores, log_probs_of_levels, unconstrained_beam_search
 from recbole_tiger.model.draw import Draw
 from recbole_tiger.model.trie import Trie
 from tests import reference
@@ -126,6 +126,26 @@ def test_a_prefix_with_one_child_costs_no_row_of_the_decoder():
         torch.testing.assert_close(scores[row], expected[found[row] - 1], atol=1e-4, rtol=1e-4)
 
 
+def test_a_prefix_without_allowed_items_costs_no_row_of_the_decoder():
+    """Each level has one prefix that leads to allowed items."""
+    codes = [[a, b, c] for a in range(3) for b in range(2) for c in range(2)]
+    network = reference.small_network(codes=codes, trie_softmax=True)
+    memory, rows, step = network.encode(torch.tensor([[0, 2, 5]])), [], network.step
+    among = torch.zeros(13, dtype=torch.bool)
+    among[[7, 8]] = True
+
+    def counting(memory, level, codes, past, part):
+        rows.append((level, len(part.users)))
+        return step(memory, level, codes, past, part)
+
+    network.step = counting
+    found, scores = beam_search(network, memory, 2, Allowed.of(network.trie, among))
+    del network.step
+    assert rows == [(0, 1), (1, 1), (2, 1)]
+    assert sorted(found[0].tolist()) == [7, 8]
+    torch.testing.assert_close(scores, exact(network, memory.items, None).gather(1, found), atol=1e-5, rtol=1e-5)
+
+
 def drawn_codes(seed):
     """Distinct codes of a trie in which some levels are constant and some nodes have one child."""
     generator = np.random.default_rng(seed)
@@ -166,7 +186,11 @@ SETS = {"one": [7], "few": [1, 5, 9, 30], "half": range(2, 31, 2), "all": range(
 
 
 @pytest.mark.parametrize("among", SETS.values(), ids=SETS.keys())
-@pytest.mark.parametrize("left_out", [None, [[5, 9, 1], [0, 0, 30], [2, 4, 6]]], ids=["", "less some"])
+@pytest.mark.parametrize(
+    "left_out",
+    [None, [[5, 9, 1], [0, 0, 30], [2, 4, 6]], [[5, 5, 9, 5], [30, 0, 30, 0], [4, 2, 2, 4]]],
+    ids=["", "less some", "less repeated ones"],
+)
 def test_a_beam_among_some_items_ranks_as_the_exact_scorer(network, items, users, memory, among, left_out):
     """This holds for any number of items, at any rank."""
     expected = exact(network, items, users)
@@ -245,7 +269,7 @@ def test_noise_is_of_the_gumbel_distribution():
 def test_given_items_score_as_in_the_exact_scorer(network, items, users, memory):
     wanted = torch.tensor([[1, 2, 3, 30], [4, 4, 5, 6], [7, 8, 9, 10]])
     expected = exact(network, items, users).gather(1, wanted)
-    torch.testing.assert_close(log_likelihood(network, memory, wanted), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(log_probs_of_levels(network, memory, wanted).sum(dim=-1), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_probabilities_of_all_items(network, items, users):

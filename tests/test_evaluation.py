@@ -138,6 +138,7 @@ def test_ids_that_are_no_number_of_63_bits(settings):
         ({"constrained": False, "metrics": ["NDCG", "ItemCoverage"]}, "leave out ItemCoverage"),
         ({"constrained": False, "eval_args": {"mode": "uni50"}}, "the sampled mode of eval_args"),
         ({"decoding_temperature": 1.0, "scoring": "exact"}, "leave out scoring exact"),
+        ({"decoding_temperature": 1.0, "eval_args": {"mode": "uni20"}}, "leave out the sampled mode of eval_args"),
         ({"decoding_temperature": 0}, "decoding_temperature has to be a positive number"),
     ],
 )

@@ -69,6 +69,24 @@ def test_predict_is_the_score_of_the_item(name, settings):
     torch.testing.assert_close(model.predict(batch), expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("more", [{}, {"n_user_tokens": 7}], ids=["", "user tokens"])
+def test_predict_of_candidates_that_share_histories(name, settings, more, monkeypatch):
+    """Histories with one to many candidates; those of few are not decoded as often as those of many."""
+    if name != "TIGER":
+        more = {}
+    _, (_, _, test_data), model, _ = built({**settings, **more, **({"scoring": "exact"} if name == "TIGER" else {})}, name)
+    model.eval()
+    rows = torch.tensor([0] * 30 + [1] * 3 + [2, 3, 4, 5, 0])
+    batch = batch_of(test_data.dataset, rows)
+    scores = model.full_sort_predict(batch_of(test_data.dataset, range(6))).view(6, -1)
+    batch[model.ITEM_ID] = torch.arange(len(rows)) % 60 + 1
+    sizes, levels = [], model.log_probs_of_levels
+    monkeypatch.setattr("recbole_tiger.model.tiger.DECODE_BATCH", 1)
+    monkeypatch.setattr(model, "log_probs_of_levels", lambda h, s, items: sizes.append(items.numel()) or levels(h, s, items))
+    torch.testing.assert_close(model.predict(batch), scores[rows, batch[model.ITEM_ID]], atol=1e-4, rtol=1e-4)
+    assert all(size < 2 * len(rows) for size in sizes)
+
+
 def test_a_checkpoint_recommends_what_the_model_did(name, settings):
     _, file = trained(name, settings)
     config, model, dataset, _, _, test_data = load_data_and_model(file)
@@ -121,18 +139,18 @@ def test_a_killed_run_ends_as_one_that_was_not(name, settings, monkeypatch):
     ]
 
 
-@pytest.mark.parametrize("recipe", ["TIGER", "TIGER-text"])
 @pytest.mark.parametrize("quantizer", list(QUANTIZERS))
-def test_every_quantizer_serves_tiger(name, settings, recipe, quantizer):
-    if name != "TIGER":
-        pytest.skip("the quantizers are those of TIGER")
+def test_every_quantizer_serves_every_model(name, settings, quantizer):
+    depths = {"atomic": 1, "string": 2, "vq": 1}
     more = {"quantizer": quantizer, "codebook_size": 8, "rq_vae_steps": 150, "rq_vae_warmup_steps": 50, "epochs": 1}
-    result, file = trained(recipe, settings, **more)
-    recommender = Recommender.load(file, "cpu")
-    assert len(recommender.semantic_ids.items) == 60
-    depth = {"atomic": 1, "string": 2, "vq": 1, "hierarchical_kmeans": recommender.semantic_ids.depth}.get(quantizer, 2)
-    assert recommender.semantic_ids.depth == depth
-    assert result["semantic_ids"]["items"] == 60
-    beam = recommender.recommend(["i3", "i9"], k=60, beam_size=60)
-    exact = {row["item"]: row["score"] for row in recommender.recommend(["i3", "i9"], k=60, scoring="exact")}
-    assert {row["item"]: row["score"] for row in beam} == pytest.approx(exact, abs=1e-4)
+    more |= {"codebook_depth": 2, "hierarchical_branches": 4, "hierarchical_leaf_size": 14}
+    for recipe in {"TIGER": ["TIGER", "TIGER-text"], "VQRec": ["VQRec"]}[name]:
+        result, file = trained(recipe, settings, **more)
+        recommender = Recommender.load(file, "cpu")
+        assert len(recommender.semantic_ids.items) == result["semantic_ids"]["items"] == 60
+        assert recommender.semantic_ids.depth == depths.get(quantizer, 2)
+        exact = {row["item"]: row["score"] for row in recommender.recommend(["i3", "i9"], k=60, scoring="exact")}
+        assert len(exact) == 60
+        if "beam" in recommender.model.scorings:
+            beam = recommender.recommend(["i3", "i9"], k=60, beam_size=60)
+            assert {row["item"]: row["score"] for row in beam} == pytest.approx(exact, abs=1e-4)

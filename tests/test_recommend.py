@@ -4,6 +4,7 @@ import math
 import shutil
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
@@ -96,6 +97,15 @@ def test_titles_and_excluded_history(trained, recommender):
     assert all(r["title"].startswith("The ") and r["title"].endswith(f" {r['item'][1:]}") for r in kept)
 
 
+def test_other_kinds_of_numbers_and_lists(trained, recommender):
+    options = {"k": 3, "among": ["i7", "i8", "i9"], "user": 5 if trained["users"] else None}
+    expected = recommender.recommend(["i3", "i9"], **options)
+    others = {"k": np.int64(3), "among": (item for item in ("i7", "i8", "i9"))}
+    assert recommender.recommend(["i3", "i9"], **{**options, **others}) == expected
+    for row, other in zip(recommender.recommend([("i3", "i9")], **options)[0], expected, strict=True):
+        assert (row["item"], row["score"]) == (other["item"], pytest.approx(other["score"], abs=1e-5))
+
+
 def test_a_list_longer_than_the_beam_widens_it(trained, recommender):
     user = trained["users"] and trained["users"][0]
     assert len(recommender.recommend(trained["histories"][0], k=45, user=user)) == 45
@@ -117,8 +127,10 @@ def test_a_list_among_some_items(trained, recommender):
         assert all(len({r["item"] for r in row} & set(among)) == k for row in narrow)
 
 
+@pytest.mark.parametrize("decode_batch", [128, 2])
 @pytest.mark.parametrize("how", [{}, {"temperature": 1.5, "seed": 4}], ids=["best", "drawn"])
-def test_a_list_depends_on_its_history_alone(trained, recommender, how):
+def test_a_list_depends_on_its_history_alone(trained, recommender, how, decode_batch, monkeypatch):
+    monkeypatch.setattr("recbole_tiger.model.tiger.DECODE_BATCH", decode_batch)
     histories = [trained["histories"][0], recommender.items[:30], ["i7"], recommender.items[:57]]
     users = trained["users"] and ["u1", "u2", "u3", "u4"]
     options = {"k": 10, "exclude_history": True, **how}

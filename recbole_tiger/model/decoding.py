@@ -88,10 +88,12 @@ class Allowed(NamedTuple):
 
     Attributes:
         below: per level, int tensor [nodes] of the number of items of the set below each node of the trie.
-        left_out: int tensor [batch, n, levels], the nodes of the items that each list leaves out, -1 for none; or None.
+        paths: from :meth:`Trie.paths`.
+        left_out: int tensor [batch, n] of the distinct items of the set that each list leaves out, 0 for none; or None.
     """
 
     below: list
+    paths: torch.Tensor
     left_out: torch.Tensor | None
 
     @classmethod
@@ -100,7 +102,7 @@ class Allowed(NamedTuple):
 
         Args:
             among: bool tensor [n_items + 1] of the set, or None for all items.
-            left_out: int tensor [batch, n] of the distinct items that each list leaves out, padded with zeros; or None.
+            left_out: int tensor [batch, n] of the items that each list leaves out, padded with zeros; or None.
         """
         items = trie.item_of.long()
         below = [torch.ones_like(items) if among is None else among[items].long()]
@@ -109,19 +111,28 @@ class Allowed(NamedTuple):
             first = trie.get_buffer(f"first_child_{level}").long()
             below.insert(0, total[first[1:]] - total[first[:-1]])
         if left_out is not None:
-            counted = left_out > 0 if among is None else among[left_out] & (left_out > 0)
-            left_out = trie.paths()[left_out].masked_fill(~counted.unsqueeze(-1), -1)
-        return cls(below, left_out)
+            if among is not None:
+                left_out = left_out.masked_fill(~among[left_out], 0)
+            left_out = left_out.sort(dim=1).values
+            repeated = F.pad(left_out[:, 1:] == left_out[:, :-1], (1, 0))
+            left_out = left_out.masked_fill(repeated, 0)
+        return cls(below, trie.paths(), left_out)
 
     def part(self, rows):
         """The allowed items of a subset of the histories."""
-        return self if self.left_out is None else self._replace(left_out=self.left_out[rows])
+        if self.left_out is None:
+            return self
+        left_out = self.left_out[rows]
+        if not left_out.is_cuda:  # on a GPU the host would wait for the number of columns
+            left_out = left_out[:, (left_out > 0).any(dim=0)]
+        return self._replace(left_out=left_out)
 
     def is_below(self, level, child):
         """Whether an allowed item is below each node ``child`` [batch, prefixes, n] from :meth:`Trie.expand`."""
         count = self.below[level][child]
         if self.left_out is not None:
-            place = self.left_out[:, None, :, level] - child[..., :1]
+            nodes = self.paths[self.left_out, level].masked_fill(self.left_out == 0, -1)
+            place = nodes.unsqueeze(1) - child[..., :1]
             under = (place >= 0) & (place < child.shape[-1])
             count = count.scatter_add(-1, place.clamp(0, child.shape[-1] - 1), -under.long())
         return count > 0
@@ -171,17 +182,18 @@ def beam_search(net, memory, beam_size, allowed=None, draw=None):
         tempered = perturbed = torch.zeros_like(scores, dtype=torch.double)
     for level in range(trie.levels):
         child, codes, exists = trie.expand(nodes, level)
-        wanted = prefixes.needs_softmax(exists.sum(dim=-1))
-        if wanted is not None and not bool(wanted.any()):
-            log_probs = torch.zeros(child.shape, device=scores.device)
-        else:
+        # A prefix without allowed items leads nowhere.
+        wanted = prefixes.needs_softmax(exists.sum(dim=-1).masked_fill(scores.isneginf(), 0))
+        decoded = wanted is None or bool(wanted.any())
+        if decoded:
             rows, hidden = prefixes.decode(level, wanted)
             children = map(rows.select, (child, codes, exists))
             found = net.softmax.log_probs(hidden, level, *children, memory.items[rows.users])
-            if wanted is None:
-                log_probs = found.view(child.shape)
-            else:
-                log_probs = torch.zeros(child.shape, device=scores.device).masked_fill_(~exists, -torch.inf)
+        if wanted is None:
+            log_probs = found.view(child.shape)
+        else:
+            log_probs = torch.zeros(child.shape, device=scores.device).masked_fill_(~exists, -torch.inf)
+            if decoded:
                 log_probs.view(-1, child.shape[-1])[rows.index] = found
         if allowed is not None:
             log_probs = log_probs.masked_fill(~allowed.is_below(level, child), -torch.inf)
@@ -295,20 +307,15 @@ def _scores_of_all_items(net, memory):
     return result
 
 
-def log_likelihood(net, memory, items):
-    """Log-likelihood of given items after the whole history, by teacher forcing.
+def log_probs_of_levels(net, memory, items):
+    """Log-probabilities of the codes of given items after the whole history, by teacher forcing.
 
     Args:
         items: int tensor [batch, candidates].
 
     Returns:
-        float32 tensor [batch, candidates].
+        float32 tensor [batch, candidates, levels], whose sum over the levels is the log-likelihood of the item.
     """
-    return log_probs_of_levels(net, memory, items).sum(dim=-1)
-
-
-def log_probs_of_levels(net, memory, items):
-    """The terms of :func:`log_likelihood` per level, a float32 tensor [batch, candidates, levels]."""
     hidden = net.decode(memory, net.codes[items], shared=True)
     parts = []
     for level in range(net.levels):

@@ -16,7 +16,6 @@ from recbole_tiger.model.decoding import (
     Allowed,
     beam_search,
     exact_scores,
-    log_likelihood,
     log_probs_of_levels,
     unconstrained_beam_search,
 )
@@ -175,6 +174,8 @@ class TIGER(SemanticIDModel):
         modes, metrics = set(config["eval_args"]["mode"].values()), config["metrics"]
         if config["decoding_temperature"] is not None and config["scoring"] == "exact":
             raise TigerError("decoding_temperature draws items with the beam: leave out scoring exact")
+        if config["decoding_temperature"] is not None and modes != {"full"}:
+            raise TigerError("decoding_temperature draws from the whole catalogue: leave out the sampled mode of eval_args")
         if not config["constrained"]:
             if config["trie_softmax"] or config["scoring"] == "exact" or config["decoding_temperature"] is not None:
                 raise TigerError(
@@ -474,23 +475,22 @@ class TIGER(SemanticIDModel):
 
     @torch.no_grad()
     def predict(self, interaction):
-        """Log-likelihood of the given item after each history, [batch]; equal histories are encoded once."""
+        """Log-likelihood of the given item after each history, [batch]; the candidates of a history are decoded together."""
         history = self.histories_of(interaction)
         slots = self.slots_of(interaction[self.USER_ID])
         keyed = history if slots is None else torch.cat([history, slots.unsqueeze(1)], dim=1)
-        distinct, which = torch.unique(keyed, dim=0, return_inverse=True)
-        histories, slots = distinct[:, : history.shape[1]], None if slots is None else distinct[:, -1]
-        memory_of, by_length = self._order_by_length(histories, slots)
-        which = by_length.argsort().to(which.device)[which]
-        # A table of the candidates of each history: [histories, maximal number of candidates].
+        distinct, which, counts = torch.unique(keyed, dim=0, return_inverse=True, return_counts=True)
+        # A table of candidates, as wide as their mean number per history. A history with more takes several of its rows.
         order = which.argsort(stable=True)
-        counts = torch.bincount(which, minlength=len(distinct))
-        column = torch.arange(len(order), device=order.device) - (counts.cumsum(0) - counts)[which[order]]
-        candidates = history.new_ones(len(distinct), int(counts.max()))
-        candidates[which[order], column] = interaction[self.ITEM_ID][order]
+        place = torch.arange(len(order), device=order.device) - (counts.cumsum(0) - counts)[which[order]]
+        width = -(-len(order) // len(distinct))
+        n_rows = (counts + width - 1) // width
+        row, column = (n_rows.cumsum(0) - n_rows)[which[order]] + place // width, place % width
+        histories = distinct.repeat_interleave(n_rows, dim=0)
+        candidates = history.new_ones(len(histories), width)
+        candidates[row, column] = interaction[self.ITEM_ID][order]
+        slots = None if slots is None else histories[:, -1]
+        levels = self.log_probs_of_levels(histories[:, : history.shape[1]], slots, candidates)
         scores = torch.empty(len(history), device=history.device)
-        size = max(1, DECODE_BATCH * 20 // candidates.shape[1])
-        slices = [slice(begin, begin + size) for begin in range(0, len(distinct), size)]
-        likelihood = torch.cat([log_likelihood(self.network, memory_of(rows), candidates[rows]) for rows in slices])
-        scores[order] = likelihood[which[order], column]
+        scores[order] = levels.sum(dim=-1)[row, column]
         return scores

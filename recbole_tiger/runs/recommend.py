@@ -2,6 +2,7 @@
 
 import math
 import re
+from numbers import Integral
 
 import torch
 
@@ -161,7 +162,7 @@ class Recommender:
         if isinstance(history, str) or (batch and not all(isinstance(one, list | tuple) for one in history)):
             raise TigerError("a history is a list of item tokens, which are strings; give several as a list of such lists")
         if batch:
-            users = [user] * len(history) if user is None or isinstance(user, str) else user
+            users = list(user) if isinstance(user, list | tuple) else [user] * len(history)
         else:
             history, users = [history], [user]
         histories = [list(one) for one in history]
@@ -216,6 +217,7 @@ class Recommender:
         """The rows of the items allowed in a list."""
         if isinstance(among, str):
             raise TigerError("among is a list of item tokens, which are strings")
+        among = list(among)
         unknown = [item for item in among if item not in self._row]
         if unknown:
             raise TigerError(f"among has {len(unknown)} items that the model does not know: {named(unknown)}")
@@ -227,7 +229,7 @@ class Recommender:
     def _beam_size(self, k, beam_size, scoring, most):
         """The width of the beam for lists of k items, where at most ``most`` items are allowed."""
         n_items = len(self.items)
-        if not isinstance(k, int) or not 1 <= k <= n_items:
+        if not isinstance(k, Integral) or not 1 <= k <= n_items:
             raise TigerError(f"k = {k} does not fit the catalogue of {n_items} items: it may be 1 to {n_items}")
         if most < k:
             raise TigerError(

@@ -177,6 +177,11 @@ def check_run(config):
     for mode in config["eval_args"]["mode"].values():
         if not MODE.fullmatch(str(mode)):
             raise TigerError(f"eval_args: unknown mode {mode!r}: it may be full, or uni100 or pop100 for 100 drawn items")
+        if config["worker"] and mode not in ("full", "labeled"):
+            raise TigerError(
+                f"eval_args: with mode {mode} the items are drawn in other processes, whose draws cannot be repeated: leave "
+                f"out worker"
+            )
     unlisted = [name for name in config["metrics"] if not is_list_metric(name)]
     if config["exclude_history"] and unlisted:
         raise TigerError(
