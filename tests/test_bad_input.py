@@ -39,6 +39,7 @@ from recbole_tiger.settings.arguments import parse_arguments
 from recbole_tiger.settings.config import make_config
 from recbole_tiger.settings.identity import run_key
 from recbole_tiger.training.checkpoint import load_checkpoint, save_checkpoint
+from recbole_tiger.training.dataset import training_windows
 from tests.conftest import N_ITEMS, read_sequences, small_settings, write_dataset
 from tests.test_command_line import arguments, files_under, rows_of
 from tests.test_recbole import built
@@ -1870,6 +1871,9 @@ def test_no_room_for_the_log(settings, capsys, monkeypatch):
 # --- pre-split data ---
 
 
+PARTS = ("train", "test")
+
+
 @pytest.fixture
 def split(tmp_path, settings):
     """The dataset as tiny.train.inter, tiny.valid.inter and tiny.test.inter, and settings for it."""
@@ -1948,6 +1952,23 @@ def test_split_data_with_histories_that_are_too_long(capsys, split):
     assert main(["run", "--model=TIGER", "--dataset=tiny", "--html=page.html", *arguments({**settings, **QUIET})]) == 0
     (result,) = read_results("results")
     assert target_occurrences(result, settings["data_path"]) is not None
+
+
+def test_split_data_with_histories_longer_than_what_is_read(split):
+    """Their last items are read, and every row of the training file is a target."""
+    folder, settings = split
+    _, (train_data, _, test_data), model, _ = built({**settings, "MAX_ITEM_LIST_LENGTH": 4})
+    dataset = test_data._dataset
+    rows = {
+        part: [row.split("\t") for row in (folder / f"tiny.{part}.inter").read_text().splitlines()[1:]] for part in PARTS
+    }
+    histories = {user: history.split() for user, history, _ in rows["test"]}
+    found = model.histories_of(dataset.inter_feat.interaction)
+    for user, history in zip(dataset.inter_feat["user_id"], found, strict=True):
+        expected = histories[dataset.id2token("user_id", int(user))][-4:]
+        assert [dataset.id2token("item_id", int(item)) for item in history if item] == expected
+    windows = training_windows(train_data._dataset, False)
+    assert int(windows.n_targets.sum()) == len(rows["train"])
 
 
 def test_occurrences_of_split_data(split):

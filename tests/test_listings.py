@@ -3,7 +3,6 @@
 import pytest
 import yaml
 
-from recbole_tiger.catalogue.quantizers import QUANTIZERS
 from recbole_tiger.cli import main
 from recbole_tiger.model import MODELS
 from recbole_tiger.settings.properties import recbole_models, recipes
@@ -46,7 +45,6 @@ def test_settings_of_all(capsys):
 def test_settings_of_a_recipe_have_its_values(capsys):
     assert listed(capsys, "settings", "TIGER-rq-kmeans")["quantizer"].split()[1] == '"rq_kmeans"'
     assert listed(capsys, "settings", "TIGER")["quantizer"].split()[1] == '"rq_vae"'
-    assert "rq_kmeans" in QUANTIZERS
 
 
 def test_settings_of_every_model_of_recbole(capsys):

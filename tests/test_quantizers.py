@@ -128,6 +128,16 @@ class TestProtocol:
         assert reconstruction_error(fine, fine_codes, x) < reconstruction_error(coarse, codes, x) < 0.9
         torch.testing.assert_close(fine.reconstruct(fine_codes)[:, 5], x[:, 5], atol=0.1, rtol=0)
 
+    def test_fitted_on_a_sample_in_parts(self, name, clustered, monkeypatch):
+        """As for a large catalogue."""
+        monkeypatch.setattr("recbole_tiger.catalogue.quantizers.kmeans.CHUNK", 7)
+        monkeypatch.setattr("recbole_tiger.catalogue.quantizers.kmeans.CACHED", 7)
+        quantizer, codes = fitted(name, clustered[0], kmeans_sample=100)
+        if not isinstance(quantizer, Arbitrary):
+            assert torch.equal(quantizer.encode(clustered[0]), codes)
+        if quantizer.reconstruct:
+            assert reconstruction_error(quantizer, codes, clustered[0]) < 0.1
+
     def test_cached_until_its_own_revision_changes(self, name, clustered, tmp_path, monkeypatch):
         items, x = [f"i{i}" for i in range(400)], clustered[0].numpy()
         other = "random" if name == "lsh" else "lsh"
@@ -160,6 +170,9 @@ def test_the_cached_quantizer_encodes(clustered, tmp_path):
     cached, quantizer = quantize(config, items, x)
     assert np.array_equal(cached.codes, made.codes)
     assert np.array_equal(quantizer.encode(clustered[0]).numpy(), made.codes[:, :-1])
+    other, _ = quantize(config, items, x[::-1].copy())
+    assert not np.array_equal(other.codes, made.codes)
+    assert len(list(tmp_path.glob("*.tsv"))) == 2
 
 
 class TestLearned:
@@ -437,6 +450,21 @@ def test_rq_vae_restarts_the_codes_that_a_whole_epoch_did_not_use(warmup, cluste
     quantizer.fit(x, seed=1)
     (used,) = found  # counted after an epoch of 40 batches
     assert min(used) > 10
+
+
+def test_rq_vae_restarts_dead_codes_at_residuals_of_their_level():
+    quantizer = make_quantizer(config_of("rq_vae", codebook_size=4, codebook_depth=2))
+    network = Network(dim=6, hidden_sizes=[5], latent_size=3, depth=2, size=4, beta=0.25)
+    torch.nn.init.normal_(network.codebooks)
+    x, before = torch.randn(40, 6), network.codebooks.detach().clone()
+    used = torch.tensor([[True, False, True, False], [True, True, True, False]])
+    _, residuals = network.quantize(network.encoder(x))
+    quantizer._restart_dead(network, x, used, torch.Generator().manual_seed(0))
+    assert torch.equal(network.codebooks[used], before[used])
+    for level, residual in enumerate(residuals):
+        restarted = network.codebooks[level][~used[level]]
+        assert torch.isclose(restarted[:, None], residual).all(dim=-1).any(dim=1).all()
+        assert len(restarted.unique(dim=0)) == len(restarted)
 
 
 def test_rq_vae_loss_by_hand():

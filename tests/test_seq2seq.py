@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from recbole_tiger.model.decoding import Prefixes
-from recbole_tiger.model.layers import Dropout
-from recbole_tiger.model.seq2seq import TEXT_SCALE
+from recbole_tiger.model.layers import Attention, DecoderLayer, Dropout, EncoderLayer, FeedForward
+from recbole_tiger.model.seq2seq import PREFIX_SCALE, TEXT_SCALE
 from recbole_tiger.model.softmax import PREFIX_GAIN
 from tests.reference import level_states, small_network
 
@@ -142,6 +142,34 @@ def test_codes_are_hidden_from_the_encoder_in_training_only():
     assert torch.equal(states(), states())
     network.train()
     assert not torch.equal(states(), states())
+
+
+def test_whole_codes_are_hidden_at_their_share():
+    network, seen = small_network(code_dropout_prob=0.2).train(), []
+    network.encoder[0].register_forward_pre_hook(lambda layer, arguments: seen.append(arguments[0]))
+    with torch.no_grad():
+        network.code_embedding.weight.fill_(1)
+        network.encode(torch.randint(1, 31, (2000, 5)))
+    hidden = seen[0] == 0
+    assert torch.equal(hidden.all(dim=-1), hidden.any(dim=-1))
+    assert hidden.float().mean().item() == pytest.approx(0.2, abs=0.01)
+
+
+def test_initial_weights_and_shares_of_dropout():
+    """Outputs are divided by the root of the number of branches that add to the residual stream."""
+    sizes = {"hidden_size": 64, "n_heads": 4, "head_size": 16, "inner_size": 128}
+    shares = {"hidden_dropout_prob": 0.4, "attn_dropout_prob": 0.2}
+    network = small_network(trie_softmax=True, prefix_embedding=True, **sizes, **shares)
+    for module, deviation in (
+        (network.code_embedding, 0.3),
+        (network.encoder[0].attention.output, 0.3 / 4**0.5),  # two layers of two branches
+        (network.decoder[1].feed_forward.output, 0.3 / 6**0.5),  # two layers of three branches
+        (network.softmax.prefixes.table, 0.3 * PREFIX_SCALE / PREFIX_GAIN),
+    ):
+        assert module.weight.std().item() == pytest.approx(deviation, rel=0.06)
+    layers = (EncoderLayer, DecoderLayer, FeedForward)
+    assert {module.dropout.p for module in network.modules() if isinstance(module, Attention)} == {0.2}
+    assert {module.dropout.p for module in network.modules() if isinstance(module, layers)} == {0.4}
 
 
 def reference_directions(text, prefixes, labels):

@@ -20,7 +20,7 @@ from recbole_tiger.training import checkpoint
 from recbole_tiger.training import trainer as trainer_module
 from recbole_tiger.training.checkpoint import load_checkpoint, save_checkpoint
 from recbole_tiger.training.tiger import TIGERTrainer, warmup_cosine
-from tests.conftest import write_dataset
+from tests.conftest import read_sequences, write_dataset
 from tests.test_recbole import built
 
 
@@ -170,6 +170,55 @@ def test_the_key_of_another_model_depends_on_the_model_that_it_continues(data_pa
         Path("mine.pth").write_bytes(content)
         keys.append(run_key(experiment.prepare("S3Rec", "tiny", settings)))
     assert keys[0] != keys[1]
+
+
+def batches_of(settings, epochs=2):
+    """The items and users of every training batch, per epoch."""
+    _, (train_data, *_), model, trainer = built({**settings, "epochs": epochs})
+    found, loss, train_epoch = [], model.window_loss, trainer._train_epoch
+
+    def noting(items, targets, positions, users, padded):
+        found[-1].append((items.tolist(), users.tolist()))
+        return loss(items, targets, positions, users, padded)
+
+    model.window_loss = noting
+    trainer._train_epoch = lambda *args, **kwargs: found.append([]) or train_epoch(*args, **kwargs)
+    trainer.fit(train_data, None, saved=False)
+    return found, train_data._dataset
+
+
+def test_batches_are_shuffled_by_seed_and_epoch(settings):
+    (first, second), _ = batches_of(settings)
+    (other, _), _ = batches_of({**settings, "seed": 7})
+    (again, _), _ = batches_of(settings)
+    assert first == again != second
+    assert other not in (first, second)
+    windows = [sorted(user for _, users in epoch for user in users) for epoch in (first, second, other)]
+    assert windows[0] == windows[1] == windows[2]
+
+
+def test_each_window_is_of_its_user(settings, data_path):
+    """The items of a row are consecutive in the training interactions of the row's user, all but the last two."""
+    (batches,), dataset = batches_of({**settings, "n_user_tokens": 7}, epochs=1)
+    sequences = read_sequences(data_path / "tiny")
+    seen = 0
+    for items, users in batches:
+        for row, user in zip(items, users, strict=True):
+            whole = sequences[dataset.id2token("user_id", user)][:-2]
+            own = [dataset.id2token("item_id", item) for item in row if item]
+            assert any(own == whole[begin : begin + len(own)] for begin in range(len(whole)))
+            seen += 1
+    assert seen >= len(sequences)
+
+
+def test_a_metric_that_is_better_when_smaller(settings):
+    more = {"metrics": ["NDCG", "GiniIndex"], "valid_metric": "GiniIndex@10", "topk": [10], "epochs": 4, "beam_size": 10}
+    result = run(settings, **more)
+    scores = [epoch["valid_score"] for epoch in result["epoch_log"]]
+    assert scores[0] != min(scores)
+    assert result["best_valid_score"] == min(scores) == scores[result["best_epoch"]]
+    assert result["valid_score_bigger"] is False
+    assert load_checkpoint(result["checkpoint"], "cpu")["epoch"] == result["best_epoch"]
 
 
 def test_finished_run_leaves_its_best_checkpoint_only(settings):

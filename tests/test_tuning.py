@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import io
 import json
 import mmap
@@ -42,11 +43,30 @@ def records(folder):
     return {record["params"].get("codebook_size", record["number"]): record for record in found}
 
 
+def wait_until(condition):
+    """Wait until ``condition()`` is true, ten minutes at most."""
+    deadline = time.monotonic() + 600
+    while not condition():
+        assert time.monotonic() < deadline, "it takes too long"
+        time.sleep(0.05)
+
+
 def wait_for(condition, process):
     """Wait until ``condition()`` is true, which ``process`` brings about."""
-    while not condition():
+
+    def running():
         assert process.poll() is None, f"the process ended with {process.returncode}"
-        time.sleep(0.05)
+        return False
+
+    wait_until(lambda: condition() or running())
+
+
+def gone(process):
+    """Whether a process has ended, though nobody may have waited for it."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def scored(record):
@@ -74,9 +94,11 @@ def killed(tmp_path_factory):
     found, quiet = {}, {"cwd": folder, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     driver = subprocess.Popen([*PYTHON, *call], **quiet)
     wait_for(lambda: scored(records(folder / "results").get(4, {})) >= 3, driver)
+    children = psutil.Process(driver.pid).children(recursive=True)
+    workers = [process for process in children if "ray::" in " ".join(process.cmdline())]
     driver.send_signal(signal.SIGKILL)
     driver.wait()
-    time.sleep(2)
+    wait_until(lambda: all(map(gone, workers)))  # they write until they notice that the driver is gone
     found["before"], found["files"] = records(folder / "results"), files_under(folder / "results")
 
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(io.StringIO()) as message:
@@ -653,6 +675,7 @@ def test_the_winner_is_the_best_of_the_completed_trials(settings):
     ):
         three.write(trial, status=status, result=noted(scores))
     assert three.winner() is three.trials[2]
+    assert dataclasses.replace(three, bigger=False).winner() is three.trials[0]
     assert [row["winner"] for row in three.rows()] == [False, False, True]
     assert three.left() == 0
     three.write(three.trials[0], status="running")
