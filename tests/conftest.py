@@ -7,6 +7,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Tests read what a command writes; transformers draws a bar of its own there.
 os.environ.setdefault("TQDM_DISABLE", "1")
 
+import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +69,13 @@ def small_settings(folder, data_path, name="tiny"):
         "epochs": 2,
         "show_progress": False,
     }
+
+
+def data_of(file):
+    """What a page holds."""
+    text = Path(file).read_text(encoding="utf-8")
+    (found,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text)
+    return json.loads(found)
 
 
 @pytest.fixture(autouse=True)

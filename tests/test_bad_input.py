@@ -488,7 +488,7 @@ def test_own_semantic_ids_without_text(capsys, own, tmp_path):
     assert main(["run", "--model=TIGER", "--dataset=tiny", *arguments({**settings, **QUIET})]) == 0
 
 
-def test_own_semantic_ids_start_from_the_text(own, tmp_path):
+def test_own_semantic_ids_start_from_the_text(own):
     """IDs that tokenize wrote train the weights that a run without them trains."""
     folder, settings = own
     settings = {**settings, "item_embeddings": str(folder / "embeddings.npz"), "epochs": 1, **QUIET}
@@ -737,7 +737,7 @@ def compared(capsys, settings, models="SASRec,TIGER"):
     ],
     ids=str,
 )
-def test_compare_checks_all_models_before_it_trains_one(capsys, settings, tmp_path, change, parts):
+def test_compare_checks_all_models_before_it_trains_one(capsys, settings, change, parts):
     np.savez("same.npz", items=np.array([f"i{i}" for i in range(N_ITEMS)]), embeddings=np.ones((N_ITEMS, 4)))
     Path("file").touch()
     models = change.get("models", "SASRec,TIGER")
@@ -750,7 +750,7 @@ def test_compare_checks_the_text_before_it_trains(capsys, own):
     has(compared(capsys, settings), "1 items have no text", "i5")
 
 
-def test_compare_reads_results_before_it_trains(capsys, settings, tmp_path):
+def test_compare_reads_results_before_it_trains(settings):
     settings = {**settings, **QUIET}
     call = ["compare", "--dataset=tiny", *arguments(settings)]
     assert main([*call, "--models=Pop"]) == 0
@@ -1089,7 +1089,7 @@ def test_texts_that_differ_beyond_what_the_encoder_reads(capsys, own):
 
 
 @pytest.mark.parametrize("quantizer", ["rq_kmeans", "rq_vae"])
-def test_a_small_catalogue_that_two_levels_tell_apart(own, tmp_path, quantizer):
+def test_a_small_catalogue_that_two_levels_tell_apart(own, quantizer):
     """The third level has nothing left to tell."""
     folder, settings = own
     n = 20
@@ -1162,7 +1162,7 @@ def test_semantic_id_file_that_is_not_text(capsys, own, tmp_path):
     has(run(capsys, {**own[1], "semantic_ids": "ids.tsv"}), "ids.tsv", "not a text file")
 
 
-def test_semantic_id_file_without_a_fault_is_used(own, tmp_path, capsys):
+def test_semantic_id_file_without_a_fault_is_used(own, tmp_path):
     """So that the faults above are what is refused."""
     (tmp_path / "ids.tsv").write_text(spoiled_ids("none"))
     settings = {**own[1], "semantic_ids": "ids.tsv"}
@@ -1264,7 +1264,7 @@ def test_checkpoint_with_a_flipped_bit(capsys, trained, tmp_path):
 
 
 @pytest.mark.parametrize("content", [torch.ones(3), {"state_dict": {}}, [1, 2]], ids=["tensor", "dict", "list"])
-def test_file_of_pytorch_that_is_no_checkpoint(capsys, settings, tmp_path, content):
+def test_file_of_pytorch_that_is_no_checkpoint(capsys, tmp_path, content):
     torch.save(content, tmp_path / "other.pth")
     has(refused(capsys, ["recommend", "--checkpoint=other.pth", "--history=i1"]), "other.pth", "not a checkpoint")
 
@@ -1337,7 +1337,7 @@ def test_checkpoint_of_other_codes_is_resumed_with_its_codes(trained, settings):
     assert optimized == {id(p) for p in model.parameters()}
 
 
-def test_resume_from_a_damaged_state(capsys, settings):
+def test_resume_from_a_damaged_state(settings):
     _, (train_data, valid_data, _), _, trainer = built({**settings, "epochs": 1})
     trainer.fit(train_data, valid_data)
     state = trainer.state_file
@@ -1353,7 +1353,7 @@ def test_resume_from_a_damaged_state(capsys, settings):
 
 @pytest.mark.parametrize("form", ["zip", "legacy", "pickle"])
 @pytest.mark.parametrize("inside", ["config", "state_dict", "extra"])
-def test_checkpoint_that_carries_code(capsys, trained, settings, tmp_path, form, inside):
+def test_checkpoint_that_carries_code(capsys, settings, tmp_path, form, inside):
     marker = tmp_path / "marker"
     if inside == "config":
         state = {"config": Runs(marker), "state_dict": {}, "other_parameter": {}}
@@ -1590,18 +1590,6 @@ def test_recommend_from_python(trained):
     ]:
         with pytest.raises(TigerError, match=part):
             recommender.recommend(history)
-
-
-def test_a_list_that_leaves_out_the_history_depends_on_no_other(trained):
-    recommender = Recommender.load(trained[0]["TIGER"])
-    short, long = ["i1", "i2"], [f"i{i}" for i in range(10, 40)]
-    options = {"k": 10, "exclude_history": True, "scoring": "beam"}
-    together = recommender.recommend([short, long, short[::-1]], **options)
-    for history, found in zip([short, long, short[::-1]], together, strict=True):
-        alone = recommender.recommend(history, **options)
-        assert [row["item"] for row in found] == [row["item"] for row in alone]
-        assert [row["score"] for row in found] == pytest.approx([row["score"] for row in alone], abs=1e-5)
-        assert len(found) == 10 and not {row["item"] for row in found} & set(history)
 
 
 def test_one_long_history_refuses_no_others(trained):
@@ -1906,7 +1894,7 @@ def test_split_data(split):
     assert 0 < result["test_result"]["recall@20"] <= 1
 
 
-def test_split_data_is_that_of_the_whole(split, settings, data_path):
+def test_split_data_is_that_of_the_whole(split, settings):
     """The same rows as RecBole's leave one out makes, whichever way they came."""
     _, data, _, _ = built(split[1])
     _, whole, _, _ = built(settings)

@@ -242,7 +242,7 @@ def test_seen():
     assert set(found) == {rare.SEEN, rare.REVERSED, rare.UNSEEN}
 
 
-def test_draw_order(data_path, tmp_path, capsys):
+def test_draw_order(data_path, capsys):
     """Every user's day keeps its times and its items, whose order changes, and with it a model's data."""
     source, draw = Path(data_path) / "tiny", script("draw_order")
     assert draw.main(["--dataset=tiny", f"--data_path={data_path}", "--output_path=drawn"]) == 0

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from recbole_tiger import Recommender, SemanticIDs, __version__, cli
 from recbole_tiger.cli import COMMANDS, main
@@ -24,7 +25,7 @@ from recbole_tiger.runs import experiment
 from recbole_tiger.settings.arguments import parse_arguments
 from recbole_tiger.settings.identity import run_key
 from recbole_tiger.settings.properties import unread
-from tests.conftest import read_sequences, small_settings, write_dataset
+from tests.conftest import data_of, read_sequences, small_settings, write_dataset
 
 # What benchmarks/results/README.md says a result file holds.
 FIELDS = {
@@ -346,6 +347,25 @@ def test_compare(settings, capsys, tmp_path):
         assert f"{name} on tiny: already run, " in again
     assert rows_of(again) == table
 
+    assert main([*call, "--html=page.html"]) == 0
+    ((of_page, *_),) = [data_of("page.html")["tables"]]
+    assert {row["label"] for row in of_page["rows"]} == set(table)
+    assert of_page["occurrences"]["users"]
+
+
+def test_compare_limits_the_epochs_on_the_sample():
+    """Of RecBole's ml-100k, not of the user's own dataset of this name."""
+    budget = yaml.safe_load(Path(experiment.__file__).parents[2].joinpath("properties/budget/ml-100k.yaml").read_text())
+    for name, limits in budget.items():
+        assert experiment.budget(name, "ml-100k", {}) == limits != {}
+    write_dataset("data", "ml-100k")
+    assert experiment.budget("SASRec", "ml-100k", {"data_path": "data"}) == {}
+    small = ["--hidden_size=8", "--inner_size=8", "--n_layers=1", "--n_heads=1", "--valid_users=50", "--show_progress=False"]
+    for more, epochs in (([], budget["SASRec"]["epochs"]), (["--epochs=2"], 2)):
+        assert main(["compare", "--models=SASRec", "--dataset=ml-100k", f"--results_dir=r{epochs}", *small, *more]) == 0
+        (result,) = read_results(f"r{epochs}")
+        assert result["epochs"] == epochs
+
 
 # --- settings ---
 
@@ -444,6 +464,8 @@ def test_tokenize(settings, capsys):
     for prefix, item, number in examples:
         assert item == number
         assert ids.codes[ids.items.index(f"i{item}"), 0] == int(prefix)
+    assert main(["tokenize", "--dataset=tiny", *arguments(settings), "--html=page.html"]) == 0
+    assert data_of("page.html")
     # They are the semantic IDs that training uses: the file can be given back.
     assert main(["tokenize", "--dataset=tiny", *arguments(settings), "--semantic_ids=ids.tsv", "--output=same.tsv"]) == 0
     assert Path("same.tsv").read_bytes() == Path("ids.tsv").read_bytes()
@@ -476,16 +498,25 @@ def test_recommend_a_history(trained, capsys):
     assert all(row["title"].endswith(f"number {row['item'][1:]}") for row in expected)
 
 
-def test_recommend_exact_is_the_likelihood_of_the_whole_catalogue(trained, capsys):
+@pytest.mark.parametrize(
+    ("options", "how"),
+    [
+        (["--scoring=exact"], {"scoring": "exact"}),
+        (["--beam_size=60"], {"beam_size": 60}),
+        (["--among=among.txt"], {"among": ["i3", "i4", "i5", "i6"]}),
+        (["--temperature=2"], {"temperature": 2.0}),
+        (["--temperature=2", "--seed=5"], {"temperature": 2.0, "seed": 5}),
+    ],
+    ids=str,
+)
+def test_options_of_recommend(trained, capsys, options, how):
     folder, _, result = trained
-    call = ["recommend", f"--checkpoint={folder / result['checkpoint']}", "--history=i1,i7", "--k=60"]
-    assert main([*call, "--scoring=exact"]) == 0
-    exact = rows_of(capsys.readouterr().out)
-    assert len({row[0] for row in exact.values()}) == 60
-    assert main([*call, "--beam_size=60"]) == 0
-    beam = rows_of(capsys.readouterr().out)
-    scores = [{row[0]: float(row[2]) for row in table.values()} for table in (exact, beam)]
-    assert scores[1] == pytest.approx(scores[0], abs=2e-4)
+    checkpoint = folder / result["checkpoint"]
+    Path("among.txt").write_text("i3\ni4\n\ni5\ni6\n")
+    assert main(["recommend", f"--checkpoint={checkpoint}", "--history=i1,i7", "--k=4", *options]) == 0
+    expected = Recommender.load(checkpoint).recommend(["i1", "i7"], k=4, **how)
+    found = [[row[0], float(row[2])] for row in rows_of(capsys.readouterr().out).values()]
+    assert found == [[row["item"], pytest.approx(row["score"], abs=1e-4)] for row in expected]
 
 
 def test_recommend_can_leave_out_the_history(trained, capsys):

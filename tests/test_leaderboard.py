@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.stats
+from matplotlib.figure import Figure
 
 from recbole_tiger.cli import main
 from recbole_tiger.errors import TigerError
+from recbole_tiger.report import plots
 from recbole_tiger.report.leaderboard import leaderboard, leaderboards, published_rows, settings_of
 from recbole_tiger.report.leaderboard import rows_of as leaderboard_rows
 from recbole_tiger.report.results import SCHEMA, read_ranks, read_results, write_ranks, write_result
@@ -364,7 +366,7 @@ def test_a_table_for_each_dataset():
     assert re.findall("^## (.*)$", text, flags=re.MULTILINE) == ["amazon-beauty", "tiny, files 0123", "tiny, files 4567"]
 
 
-def test_other_protocols_are_other_tables(capsys):
+def test_other_protocols_are_other_tables():
     """Among 21 items any model ranks the target higher."""
     full, sampled = ({"eval_args": {"split": {"LS": "valid_and_test"}, "mode": mode}} for mode in ("full", "uni20"))
     write_run("TIGER", level=0.1, settings=full)
@@ -592,7 +594,18 @@ def test_plots(capsys):
             assert stream.read(8) == b"\x89PNG\r\n\x1a\n"
 
 
-def test_labels_are_no_formulas(capsys):
+def test_curves_of_training_and_points_of_models():
+    """Validation against the seconds of training so far; test against parameters."""
+    write_run("TIGER", valid=0.2)
+    axes = Figure().subplots(), Figure().subplots()
+    rows = leaderboard_rows(read_results("results"), "results")
+    plots._draw_training(axes[0], rows)
+    plots._draw_parameters(axes[1], rows)
+    assert axes[0].lines[0].get_xydata().tolist() == [[2.0, 0.1], [4.0, 0.2]]
+    assert axes[1].lines[0].get_xydata().tolist() == [[1234, rows[0].mean("ndcg@10")]]
+
+
+def test_labels_are_no_formulas():
     write_run("TIGER $x_{$")
     assert main(["leaderboard", "--plots=out"]) == 0
     assert len(list(Path("out").glob("*.png"))) == 2

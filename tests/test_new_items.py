@@ -122,7 +122,7 @@ def test_old_prefixes_keep_their_embeddings(recommender, data_path):
         torch.testing.assert_close(new[prefix], 0.5 * torch.stack(siblings).mean(dim=0))
 
 
-def test_a_saved_recommender_recommends_the_same(recommender, data_path, tmp_path):
+def test_a_saved_recommender_recommends_the_same(recommender, data_path):
     after = recommender.add_items(*write_new(data_path, ["i3", "i9"]))
     after.save("more.pth")
     loaded = Recommender.load("more.pth", "cpu")

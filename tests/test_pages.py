@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import re
 import shutil
 from collections import Counter
 from itertools import pairwise
@@ -20,18 +19,11 @@ from recbole_tiger.report.html import recommendations, semantic_ids
 from recbole_tiger.report.html.semantic_ids import categories_of, write_semantic_ids_page
 from recbole_tiger.runs import experiment
 from recbole_tiger.runs.occurrences import target_occurrences
-from tests.conftest import read_sequences, small_settings, write_dataset
+from tests.conftest import data_of, read_sequences, small_settings, write_dataset
 from tests.test_leaderboard import USERS, write_run
 
 EVIL = '<script>document.title = "ran"</script><b>Bold</b> & <img src=x onerror="document.title=\'ran\'">'
 MEGABYTE = 2**20
-
-
-def data_of(file):
-    """What a page holds."""
-    text = Path(file).read_text(encoding="utf-8")
-    (found,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text)
-    return json.loads(found)
 
 
 def given(options):
@@ -105,6 +97,7 @@ def test_the_page_of_a_leaderboard_has_what_its_tables_have(capsys):
     expected = [float(lines["TIGER"][f"ndcg@10 minus SASRec{end}"]) for end in ("", " p")]
     assert pair["ndcg@10"] == pytest.approx(expected)
     assert rows["SASRec"]["settings"]["learning_rate"] == "0.001"
+    assert rows["SASRec"]["training"] == [[[2.0, pytest.approx(test["ndcg@10"] / 2)], [4.0, pytest.approx(test["ndcg@10"])]]]
     assert table["occurrences"] is None
 
 

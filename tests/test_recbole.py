@@ -87,7 +87,7 @@ def test_settings_lie_in_layers(settings, tmp_path):
     assert config["ITEM_LIST_LENGTH_FIELD"] == "item_length"  # RecBole's
 
 
-def test_settings_of_other_models_stay_recboles(settings):
+def test_settings_of_other_models_stay_recboles():
     config = Config(model="SASRec", dataset="ml-100k", config_dict={"train_neg_sample_args": None})
     assert config["MAX_ITEM_LIST_LENGTH"] == 50
     assert config["valid_metric"] == "MRR@10"
@@ -211,7 +211,7 @@ def test_sampled_evaluation_goes_by_predict(settings, mode):
 
 
 def test_metrics_over_the_recommended_items(settings):
-    settings["metrics"] = ["NDCG", "ItemCoverage", "GiniIndex", "ShannonEntropy", "AveragePopularity", "TailPercentage"]
+    settings["metrics"] = ["NDCG", "ItemCoverage"]
     _, (train_data, valid_data, test_data), model, trainer = built(settings)
     trainer.fit(train_data, valid_data)
     result = trainer.evaluate(test_data)
@@ -219,10 +219,6 @@ def test_metrics_over_the_recommended_items(settings):
     top = scores[:, 1:].topk(10).indices
     # RecBole counts the padding item among the items.
     assert result["itemcoverage@10"] == pytest.approx(len(top.unique()) / 61, abs=1e-4)
-    assert 0 < result["giniindex@10"] < 1
-    assert result["shannonentropy@10"] > 0
-    assert result["averagepopularity@10"] > 0
-    assert 0 <= result["tailpercentage@10"] <= 1
     assert trainer.evaluate(test_data) == result
 
 

@@ -139,6 +139,7 @@ def test_a_list_depends_on_its_history_alone(trained, recommender, how, decode_b
     for i, history in enumerate(histories):
         (alone,) = recommender.recommend([history, ["i2"]], user=users and [users[i], "u9"], **options)[:1]
         assert [r["item"] for r in alone] == [r["item"] for r in together[i]]
+        assert [r["score"] for r in alone] == pytest.approx([r["score"] for r in together[i]], abs=1e-4)
         assert not {r["item"] for r in alone} & set(history)
 
 

@@ -90,7 +90,7 @@ for _ in range(2):
     assert quantizer == model != other_quantizer == other_model
 
 
-def test_a_quantizer_keeps_the_defaults_of_all(tmp_path):
+def test_a_quantizer_keeps_the_defaults_of_all():
     code = """
 from recbole_tiger import register_quantizer
 from recbole_tiger.catalogue.quantizers.lsh import LSH
@@ -103,7 +103,7 @@ raise SystemExit(main(["settings", "TIGER"]))
     assert "the settings of quantizer mine have codebook_size, which has another default" in done.stderr
 
 
-def test_recbole_runs_what_is_registered(data_path, tmp_path):
+def test_recbole_runs_what_is_registered(data_path):
     code = f"""
 import sys
 from recbole_tiger import run_recbole

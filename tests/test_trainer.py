@@ -142,7 +142,7 @@ def test_only_resume_reads_the_stored_state(settings, resume):
     assert list(trainer.train_loss_dict) == ([] if resume else [0, 1])
 
 
-def test_a_run_of_other_settings_does_not_resume(settings, tmp_path):
+def test_a_run_of_other_settings_does_not_resume(settings):
     _, (train_data, valid_data, _), _, trainer = built({**settings, "epochs": 1})
     trainer.fit(train_data, valid_data)
     assert trainer.state_file.is_file()
