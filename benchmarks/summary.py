@@ -209,12 +209,13 @@ def beauty_table():
 
 
 def ties():
-    """Metrics of each model with the order of the file, and their means and deviations over drawn orders."""
-    files = {"SASRec": "SASRec", "TIGER-text": "TIGER-text", "TIGER-text, no `history_bias`": "TIGER-text-no-history-bias"}
-    for label, file in files.items():
-        first, *drawn = read(f"amazon-beauty-{file}-ties.json")["rows"]
+    """Per model label, seed, metrics with the order of the file, and their means and deviations over drawn orders."""
+    labels = ["VQRec-text", "SASRec", "TIGER-text", f"TIGER-text{NO_HISTORY_BIAS}"]
+    for label in labels:
+        found = read(f"amazon-beauty-{label.replace(NO_HISTORY_BIAS, '-no-history-bias')}-ties.json")
+        first, *drawn = found["rows"]
         values = np.array([[row[metric] for metric in MAIN] for row in drawn])
-        yield label, [first[metric] for metric in MAIN], values.mean(axis=0), values.std(axis=0, ddof=1)
+        yield label, found["seed"], [first[metric] for metric in MAIN], values.mean(axis=0), values.std(axis=0, ddof=1)
 
 
 def ties_table():
@@ -223,12 +224,13 @@ def ties_table():
         [
             {
                 "Recall@10 / NDCG@10": label,
+                "seed": str(seed),
                 "as in the file": metrics_text(before),
                 "drawn anew": metrics_text(mean),
                 "standard deviation over 5 draws": metrics_text(deviation),
                 "lost": " / ".join(f"{1 - after / old:.0%}" for old, after in zip(before, mean, strict=True)),
             }
-            for label, before, mean, deviation in ties()
+            for label, seed, before, mean, deviation in ties()
         ]
     )
 
@@ -562,9 +564,9 @@ def draw_ties():
     """Metrics as in the file and with the order within days drawn anew."""
     figure = figure_of(9, 2.6)
     for i, (axes, title) in enumerate(zip(figure.subplots(1, 2, sharey=True), ("Recall@10", "NDCG@10"), strict=True)):
-        lines = [(label.replace("`", ""), before[i], after[i]) for label, before, after, _ in ties()]
+        lines = [(label.replace("`", ""), before[i], after[i]) for label, _, before, after, _ in ties()]
         dumbbells(axes, lines, ("order of the file", "order within a day drawn anew"))
-        axes.set_xlabel(f"{title}, amazon-beauty, seed 2020")
+        axes.set_xlabel(f"{title}, amazon-beauty")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
     return figure
 
