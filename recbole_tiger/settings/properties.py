@@ -63,6 +63,8 @@ ADDED_LATER_TO_RUN_KEY = {
     "constrained": True,
     "decoding_temperature": None,
     "text_initializer": False,  # of VQRec
+    "hierarchical_branches": 10,
+    "hierarchical_leaf_size": 100,
 }
 
 
