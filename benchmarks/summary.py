@@ -574,9 +574,15 @@ def draw_ties():
 def draw_history():
     """Metrics with the items of the history in the lists and left out."""
     found = histories()
+    labels = [f"{row['dataset']}: {row['model'].replace('`', '')}" for row in found]
+    # A model that was tested in both ways has two rows, of different seeds.
+    labels = [
+        f"{label}, {'/'.join(map(str, row['seeds']))}" if labels.count(label) > 1 else label
+        for label, row in zip(labels, found, strict=True)
+    ]
     figure = figure_of(9, 0.22 * len(found))
     for i, (axes, title) in enumerate(zip(figure.subplots(1, 2, sharey=True), ("Recall@10", "NDCG@10"), strict=True)):
-        lines = [(f"{row['dataset']}: {row['model']}".replace("`", ""), row[LEFT_IN][i], row[LEFT_OUT][i]) for row in found]
+        lines = [(label, row[LEFT_IN][i], row[LEFT_OUT][i]) for label, row in zip(labels, found, strict=True)]
         dumbbells(axes, lines, (LEFT_IN, LEFT_OUT))
         axes.set_xlabel(f"{title} on test")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
