@@ -726,7 +726,7 @@ def adaptive(settings, size, space=HEIGHTS):
     Path("heights.yaml").write_text(space)
     settings = {key: value for key, value in settings.items() if key != "n_layers"}
     config = experiment.prepare("TIGER", "tiny", settings)
-    how = {"sweep": "heights.yaml", "search": "hyperopt", "num_samples": size, "scheduler": "none", "grace_period": 1}
+    how = {"sweep": "heights.yaml", "search": "hyperopt", "num_samples": size, "scheduler": "none", "grace_period": None}
     return sweep.plan("TIGER", "tiny", settings, config, **how, results_dir="results")
 
 
