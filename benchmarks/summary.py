@@ -262,20 +262,17 @@ def histories():
         for label in labels:
             of_script = measured.get((dataset, label), {})
             left_out = rows(dataset, test=WITHOUT_HISTORY).get(label)
+            line = {"dataset": name, "model": label}
             tested = [run["seed"] for run in left_out.results] if left_out else []
-            for seeds in (tested, [seed for seed in of_script if seed not in tested]):
-                if not seeds:
-                    continue
-                by_script = [of_script[seed] for seed in seeds if seed in of_script]
-                row = {"dataset": name, "model": label, "seeds": seeds, "shares": None}
-                if len(by_script) == len(seeds):
-                    row["shares"] = means_of(by_script, SHARES)
-                if seeds is tested:
-                    row.update(tested_history(rows(dataset)[label], left_out))
-                else:
-                    for column, key in HISTORY_KEYS.items():
-                        row[column] = means_of(by_script, [f"{metric} {key}" for metric in MAIN])
-                found.append(row)
+            if tested:
+                shares = means_of([of_script.get(seed, {}) for seed in tested], SHARES)
+                found.append({**line, "seeds": tested, "shares": shares, **tested_history(rows(dataset)[label], left_out)})
+            if others := {seed: row for seed, row in of_script.items() if seed not in tested}:
+                means = {
+                    column: means_of(others.values(), [f"{metric} {key}" for metric in MAIN])
+                    for column, key in HISTORY_KEYS.items()
+                }
+                found.append({**line, "seeds": list(others), "shares": means_of(others.values(), SHARES), **means})
     return found
 
 

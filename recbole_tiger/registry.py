@@ -2,7 +2,6 @@
 
 import importlib
 import importlib.util
-import inspect
 import sys
 from collections import UserDict
 from pathlib import Path
@@ -50,7 +49,7 @@ class Registry(UserDict):
 
     def files(self):
         """The files that define the classes from outside this package."""
-        return sorted({inspect.getfile(self.data[name]) for name in self.settings})
+        return sorted({self.file_of(name) for name in self.settings})
 
     def file_of(self, name):
         """The file that defines a class from outside this package; None for other classes and those typed in a shell."""

@@ -1859,9 +1859,6 @@ def test_no_room_for_the_log(settings, capsys, monkeypatch):
 # --- pre-split data ---
 
 
-PARTS = ("train", "test")
-
-
 @pytest.fixture
 def split(tmp_path, settings):
     """The dataset as tiny.train.inter, tiny.valid.inter and tiny.test.inter, and settings for it."""
@@ -1948,7 +1945,8 @@ def test_split_data_with_histories_longer_than_what_is_read(split):
     _, (train_data, _, test_data), model, _ = built({**settings, "MAX_ITEM_LIST_LENGTH": 4})
     dataset = test_data._dataset
     rows = {
-        part: [row.split("\t") for row in (folder / f"tiny.{part}.inter").read_text().splitlines()[1:]] for part in PARTS
+        part: [row.split("\t") for row in (folder / f"tiny.{part}.inter").read_text().splitlines()[1:]]
+        for part in ("train", "test")
     }
     histories = {user: history.split() for user, history, _ in rows["test"]}
     found = model.histories_of(dataset.inter_feat.interaction)

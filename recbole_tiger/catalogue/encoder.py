@@ -34,6 +34,11 @@ def encoder_hash(text_encoder):
     return digest.hexdigest()
 
 
+def own_encoder_hash(text_encoder):
+    """Hash of the content of a folder of the user; None for a name, whose content belongs to the name."""
+    return encoder_hash(text_encoder) if Path(str(text_encoder)).is_dir() else None
+
+
 def load_encoder(text_encoder, device):
     """The sentence encoder.
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from recbole_tiger.catalogue.encoder import encode, encoder_hash, load_embeddings
+from recbole_tiger.catalogue.encoder import encode, load_embeddings, own_encoder_hash
 from recbole_tiger.catalogue.item_text import header, read_columns, read_item_text, table_to_lists
 from recbole_tiger.catalogue.quantizers import QUANTIZERS, make_quantizer, quantizer_settings
 from recbole_tiger.catalogue.quantizers.base import Quantizer
@@ -30,8 +30,8 @@ class Tokenizer:
         """The tokenizer of a run, from its settings and its fitted quantizer."""
         names = ("quantizer", "text_encoder", "text_fields", "item_embeddings")
         made_by = {**{name: config[name] for name in names}, **quantizer_settings(config)}
-        if Path(str(config["text_encoder"])).is_dir():
-            made_by["encoder_hash"] = encoder_hash(config["text_encoder"])
+        if (found := own_encoder_hash(config["text_encoder"])) is not None:
+            made_by["encoder_hash"] = found
         return cls(quantizer, made_by)
 
     def state(self):
@@ -80,7 +80,7 @@ class Tokenizer:
         if from_file:
             return load_embeddings(embeddings, items)
         encoder = self.made_by["text_encoder"]
-        if self.made_by.get("encoder_hash") not in (None, encoder_hash(encoder)):
+        if "encoder_hash" in self.made_by and self.made_by["encoder_hash"] != own_encoder_hash(encoder):
             raise TigerError(f"text_encoder {encoder} has changed since this model was trained: restore it, or train anew")
         return encode(texts, encoder, device, cache_dir, show_progress=False)
 

@@ -67,11 +67,13 @@ class Row:
 
     def mean(self, metric):
         """Mean over seeds, or None."""
-        return float(np.mean(self.values(metric))) if self.values(metric) else None
+        found = self.values(metric)
+        return float(np.mean(found)) if found else None
 
     def deviation(self, metric):
         """Standard deviation over seeds, or None with fewer than two seeds."""
-        return float(np.std(self.values(metric), ddof=1)) if len(self.values(metric)) > 1 else None
+        found = self.values(metric)
+        return float(np.std(found, ddof=1)) if len(found) > 1 else None
 
     def per_user(self, metric):
         """The metric for each user, averaged over seeds: float array [users]."""
@@ -181,7 +183,7 @@ def _row(label, runs, folder, name):
     kept = [read_ranks(file, name) for file in files if file.is_file()]
     if len(kept) < len(runs) or any(ranks is None or not np.array_equal(users, kept[0][0]) for users, ranks in kept):
         return Row(label, tuple(runs))
-    days = [read_ranks(file, "later_day")[1] for file in files]
+    days = (read_ranks(file, "later_day")[1] for file in files)
     later_day = next((found for found in days if found is not None), None)
     return Row(label, tuple(runs), kept[0][0], np.stack([ranks for _, ranks in kept]), later_day)
 

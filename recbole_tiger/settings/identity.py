@@ -4,7 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from recbole_tiger.catalogue.encoder import encoder_hash, is_npy, tokens_file
+from recbole_tiger.catalogue.encoder import is_npy, own_encoder_hash, tokens_file
 from recbole_tiger.catalogue.item_text import interaction_files
 from recbole_tiger.catalogue.quantizers import QUANTIZERS
 from recbole_tiger.errors import TigerError
@@ -42,15 +42,15 @@ def extra_input_hashes(config):
     These are a pre-trained model, and for a model of MODELS embeddings, semantic IDs, an encoder, and the files of a model
     or quantizer from outside this package.
     """
-    files, encoder = [config["pre_model_path"]], []
+    files, encoder = [config["pre_model_path"]], None
     if config["model"] in MODELS:
         embeddings = config["item_embeddings"]
         tokens = [tokens_file(embeddings)] if embeddings and is_npy(embeddings) else []
         plugins = [MODELS.file_of(config["model"]), QUANTIZERS.file_of(config["quantizer"])]
         files = [embeddings, config["semantic_ids"], *files, *tokens, *plugins]
-        if Path(str(config["text_encoder"])).is_dir():
-            encoder = [encoder_hash(config["text_encoder"])]
-    return [*(content_hash(file).hex() for file in files if file and Path(file).is_file()), *encoder]
+        encoder = own_encoder_hash(config["text_encoder"])
+    found = [content_hash(file).hex() for file in files if file and Path(file).is_file()]
+    return found if encoder is None else [*found, encoder]
 
 
 def _input_hashes(config):

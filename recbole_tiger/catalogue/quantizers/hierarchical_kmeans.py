@@ -118,5 +118,5 @@ class HierarchicalKMeans(Quantizer):
         return found + self.learnt["mean"]
 
     def levels_to_check(self, statistics):
-        """The first level only, if there are as many items as branches: padding of deeper levels is not a collapse."""
-        return [0] if statistics["items"] >= self.branches else []
+        """The first level at most: deeper levels contain padding, which is not a collapse."""
+        return super().levels_to_check(statistics)[:1]
