@@ -1192,22 +1192,22 @@ def test_cached_semantic_ids_of_another_revision(settings, monkeypatch):
     """The same settings made other codes then."""
     caches = Path(settings["cache_dir"])
     first = built(settings)[2].network.codes
-    (cache,) = caches.glob("semantic-ids-*.tsv")
+    (cache,) = caches.glob("quantized-*.npz")
     monkeypatch.setattr(RQKMeans, "REVISION", RQKMeans.REVISION + 1)
-    ids = SemanticIDs.load(cache)
-    SemanticIDs(ids.items, ids.codes[::-1].copy()).save(cache)  # as earlier code may have made them
+    arrays = dict(np.load(cache))
+    np.savez(cache, **arrays | {"semantic_ids": arrays["semantic_ids"][::-1]})  # as earlier code may have made them
     assert torch.equal(built(settings)[2].network.codes, first)
-    assert len(list(caches.glob("semantic-ids-*.tsv"))) == 2
+    assert len(list(caches.glob("quantized-*.npz"))) == 2
 
 
 def test_cached_semantic_ids_cut_short(capsys, settings):
     call = ["tokenize", "--dataset=tiny"]
     assert main([*call, *arguments(settings)]) == 0
-    (cache,) = Path(settings["cache_dir"]).glob("semantic-ids-*.tsv")
+    (cache,) = Path(settings["cache_dir"]).glob("quantized-*.npz")
     whole = cache.read_bytes()
-    for size in (0, 3, len(whole) // 2, whole.rindex(b"\n", 0, -1) + 1, len(whole) - 2):
+    for size in (0, 3, len(whole) // 2, len(whole) - 2):
         cache.write_bytes(whole[:size])
-        has(refused(capsys, call, settings), "damaged", f"delete {cache}")
+        has(refused(capsys, call, settings), cache, "cut short", "delete it")
     cache.unlink()
     assert main([*call, *arguments(settings)]) == 0
     assert cache.read_bytes() == whole
@@ -1761,8 +1761,7 @@ def full_disk(name, size):
     ("name", "size"),
     [
         ("embeddings-", 5000),
-        ("semantic-ids-", 300),
-        (".tsv", 300),
+        ("quantized-", 300),
         ("/TIGER-", 20000),
         ("/TIGER-", 0),
         ("last.pth", 20000),
@@ -1782,12 +1781,11 @@ def test_no_room(settings, capsys, name, size):
     has(sentence(capsys), "cannot write ", name, "make room or choose another folder")
 
     written = files_under(".")
-    kinds = sorted(re.sub(r"TIGER-[^/]*|ids-\w+", "*", file) for file in written)
-    cached = ["cache/semantic-*.npz", "cache/semantic-*.tsv"]
+    kinds = sorted(re.sub(r"TIGER-[^/]*|(?<=quantized-)\w+", "*", file) for file in written)
+    cached = ["cache/quantized-*.npz"]
     expected = {
         "embeddings-": [],
-        "semantic-ids-": [],
-        ".tsv": cached[:1],
+        "quantized-": [],
         "/TIGER-": cached,
         "last.pth": cached,
         "results/": [*cached, "saved/*", "saved/*/last.pth"],

@@ -82,8 +82,7 @@ def item_embeddings(config, items, texts):
 def quantize(config, items, embeddings):
     """Semantic IDs of the items, and the fitted quantizer.
 
-    Both are cached under a hash of the embeddings, the quantizer's settings and its REVISION: the IDs as a table, the state
-    of the quantizer as an npz file beside it.
+    Both are cached, in one file, under a hash of the items, the embeddings, the quantizer's settings and its REVISION.
 
     Args:
         items: item tokens. embeddings: float32 array [n_items, dim].
@@ -99,23 +98,19 @@ def quantize(config, items, embeddings):
     digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode())
     digest.update(json.dumps(list(items)).encode())
     digest.update(np.ascontiguousarray(embeddings))
-    cache = Path(config["cache_dir"]) / f"semantic-ids-{digest.hexdigest()[:20]}.tsv"
-    learnt = cache.with_suffix(".npz")
-    if cache.is_file() and learnt.is_file():
-        try:
-            semantic_ids = SemanticIDs.load(cache).reordered(items, cache)
-        except TigerError as error:
-            raise TigerError(f"the cached semantic IDs are damaged ({error}): delete {cache}") from error
-        remedy = f"delete it and {cache}"
-        quantizer.learnt = {name: torch.from_numpy(array) for name, array in read_arrays(learnt, remedy=remedy).items()}
+    cache = Path(config["cache_dir"]) / f"quantized-{digest.hexdigest()[:20]}.npz"
+    if cache.is_file():
+        arrays = read_arrays(cache)
+        semantic_ids = SemanticIDs(items, arrays.pop("semantic_ids"))
+        quantizer.learnt = {name: torch.from_numpy(array) for name, array in arrays.items()}
         return semantic_ids, quantizer
     x = torch.from_numpy(embeddings).to(config["device"])
     codes = quantizer.fit(x, seed=config["seed"], show_progress=config["show_progress"])
     semantic_ids = SemanticIDs(items, add_collision_level(codes.cpu().numpy()))
     check_codebooks(semantic_ids.statistics(), quantizer)
-    with whole_file(learnt) as temporary:
-        write_arrays(temporary, **{name: tensor.cpu().numpy() for name, tensor in quantizer.learnt.items()})
-    semantic_ids.save(cache)
+    learnt = {name: tensor.cpu().numpy() for name, tensor in quantizer.learnt.items()}
+    with whole_file(cache) as temporary:
+        write_arrays(temporary, semantic_ids=semantic_ids.codes, **learnt)
     return semantic_ids, quantizer
 
 
