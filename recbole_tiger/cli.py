@@ -43,7 +43,7 @@ COMMANDS = {
     "datasets": datasets,
     "settings": settings,
 }
-SETTINGS_HELP = "Give any setting, listed by recbole-tiger settings MODEL, as --key=value; values are YAML."
+SETTINGS_HELP = "Give any setting, of RecBole or listed by recbole-tiger settings MODEL, as --key=value; values are YAML."
 
 
 def make_parser():

@@ -19,11 +19,11 @@ import wrapt
 from recbole_tiger.errors import TigerError
 
 
-def replace(name, function, *modules):
-    """Replace the function ``name`` in each of the modules that is imported."""
-    for module in modules:
-        if module in sys.modules:
-            setattr(sys.modules[module], name, function)
+def replace(original, function):
+    """Replace a function in every module that has imported it, those of the user included."""
+    for module in list(sys.modules.values()):
+        for name in [name for name, value in list(getattr(module, "__dict__", {}).items()) if value is original]:
+            setattr(module, name, function)
 
 
 def module_with(library, **names):
@@ -168,7 +168,7 @@ def loading_allows_what_the_checkpoint_names(module):
         with allow_globals(safe_globals_of(model_file)):
             return load(model_file)
 
-    replace("load_data_and_model", load_data_and_model, module.__name__, "recbole.quick_start")
+    replace(load, load_data_and_model)
 
 
 @wrapt.when_imported("recbole.quick_start.quick_start")

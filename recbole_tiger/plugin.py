@@ -151,7 +151,7 @@ def leave_out_history(module):
         prepare_evaluation(config, *found)
         return found
 
-    replace("data_preparation", data_preparation, "recbole.data.utils", "recbole.data", "recbole.quick_start.quick_start")
+    replace(original, data_preparation)
 
 
 @wrapt.when_imported("recbole.data.utils")
@@ -169,6 +169,5 @@ def refuse_pickled_datasets(module):
 
         return without_pickles
 
-    create, load = checked(module.create_dataset), checked(module.load_split_dataloaders)
-    replace("create_dataset", create, "recbole.data.utils", "recbole.data", "recbole.quick_start.quick_start")
-    replace("load_split_dataloaders", load, "recbole.data.utils")
+    for function in (module.create_dataset, module.load_split_dataloaders):
+        replace(function, checked(function))

@@ -15,6 +15,10 @@ def imported(name):
     return getattr(importlib.import_module(module), attribute)
 
 
+# Files that import_file has imported or that define registered classes, in an order in which they can be imported again.
+PLUGIN_FILES = []
+
+
 class Registry(UserDict):
     """A mapping of names to classes; classes of this package are imported on first access.
 
@@ -46,10 +50,7 @@ class Registry(UserDict):
             raise TigerError(f"a {self.what} called {name} already exists: choose another name")
         self.data[name] = cls
         self.settings[name] = settings if isinstance(settings, dict) else Path(settings)
-
-    def files(self):
-        """The files that define the classes from outside this package."""
-        return sorted({self.file_of(name) for name in self.settings})
+        _add_plugin_file(self.file_of(name))
 
     def file_of(self, name):
         """The file that defines a class from outside this package; None for other classes and those typed in a shell."""
@@ -64,6 +65,11 @@ class Registry(UserDict):
 def dotted(cls):
     """The dotted name of a class, in the form used by pickles."""
     return f"{cls.__module__}.{cls.__name__}"
+
+
+def _add_plugin_file(file):
+    if file and file not in PLUGIN_FILES:
+        PLUGIN_FILES.append(file)
 
 
 def import_file(file):
@@ -86,3 +92,4 @@ def import_file(file):
     except Exception as error:
         del sys.modules[path.stem]
         raise TigerError(f"plugin {file}: {type(error).__name__}: {error}") from error
+    _add_plugin_file(str(path))

@@ -484,6 +484,10 @@ def test_own_semantic_ids_without_text(capsys, own, tmp_path):
     (tmp_path / "ids.tsv").write_text(spoiled_ids("none"))
     settings = {**settings, "semantic_ids": "ids.tsv", "epochs": 1}
     has(run(capsys, settings), "no item file", "--text_initializer=False")
+    for model in ("TIGER", "SASRec"):  # both of a comparison
+        experiment.prepare(
+            model, "tiny", {**of_model(settings, model), "semantic_ids": settings["semantic_ids"], "text_initializer": False}
+        )
     settings["text_initializer"] = False
     assert main(["run", "--model=TIGER", "--dataset=tiny", *arguments({**settings, **QUIET})]) == 0
 
@@ -626,12 +630,18 @@ def test_setting_that_cannot_work(capsys, own, change, parts):
         ({"log_wandb": True}, ["log_wandb needs the package wandb", "pip install wandb"]),
         ({"neg_sampling": {"uniform": 1}}, ["older versions of RecBole: give train_neg_sample_args"]),
         ({"min_user_inter_num": 5}, ["older versions of RecBole: give user_inter_num_interval"]),
+        ({"config_file": "mine.yaml"}, ["config_file", "is not read", "--config_files=..."]),
     ],
     ids=str,
 )
 def test_setting_that_works_with_no_model(capsys, own, model, change, parts):
     _, settings = own
     has(run(capsys, {**of_model(settings, model), **change}, model=model), *parts)
+
+
+def test_setting_that_a_file_has_twice(capsys, own):
+    Path("mine.yaml").write_text("epochs: 3\nn_layers: 1\nepochs: 5\n")
+    has(run(capsys, own[1], "--config_files=mine.yaml"), "mine.yaml", "epochs is there twice", "line 1")
 
 
 @pytest.mark.parametrize("change", [{"val_interval": {"price": "[1,inf)"}}, {"user_inter_num_interval": "[5,inf)"}], ids=str)
@@ -778,7 +788,9 @@ def test_rehearsing_changes_no_result(settings):
 
 
 def test_text_fields_that_cannot_work_with_another_model(capsys, data_path):
-    has(run(capsys, {"data_path": str(data_path), "text_fields": "title"}, model="SASRec"), "text_fields", "list", "'title'")
+    for fields, shown in (("title", "'title'"), ([2024], "[2024]")):
+        settings = {"data_path": str(data_path), "text_fields": fields}
+        has(run(capsys, settings, model="SASRec"), "text_fields has to be a list", shown)
 
 
 @pytest.mark.parametrize(("key", "value"), [("learning_rate", ".nan"), ("learning_rate", ".inf"), ("max_minutes", ".nan")])
@@ -884,7 +896,7 @@ def test_a_folder_that_cannot_be_made(capsys, settings, folder):
     has(run(capsys, {**settings, folder: "file"}), "cannot make the folder file", "choose another")
 
 
-@pytest.mark.parametrize("folder", ["checkpoint_dir", "results_dir"])
+@pytest.mark.parametrize("folder", ["checkpoint_dir", "results_dir", "cache_dir"])
 def test_a_folder_in_which_no_file_can_be_made(capsys, settings, folder):
     """Such as a system's folder, where not even the superuser can make files."""
     settings.pop(folder, None)
@@ -1155,6 +1167,14 @@ def spoiled_ids(kind):
 def test_semantic_id_file(capsys, own, tmp_path, kind, parts):
     (tmp_path / "ids.tsv").write_text(spoiled_ids(kind))
     has(run(capsys, {**own[1], "semantic_ids": "ids.tsv"}), "ids.tsv", *parts)
+
+
+def test_embeddings_that_are_all_equal(capsys, settings):
+    """The tree has one level, and no error of reconstruction relative to the mean."""
+    np.savez("same.npz", items=np.array([f"i{i}" for i in range(N_ITEMS)]), embeddings=np.ones((N_ITEMS, 4)))
+    settings |= {"item_embeddings": "same.npz", "quantizer": "hierarchical_kmeans", "hierarchical_branches": N_ITEMS + 1}
+    assert main(["tokenize", "--dataset=tiny", *arguments(settings)]) == 0
+    assert "reconstruction_error" not in capsys.readouterr().out
 
 
 def test_semantic_id_file_that_is_not_text(capsys, own, tmp_path):

@@ -72,6 +72,7 @@ def test_exact_equals_the_reference(network, items, users, reference_log_probs):
 def test_exact_in_small_slices_is_the_same(network, items, users, monkeypatch):
     whole = exact(network, items, users)
     monkeypatch.setattr("recbole_tiger.model.decoding.EXACT_BUDGET", 5)
+    monkeypatch.setattr("recbole_tiger.model.decoding.EXACT_CHILDREN", 7)
     torch.testing.assert_close(exact(network, items, users), whole, atol=1e-5, rtol=1e-5)
 
 
@@ -208,6 +209,27 @@ def test_a_beam_among_some_items_ranks_as_the_exact_scorer(network, items, users
         filled = narrow[row][torch.isfinite(narrow_scores[row])].tolist()
         assert len(set(filled)) == len(filled) == min(3, len(best))
         assert set(filled) <= each[row]
+
+
+def test_left_out_items_in_small_parts(network, memory, monkeypatch):
+    allowed = Allowed.of(network.trie, left_out=torch.tensor([[5, 9, 1], [0, 0, 30], [2, 4, 6]]))
+    whole = beam_search(network, memory, 8, allowed)
+    monkeypatch.setattr("recbole_tiger.model.decoding.LEFT_OUT_TABLE", 1)
+    for part, expected in zip(beam_search(network, memory, 8, allowed), whole, strict=True):
+        assert torch.equal(part, expected)
+
+
+@pytest.mark.parametrize("among", [[2], [1, 2]])
+@pytest.mark.parametrize("trie_softmax", [False, True])
+def test_a_beam_of_more_places_than_the_allowed_nodes_have_children(trie_softmax, among):
+    """The other places of the beam hold nodes that are not allowed, some of them twice, and miss those with children."""
+    codes = torch.tensor([[0, 0, 0], [1, 0, 0], *([1, 1, i] for i in range(10))])
+    network = reference.small_network(codes=codes, trie_softmax=trie_softmax)
+    chosen = torch.zeros(13, dtype=torch.bool)
+    chosen[among] = True
+    items = torch.tensor([[1, 2, 3]])
+    found, scores = beam_search(network, network.encode(items), 12, Allowed.of(network.trie, chosen))
+    assert found[torch.isfinite(scores)].sort().values.tolist() == among
 
 
 def tempered(network, history, user, temperature, among):

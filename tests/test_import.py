@@ -123,6 +123,19 @@ def test_recbole_knows_the_model_in_either_order():
     assert shown.splitlines() == [f"256 {names}"] * len(orders)
 
 
+def test_what_was_imported_from_recbole_before_knows_the_plugin():
+    """isort sorts RecBole before this package."""
+    names = ["create_dataset", "data_preparation", "load_split_dataloaders"]
+    code = f"""
+from recbole.data.utils import create_dataset, data_preparation as prepare, load_split_dataloaders
+import recbole_tiger
+from recbole.data import utils
+print([one is getattr(utils, name) and hasattr(one, "__wrapped__") for one, name in zip(
+    (create_dataset, prepare, load_split_dataloaders), {names})])
+"""
+    assert python(code) == "[True, True, True]"
+
+
 @forks
 def test_every_module_can_be_the_first_that_is_imported():
     assert len(MODULES) > 30

@@ -106,6 +106,14 @@ def test_other_kinds_of_numbers_and_lists(trained, recommender):
         assert (row["item"], row["score"]) == (other["item"], pytest.approx(other["score"], abs=1e-5))
 
 
+@pytest.mark.parametrize("trained", [VARIANTS["users"]], ids=["users"], indirect=True)
+def test_users_of_several_histories_may_be_an_array(trained, recommender):
+    listed = recommender.recommend(trained["histories"], k=3, user=trained["users"])
+    assert recommender.recommend(trained["histories"], k=3, user=np.array(trained["users"])) == listed
+    with pytest.raises(TigerError, match=r"a user is a token, a string or a whole number, not \['u1'\]"):
+        recommender.recommend(trained["histories"][0], k=3, user=["u1"])
+
+
 def test_a_list_longer_than_the_beam_widens_it(trained, recommender):
     user = trained["users"] and trained["users"][0]
     assert len(recommender.recommend(trained["histories"][0], k=45, user=user)) == 45

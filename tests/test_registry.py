@@ -55,6 +55,36 @@ def test_a_model_and_a_quantizer_run_through_the_commands(shared):
     assert len([line for line in listed.splitlines() if "number" in line]) == 3
 
 
+def test_an_edited_quantizer_makes_other_codes(shared):
+    """The cached codes are of the file as it was."""
+    mine = Path("mine.py")
+    mine.write_text(TOY.read_text())
+    shared = [f"--plugins={mine}" if argument.startswith("--plugins") else argument for argument in shared]
+    tables = []
+    for _ in range(2):
+        told("-m", "recbole_tiger", "tokenize", *shared, "--output=ids.tsv")
+        tables.append(Path("ids.tsv").read_text())
+        mine.write_text(TOY.read_text().replace('x > self.learnt["median"]', 'x < self.learnt["median"]'))
+    assert tables[0] != tables[1]
+
+
+def test_a_plugin_whose_base_class_changes_is_another_run(shared):
+    """Its own file stays as it is."""
+    Path("base.py").write_text(
+        TOY.read_text().replace("class Shallow(TIGER)", "class Base(TIGER)").replace("Shallow", "Base")
+    )
+    Path("child.py").write_text(
+        "import base\nfrom recbole_tiger import register_model\n\n\nclass Child(base.Base): pass\n\n\n"
+        "register_model(Child, {'n_layers': 1, 'n_decoder_layers': 1, 'epochs': 1})\n"
+    )
+    shared = ["--plugins=base.py,child.py" if argument.startswith("--plugins") else argument for argument in shared]
+    for _ in range(2):
+        told("-m", "recbole_tiger", "run", "--model=Child", *shared)
+        with open("base.py", "a") as file:
+            file.write("# edited\n")
+    assert len(list(Path("results").glob("tiny-Child-*.json"))) == 2
+
+
 def test_a_model_and_a_quantizer_are_tuned(shared):
     Path("mine.yaml").write_text("toy_scale: [0.5, 2.0]\nfirst_number: [0, 3]\n")
     told("-m", "recbole_tiger", "tune", "--model=Toy", "--sweep=mine.yaml", "--scheduler=none", *shared)

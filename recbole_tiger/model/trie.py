@@ -42,11 +42,12 @@ class Trie(nn.Module):
         """Number of distinct prefixes that end at ``level``."""
         return len(self.get_buffer(f"code_{level}"))
 
-    def expand(self, nodes, level):
+    def expand(self, nodes, level, least=1):
         """Children at ``level`` of nodes of the level before.
 
         Args:
             nodes: int tensor [...]; 0, the root, for level 0.
+            least: the smallest n.
 
         Returns:
             nodes of the level [..., n], their codes of the same shape, and a mask of those that exist; n is the maximal
@@ -55,7 +56,7 @@ class Trie(nn.Module):
         first = self.get_buffer(f"first_child_{level}")
         codes = self.get_buffer(f"code_{level}")
         begin, end = first[nodes].long(), first[nodes + 1].long()
-        n = self.most_children[level] if nodes.is_cuda else int((end - begin).max())
+        n = max(least, self.most_children[level] if nodes.is_cuda else int((end - begin).max()))
         child = begin.unsqueeze(-1) + torch.arange(n, device=nodes.device)
         exists = child < end.unsqueeze(-1)
         child = child.clamp(max=len(codes) - 1)

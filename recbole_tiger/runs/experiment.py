@@ -56,8 +56,10 @@ def configure(name, dataset, user_settings):
 def fit_to_data(config, user_settings):
     """Check a config against its dataset and fill in the columns to load; download the dataset if RecBole lists it."""
     own = MODELS.get(config["model"])
-    # Every model of a comparison loads the same columns.
-    text_needed = own.needs_text(config) if own else user_settings.get("item_embeddings") is None
+    # Every model of a comparison loads the same columns, so those of RecBole need the text that TIGER reads by default.
+    given = user_settings.get
+    no_text = given("item_embeddings") or (given("semantic_ids") and given("text_initializer") is False)
+    text_needed = own.needs_text(config) if own else not no_text
     ensure_dataset(config, text_needed)
     if config["load_col"] is None:
         config["load_col"] = text_load_col(config, text_needed)

@@ -162,7 +162,7 @@ class Recommender:
         if isinstance(history, str) or (batch and not all(isinstance(one, list | tuple) for one in history)):
             raise TigerError("a history is a list of item tokens, which are strings; give several as a list of such lists")
         if batch:
-            users = list(user) if isinstance(user, list | tuple) else [user] * len(history)
+            users = [user] * len(history) if user is None or isinstance(user, str | int) else list(user)
         else:
             history, users = [history], [user]
         histories = [list(one) for one in history]
@@ -241,7 +241,7 @@ class Recommender:
                 raise TigerError(f"scoring {scoring} scores the whole catalogue: leave out beam_size")
             return None
         beam_size = min(n_items, max(self.model.beam_size, k)) if beam_size is None else beam_size
-        if not k <= beam_size <= n_items:
+        if not isinstance(beam_size, Integral) or not k <= beam_size <= n_items:
             raise TigerError(f"beam_size {beam_size} has to be from {k}, the list, to {n_items}, the catalogue")
         return beam_size
 
@@ -284,4 +284,6 @@ class Recommender:
             return None
         if len(users) != n or any(user is None for user in users):
             raise TigerError("this model was trained with user tokens: give a user with every history")
+        if wrong := [user for user in users if not isinstance(user, str | Integral)]:
+            raise TigerError(f"a user is a token, a string or a whole number, not {wrong[0]!r}")
         return torch.tensor([user_slot(user, size) for user in users], device=self.device)

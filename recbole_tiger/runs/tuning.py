@@ -25,11 +25,10 @@ from tqdm import tqdm
 
 from recbole_tiger.catalogue.catalogue import CollapseError, check_sizes, item_embeddings
 from recbole_tiger.catalogue.item_text import text_of_items
-from recbole_tiger.catalogue.quantizers import QUANTIZERS
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import check_writable, locked, make_folder
 from recbole_tiger.model import MODELS
-from recbole_tiger.registry import import_file
+from recbole_tiger.registry import PLUGIN_FILES, import_file
 from recbole_tiger.report.plots import codebook_heat_map, collision_scatter
 from recbole_tiger.report.results import read_result
 from recbole_tiger.runs import experiment
@@ -333,9 +332,8 @@ def run_trials(sweep, *, scheduler, grace_period, max_concurrent, cpus_per_trial
             warnings.catch_warnings(),
         ):
             warnings.simplefilter("ignore")
-            plugins = sorted({*MODELS.files(), *QUANTIZERS.files()})
             trainable = tune.with_parameters(
-                run_trial, sweep=sweep, folder=os.getcwd(), threads=cpus_per_trial, plugins=plugins
+                run_trial, sweep=sweep, folder=os.getcwd(), threads=cpus_per_trial, plugins=PLUGIN_FILES
             )
             tune.Tuner(
                 tune.with_resources(trainable, {"cpu": cpus_per_trial, "gpu": gpus_per_trial}),

@@ -37,6 +37,8 @@ def check_keys(settings, source):
             raise TigerError(f"{key} in {source}: {glued[0]!r} lacks the space after its colon, which YAML requires")
         if key in ("model", "dataset"):
             raise TigerError(f"{key} in {source} is not a setting but an argument of a command: see its --help")
+        if key == "config_file":  # RecBole's list of settings has it
+            raise TigerError(f"config_file in {source} is not read: give files of settings by --config_files=...")
         if key not in known:
             raise TigerError(f"unknown setting {key!r} in {source}{nearest(key, sorted(known))}")
 

@@ -103,7 +103,8 @@ def _check_optimizer(config):
 
 def _check_text_fields(config):
     fields = config["text_fields"]
-    if not isinstance(fields, list) or not fields or len(set(map(str, fields))) < len(fields):
+    names = isinstance(fields, list) and all(isinstance(field, str) for field in fields)
+    if not names or not fields or len(set(fields)) < len(fields):
         raise TigerError(f"text_fields has to be a list of different column names, not {fields!r}")
     if config["ITEM_ID_FIELD"] in fields:
         raise TigerError(f"text_fields has {config['ITEM_ID_FIELD']}, which is not text: name the columns with text")

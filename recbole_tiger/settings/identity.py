@@ -10,6 +10,7 @@ from recbole_tiger.catalogue.quantizers import QUANTIZERS
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import content_hash
 from recbole_tiger.model import MODELS
+from recbole_tiger.registry import PLUGIN_FILES
 from recbole_tiger.settings.properties import ADDED_LATER, NOT_IN_RUN_KEY, settings_of_other_quantizers
 
 
@@ -39,14 +40,15 @@ def run_settings(config):
 def extra_input_hashes(config):
     """Hashes of the other inputs.
 
-    These are a pre-trained model, and for a model of MODELS embeddings, semantic IDs, an encoder, and the files of a model
-    or quantizer from outside this package.
+    These are a pre-trained model, and for a model of MODELS embeddings, semantic IDs, an encoder, and for a model or
+    quantizer from outside this package all plugin files.
     """
     files, encoder = [config["pre_model_path"]], None
     if config["model"] in MODELS:
         embeddings = config["item_embeddings"]
         tokens = [tokens_file(embeddings)] if embeddings and is_npy(embeddings) else []
-        plugins = [MODELS.file_of(config["model"]), QUANTIZERS.file_of(config["quantizer"])]
+        outside = MODELS.file_of(config["model"]) or QUANTIZERS.file_of(config["quantizer"])
+        plugins = PLUGIN_FILES if outside else []  # the file of a class may use others
         files = [embeddings, config["semantic_ids"], *files, *tokens, *plugins]
         encoder = own_encoder_hash(config["text_encoder"])
     found = [content_hash(file).hex() for file in files if file and Path(file).is_file()]

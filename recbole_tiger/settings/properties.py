@@ -69,7 +69,15 @@ ADDED_LATER_TO_RUN_KEY = {
 
 
 class Loader(yaml.SafeLoader):
-    """Safe YAML that reads 1e-3 as a number, as RecBole's loader does."""
+    """Safe YAML that reads 1e-3 as a number, as RecBole's loader does, and refuses keys that are written twice."""
+
+    def construct_mapping(self, node, deep=False):
+        """PyYAML's."""
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{key} is there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 Loader.add_implicit_resolver(
