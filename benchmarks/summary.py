@@ -29,6 +29,7 @@ CHART = [PAPER, "SASRec", "TIGER", "TIGER-trie", "TIGER-text", "VQRec-text"]
 PAIRS = [
     *((label, "SASRec") for label in ("VQRec-text", "VQRec-history", "TIGER-text", "TIGER-trie", "TIGER", "FDSA")),
     ("VQRec-text", "VQRec-history"),
+    ("VQRec-history-transfer", "VQRec-text"),
     ("VQRec-text", "TIGER-text"),
     *((label, "TIGER") for label in ("TIGER-trie", "TIGER-rq-kmeans", "FDSA")),
     ("TIGER-text", "FDSA"),
