@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from recbole.data import create_dataset, data_preparation
 from recbole.evaluator import Collector
 from recbole.quick_start import load_data_and_model, run_recbole
 from recbole.trainer import Trainer
@@ -19,8 +20,6 @@ from recbole_tiger.settings.config import make_config
 from recbole_tiger.settings.identity import run_key
 from recbole_tiger.training.history import leaving_out, ordinals, padded
 from tests.conftest import N_ITEMS, N_USERS, read_sequences
-
-from recbole.data import create_dataset, data_preparation  # isort: skip - after the plugin's import
 
 SHORT = 3  # histories that models read, far shorter than those that users have
 RATIO = {"split": {"RS": [0.4, 0.3, 0.3]}, "group_by": "user", "order": "TO", "mode": "full"}

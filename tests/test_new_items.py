@@ -217,7 +217,7 @@ def test_an_encoder_in_a_folder(settings):
     assert recommender.add_items("new.item").items[-1] == "new"
     Path("encoder/more.txt").write_text("x")
     assert run_key(experiment.prepare("TIGER", "tiny", own)) != run_key(config)
-    with pytest.raises(TigerError, match="text_encoder encoder has changed since this model was trained"):
+    with pytest.raises(TigerError, match="text_encoder encoder is not there or has changed since this model was trained"):
         recommender.add_items("new.item")
 
 

@@ -80,8 +80,8 @@ def encode(texts, text_encoder, device, cache_dir, show_progress, check_width=No
         if str(stored) != key or len(embeddings) != len(texts):
             raise TigerError(f"{cache} was made from other texts or another encoder; delete it")
         return embeddings
-    check_writable(cache)
     encoder = load_encoder(text_encoder, device)
+    check_writable(cache)
     if check_width is not None:
         check_width(encoder.encode(texts[:1], show_progress_bar=False).shape[1])
     embeddings = encoder.encode(texts, show_progress_bar=show_progress, convert_to_numpy=True).astype(np.float32)
