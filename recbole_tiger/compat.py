@@ -21,9 +21,9 @@ from recbole_tiger.errors import TigerError
 
 def replace(original, function):
     """Replace a function in every module that has imported it, those of the user included."""
-    for module in list(sys.modules.values()):
-        for name in [name for name, value in list(getattr(module, "__dict__", {}).items()) if value is original]:
-            setattr(module, name, function)
+    for names in [getattr(module, "__dict__", {}) for module in list(sys.modules.values())]:
+        if id(original) in map(id, names.values()):  # thousands of modules, few of which have it
+            names.update({name: function for name, value in names.items() if value is original})
 
 
 def module_with(library, **names):

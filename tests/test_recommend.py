@@ -110,6 +110,8 @@ def test_other_kinds_of_numbers_and_lists(trained, recommender):
 def test_users_of_several_histories_may_be_an_array(trained, recommender):
     listed = recommender.recommend(trained["histories"], k=3, user=trained["users"])
     assert recommender.recommend(trained["histories"], k=3, user=np.array(trained["users"])) == listed
+    one = recommender.recommend(trained["histories"], k=3, user=5)
+    assert recommender.recommend(trained["histories"], k=3, user=np.int64(5)) == one
     with pytest.raises(TigerError, match=r"a user is a token, a string or a whole number, not \['u1'\]"):
         recommender.recommend(trained["histories"][0], k=3, user=["u1"])
 

@@ -79,8 +79,8 @@ def _quality_rows(catalogue, config):
     if len(codes) > QUERIES:
         note += f", for {QUERIES:,} drawn items"
     rows = [[name, round(share, 4), note] for name, share in zip(names, shares, strict=False)]
-    differ = bool((embeddings != embeddings[0]).any())  # otherwise the error has nothing to be relative to
-    if differ and catalogue.tokenizer and catalogue.tokenizer.quantizer.reconstruct:
+    reconstructs = catalogue.tokenizer and catalogue.tokenizer.quantizer.reconstruct
+    if reconstructs and (embeddings != embeddings[0]).any():  # the error of equal embeddings has nothing to be relative to
         error = reconstruction_error(catalogue.tokenizer.quantizer, codes, embeddings)
         rows.append(["reconstruction_error", round(error, 4), "squared, relative to that of the mean embedding"])
     return rows

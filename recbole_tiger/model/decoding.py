@@ -139,9 +139,9 @@ class Allowed(NamedTuple):
         if self.left_out is not None:
             nodes = self.paths[self.left_out, level].masked_fill(self.left_out == 0, -1)
             size = max(1, LEFT_OUT_TABLE // (child.shape[1] * max(1, nodes.shape[1])))
-            for part in zip(count.split(size), nodes.split(size), child.split(size), strict=True):
-                part_count, part_nodes, part_child = part
-                place = part_nodes.unsqueeze(1) - part_child[..., :1]
+            parts = (table.split(size) for table in (count, nodes, child[..., :1]))
+            for part_count, part_nodes, first in zip(*parts, strict=True):
+                place = part_nodes.unsqueeze(1) - first
                 under = (place >= 0) & (place < child.shape[-1])
                 part_count.scatter_add_(-1, place.clamp_(0, child.shape[-1] - 1), -under.long())
         return count > 0

@@ -418,10 +418,10 @@ class TIGER(SemanticIDModel):
         """
         device = self.network.codes.device
         lengths = (histories != 0).sum(dim=1).cpu()
-        order = lengths.argsort(stable=True)
+        keys = [lengths]
         if left_out is not None and not left_out.is_cuda:  # on a GPU the host would wait for their number
-            order = (left_out != 0).sum(dim=1).argsort(stable=True)
-            order = order[lengths[order].argsort(stable=True)]
+            keys.insert(0, (left_out != 0).sum(dim=1))
+        order = torch.from_numpy(np.lexsort(keys))
         lengths = lengths[order]
         rows = order.to(device, non_blocking=True)
         ordered = histories.to(device, non_blocking=True)[rows]

@@ -31,7 +31,7 @@ from recbole_tiger.settings.arguments import check_keys
 from recbole_tiger.settings.checks import is_list_metric
 from recbole_tiger.settings.config import make_config
 from recbole_tiger.settings.identity import check_unchanged, run_inputs, run_key
-from recbole_tiger.settings.properties import dataset_properties
+from recbole_tiger.settings.properties import dataset_properties, defaults_of
 from recbole_tiger.training.checkpoint import checkpoint_name
 from recbole_tiger.training.dataset import check_aliases, text_load_col
 from recbole_tiger.training.history import copy_leave_out, leaving_out
@@ -56,10 +56,9 @@ def configure(name, dataset, user_settings):
 def fit_to_data(config, user_settings):
     """Check a config against its dataset and fill in the columns to load; download the dataset if RecBole lists it."""
     own = MODELS.get(config["model"])
-    # Every model of a comparison loads the same columns, so those of RecBole need the text that TIGER reads by default.
-    given = user_settings.get
-    no_text = given("item_embeddings") or (given("semantic_ids") and given("text_initializer") is False)
-    text_needed = own.needs_text(config) if own else not no_text
+    # Every model of a comparison loads the same columns, so those of RecBole need the text that TIGER would read.
+    as_tiger = {**defaults_of("TIGER"), **user_settings}
+    text_needed = own.needs_text(config) if own else MODELS["TIGER"].needs_text(as_tiger)
     ensure_dataset(config, text_needed)
     if config["load_col"] is None:
         config["load_col"] = text_load_col(config, text_needed)

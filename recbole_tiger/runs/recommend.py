@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Iterable
 from numbers import Integral
 
 import torch
@@ -162,7 +163,7 @@ class Recommender:
         if isinstance(history, str) or (batch and not all(isinstance(one, list | tuple) for one in history)):
             raise TigerError("a history is a list of item tokens, which are strings; give several as a list of such lists")
         if batch:
-            users = [user] * len(history) if user is None or isinstance(user, str | int) else list(user)
+            users = list(user) if isinstance(user, Iterable) and not isinstance(user, str) else [user] * len(history)
         else:
             history, users = [history], [user]
         histories = [list(one) for one in history]

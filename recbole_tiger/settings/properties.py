@@ -74,9 +74,8 @@ class Loader(yaml.SafeLoader):
     def construct_mapping(self, node, deep=False):
         """PyYAML's."""
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"{key} is there twice", node.start_mark)
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} is there twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
