@@ -26,9 +26,9 @@ from tqdm import tqdm
 from recbole_tiger.catalogue.quantizers.kmeans import means
 from recbole_tiger.files import whole_file
 from recbole_tiger.report.results import write_result
-from recbole_tiger.report.statistics import interval
+from recbole_tiger.report.statistics import LEVEL, RESAMPLES
 from recbole_tiger.runs import experiment
-from recbole_tiger.runs.recommend import Recommender, padded
+from recbole_tiger.runs.recommend import Recommender, padded_left
 from recbole_tiger.settings.arguments import parse_arguments
 from recbole_tiger.training.dataset import CatalogueDataset
 
@@ -62,22 +62,22 @@ def held_out(sequences, share, seed):
 def write_without(inter, items, new, folder, name):
     """Write the dataset without the interactions and the rows of new items; return the item file of the new items."""
     (folder / name).mkdir(parents=True, exist_ok=True)
-    is_new = items[ITEM].isin(new)
+    is_new, new_items = items[ITEM].isin(new), folder / f"{name}.new.item"
     parts = {
         folder / name / f"{name}.inter": inter[~inter[ITEM].isin(new)],
         folder / name / f"{name}.item": items[~is_new],
-        folder / f"{name}.new.item": items[is_new],
+        new_items: items[is_new],
     }
     for file, table in parts.items():
         with whole_file(file) as part:
             table.to_csv(part, sep="\t", index=False, quoting=3)
-    return file
+    return new_items
 
 
-def asked(sequences, new, back):
-    """Users whose item ``back`` places before the end is new: their histories before that item, and the item."""
-    wanted = [items for items in sequences if len(items) > back and items[-back] in new]
-    return [items[:-back] for items in wanted], [items[-back] for items in wanted]
+def asked(sequences, new):
+    """Users whose last item is new: their histories before that item, and the item."""
+    wanted = [items for items in sequences if len(items) > 1 and items[-1] in new]
+    return [items[:-1] for items in wanted], [items[-1] for items in wanted]
 
 
 def scores_of(recommender, histories, candidates):
@@ -90,7 +90,7 @@ def scores_of(recommender, histories, candidates):
     candidates = torch.tensor([rows[item] for item in candidates])
     longest, parts = model.max_seq_length, []
     for begin in tqdm(range(0, len(histories), SLICE), "scores"):
-        items = padded([[rows[item] for item in one[-longest:]] for one in histories[begin : begin + SLICE]])
+        items = padded_left([[rows[item] for item in one[-longest:]] for one in histories[begin : begin + SLICE]])
         levels = model.log_probs_of_levels(items, None, candidates.expand(len(items), -1))
         parts.append(model.exact(items, None)[:, candidates, None] if levels is None else levels)
     return torch.cat(parts)
@@ -185,7 +185,7 @@ def draw(args, settings, full, inter, items, sequences, seed):
         start_prefixes(recommenders[start], start, len(before.items), standard)
 
     # Validation, with the history before the last item.
-    histories, targets = asked([one[:-1] for one in sequences], new, 1)
+    histories, targets = asked([one[:-1] for one in sequences], new)
     target = np.array([column[item] for item in targets])
     text, _ = similarities(x, row_of, histories, candidates)
     tried, validation_users = [], len(targets)
@@ -198,7 +198,7 @@ def draw(args, settings, full, inter, items, sequences, seed):
     lists = {start: in_lists(recommender, histories, targets) for start, recommender in recommenders.items()}
     valid_others = others(before, recommenders, [one[:-1] for one in sequences], new)
 
-    histories, targets = asked(sequences, new, 1)
+    histories, targets = asked(sequences, new)
     target = np.array([column[item] for item in targets])
     last, mean = similarities(x, row_of, histories, candidates)
     levels = scores_of(recommenders[best["start"]], histories, candidates)
@@ -220,6 +220,7 @@ def draw(args, settings, full, inter, items, sequences, seed):
         "chosen": best,
         "valid": {"recall@10 of new targets": lists, "others": valid_others},
         "test": {"recall@10 of new targets": lists_on_test, "others": others(before, {"siblings": after}, sequences, new)},
+        "targets": targets,
         "ranks": {name: values.tolist() for name, values in ranks.items()},
     }
 
@@ -261,15 +262,26 @@ def others(before, recommenders, sequences, new, users=500):
 def table_of(draws):
     """Recall of every method by K and by epsilon, over all users of the draws; with intervals at K = 10, epsilon = .1."""
     ranks = {name: np.concatenate([one["ranks"][name] for one in draws]) for name in draws[0]["ranks"]}
+    items = [f"{one['seed']}:{item}" for one in draws for item in one["targets"]]
     rows = []
     for name, values in ranks.items():
         for k in KS:
             rows.append({"method": name, "k": k, "epsilon": 0.1, "recall": recall_at(values, int(0.1 * k + 1e-9))})
         for epsilon in EPSILONS:
             rows.append({"method": name, "k": 10, "epsilon": epsilon, "recall": recall_at(values, int(epsilon * 10 + 1e-9))})
-        low, high = interval((values <= 1).astype(float))
-        rows[-len(EPSILONS) - len(KS) + 1]["interval"] = [float(low), float(high)]
+        rows[-len(EPSILONS) - len(KS) + 1]["interval"] = interval_over_items(values <= 1, items)
     return rows
+
+
+def interval_over_items(hits, items):
+    """Percentile bootstrap interval of the mean of ``hits`` [users]; draws items with all their users.
+
+    The users of one target have the same chance of a hit, so they are no sample of their own.
+    """
+    number, place = np.unique(items, return_inverse=True)
+    hits_of, users_of = np.bincount(place, weights=hits), np.bincount(place)
+    drawn = np.random.RandomState(0).multinomial(len(number), np.full(len(number), 1 / len(number)), size=RESAMPLES)
+    return np.quantile((drawn @ hits_of) / (drawn @ users_of), [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
 
 
 def recall_at(ranks, places):
@@ -317,7 +329,15 @@ def main(argv=None):
     full = CatalogueDataset(experiment.prepare("TIGER", args.dataset, whole))
     draws = [draw(args, settings, full, inter, items, sequences, seed) for seed in range(2020, 2020 + args.draws)]
     rows = table_of(draws)
-    result = {"dataset": args.dataset, "share": args.share, "draws": draws, "table": rows, "hardware": experiment.hardware()}
+    result = {
+        "dataset": args.dataset,
+        "model": args.model,
+        "settings": parse_arguments(rest),
+        "share": args.share,
+        "draws": draws,
+        "table": rows,
+        "hardware": experiment.hardware(),
+    }
     shown = [[row[key] for key in ("method", "k", "epsilon", "recall")] for row in rows]
     print(tabulate(shown, ["method", "K", "epsilon", "Recall@K"], floatfmt=".4f", tablefmt="github"))
     for one in draws:

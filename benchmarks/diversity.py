@@ -96,6 +96,8 @@ def main(argv=None):
             "dataset": chosen.config["dataset"],
             "checkpoint": args.checkpoint,
             "users": len(histories),
+            "seed": args.seed,
+            "column": args.column,
             "level": args.level,
         }
         write_result({**what, "rows": table}, args.output)

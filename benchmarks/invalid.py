@@ -91,7 +91,12 @@ def main(argv=None):
     result = shares(torch.cat(found).cpu(), torch.cat(free).cpu(), chosen.targets.cpu())
     print(tabulate(result, headers="keys", floatfmt=".4f", tablefmt="github"))
     if args.output:
-        what = {"dataset": chosen.config["dataset"], "checkpoint": args.checkpoint, "users": len(histories)}
+        what = {
+            "dataset": chosen.config["dataset"],
+            "checkpoint": args.checkpoint,
+            "users": len(histories),
+            "seed": args.seed,
+        }
         write_result({**what, "rows": result}, args.output)
     if args.plot:
         plot(result, args.plot)

@@ -48,7 +48,7 @@ def joint_ids(datasets, settings, file):
 
 def p_of(metric, folder, first, second):
     """The p-value of a paired bootstrap over the test users of two results of a folder."""
-    return paired_p(*(metric_per_user(read_ranks(folder / one["ranks"])[1], metric) for one in (first, second)))
+    return paired_p(*(metric_per_user(read_ranks(folder / one["ranks"])["ranks"], metric) for one in (first, second)))
 
 
 def plot(rows, file):

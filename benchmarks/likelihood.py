@@ -2,7 +2,7 @@
 
 Comparing training with validation shows over-fitting; comparing levels shows which code is hard for the model.
 
-python benchmarks/likelihood.py --checkpoint=saved/TIGER-....pth --users=3000
+python benchmarks/likelihood.py --checkpoint=saved/TIGER-....pth --targets=3000
 """
 
 import argparse
@@ -28,7 +28,9 @@ def main(argv=None):
     """Print a table, one row per split, and write it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True)
-    parser.add_argument("--users", type=int, default=3000, help="number of targets drawn from each split")
+    parser.add_argument(
+        "--targets", type=int, default=3000, help="most targets drawn from each split (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the sample")
     parser.add_argument("--output")
     args = parser.parse_args(argv)
@@ -37,7 +39,7 @@ def main(argv=None):
     model.eval()
     table = []
     for name, data in [("training", train_data), ("validation", valid_data), ("test", test_data)]:
-        rows = np.random.default_rng(args.seed).permutation(len(data._dataset))[: args.users]
+        rows = np.random.default_rng(args.seed).permutation(len(data._dataset))[: args.targets]
         interaction = data._dataset[rows].to(config["device"])
         parts = tqdm(torch.arange(len(rows)).split(256), desc=name)
         levels = torch.cat([of_rows(model, interaction[part]) for part in parts]).mean(dim=0).tolist()
@@ -45,7 +47,7 @@ def main(argv=None):
         table.append({"targets of": name, **named, "item": sum(levels)})
     print(tabulate(table, headers="keys", tablefmt="github", floatfmt=".3f"))
     if args.output:
-        write_result({"dataset": config["dataset"], "targets": args.users, "seed": args.seed, "rows": table}, args.output)
+        write_result({"dataset": config["dataset"], "targets": args.targets, "seed": args.seed, "rows": table}, args.output)
 
 
 if __name__ == "__main__":

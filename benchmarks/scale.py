@@ -252,9 +252,8 @@ def main():
             for size in tqdm(SIZES, "catalogues")
         ]
     if args.output:
-        write_result(
-            {"catalogues": catalogues, "hardware": experiment.hardware(), "versions": experiment.versions()}, args.output
-        )
+        what = {"model": args.model, "settings": settings, "catalogues": catalogues}
+        write_result({**what, "hardware": experiment.hardware(), "versions": experiment.versions()}, args.output)
     print(f"\n{table(catalogues)}")
     if args.plot:
         plot(catalogues, args.plot)

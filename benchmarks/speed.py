@@ -438,7 +438,7 @@ def measure_decoding(config, data, width, args):
         for size in GPU_HF_USERS if config["device"].type == "cuda" else HF_USERS:
             step = decode_t5(config, data, width, size, prefixes)
             step()
-            tried[size] = rate(step, 0)
+            tried[size] = rate(step, args.seconds)
         users[prefixes] = max(tried, key=tried.get)
     contenders = {
         "ours": decode_tiger(config, data, width),

@@ -17,7 +17,7 @@ from tabulate import tabulate
 
 from recbole_tiger.report.leaderboard import difference, leaderboard, published_rows, rows_of
 from recbole_tiger.report.results import WITHOUT_HISTORY, read_results
-from recbole_tiger.report.statistics import interval, metric_per_user, paired_p
+from recbole_tiger.report.statistics import RANGES, interval, metric_per_user
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -87,8 +87,9 @@ def means_text(row, kept):
     return metrics_text([row.per_user(metric)[kept].mean() for metric in MAIN])
 
 
-def differences_text(differences):
-    """Format differences with their p-values."""
+def differences_text(row, against, kept=slice(None)):
+    """The differences of a row's metrics from another's with their p-values, for all or some of the users."""
+    differences = [difference(row, against, metric, kept) for metric in MAIN]
     return " / ".join(
         f"{'+' if by >= 0 else ''}{number_text(by)} ({'p < .001' if p < 0.001 else f'p {number_text(p, 3)}'})"
         for by, p in differences
@@ -156,17 +157,9 @@ def differences_table():
         line = {"first minus second": f"{first} - {second}"}
         for dataset, name in DATASETS.items():
             of_dataset = rows(dataset)
-            found = [difference(of_dataset[first], of_dataset[second], metric) for metric in MAIN]
-            line[name] = differences_text(found)
+            line[name] = differences_text(of_dataset[first], of_dataset[second])
         lines.append(line)
     return markdown(lines)
-
-
-def differences_of(first, second, kept):
-    """Differences of two rows and their p-values, for some of the users."""
-    assert (first.users == second.users).all()
-    pairs = [(first.per_user(metric)[kept], second.per_user(metric)[kept]) for metric in MAIN]
-    return [((ours - theirs).mean(), paired_p(ours, theirs)) for ours, theirs in pairs]
 
 
 def protocols_table():
@@ -180,7 +173,7 @@ def protocols_table():
                     of_dataset = rows(dataset, test=test)
                     row = of_dataset[label]
                     kept = slice(None) if targets == "all" else row.later_day
-                    line[name] = differences_text(differences_of(row, of_dataset["SASRec"], kept))
+                    line[name] = differences_text(row, of_dataset["SASRec"], kept)
                 lines.append(line)
     return markdown(lines)
 
@@ -197,7 +190,7 @@ def starts_table(label):
                     "dataset": name,
                     "targets": targets,
                     **{row.label: means_text(row, kept) for row in compared},
-                    "difference": differences_text(differences_of(other, random, kept)),
+                    "difference": differences_text(other, random, kept),
                 }
             )
     return markdown(lines)
@@ -330,7 +323,7 @@ def groups_table(kind, names):
 
 def occurrences_table():
     """Recall@10 by how often the target occurs in training, as a table."""
-    return groups_table("rows", {name: name for name in ("0-2", "3-5", "6-10", "11-20", "21-50", "over 50")})
+    return groups_table("rows", {name: name for name in RANGES.values()})
 
 
 def pairs_table():
@@ -354,11 +347,8 @@ IDENTIFIERS = {
 def identifiers_table():
     """TIGER with each kind of ID in the same budget, best first by the mean validation NDCG@10 over seeds."""
     found = {label: row for label, row in rows("amazon-beauty", "identifiers").items() if label != PAPER}
-    # The first files lack the days of the targets, which are the same for all.
-    dated = next(row for row in found.values() if row.later_day is not None)
     lines = []
     for label, row in found.items():
-        assert (row.users == dated.users).all()
         low, high = row.interval("ndcg@10")
         lines.append(
             {
@@ -367,7 +357,7 @@ def identifiers_table():
                 "test": metrics_text([row.mean(metric) for metric in MAIN]),
                 "95 % of NDCG@10": f"{number_text(low)} to {number_text(high)}",
                 "each seed": ", ".join(map(number_text, row.values("ndcg@10"))),
-                "later day": means_text(row, dated.later_day),
+                "later day": means_text(row, row.later_day),
                 "parameters": f"{row.average('parameters') / 1e6:.2f} M",
                 "training s": f"{row.average('train_seconds'):.0f}",
             }

@@ -1,6 +1,7 @@
 """The command line: ``recbole-tiger`` with one of COMMANDS."""
 
 import argparse
+import errno
 import io
 import os
 import signal
@@ -43,6 +44,8 @@ COMMANDS = {
     "datasets": datasets,
     "settings": settings,
 }
+# Errors of writing: no room, no permission.
+OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 SETTINGS_HELP = "Give any setting, of RecBole or listed by recbole-tiger settings MODEL, as --key=value; values are YAML."
 
 
@@ -69,7 +72,11 @@ def make_parser():
                 "--dataset", required=True, help="name of a dataset, a folder under data_path; a,b mixes several into one"
             )
             sub.add_argument(
-                "--config_files", type=names, default=[], help="YAML files of settings, separated by commas; later ones win"
+                "--config_files",
+                type=names,
+                action="extend",
+                default=[],
+                help="YAML files of settings, separated by commas; later ones win",
             )
         command.add_arguments(sub)
         for action in sub._actions:
@@ -142,7 +149,8 @@ def main(argv=None):
         return 141
     except OSError as error:
         reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        print(f"recbole-tiger: error: {reason}; make room or choose another folder", file=sys.stderr)
+        remedy = "; make room or choose another folder" if error.errno in OF_THE_DISK else ""
+        print(f"recbole-tiger: error: {reason}{remedy}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"recbole-tiger: {'terminated' if terminated else 'interrupted'}", file=sys.stderr)

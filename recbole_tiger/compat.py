@@ -186,7 +186,7 @@ def read_files_as_utf8(module):
     from recbole_tiger.catalogue.item_text import read_csv
 
     def open_text(file, mode="r", encoding=None):
-        return open(file, mode, encoding=encoding or "utf-8")
+        return open(file, mode, encoding=encoding if "b" in mode else encoding or "utf-8")
 
     module.open = open_text
     module.pd = module_with(pandas, read_csv=read_csv)

@@ -31,10 +31,12 @@ def check_writable(file):
     """Check that a file can be written, before the work whose result it will hold; make its folder.
 
     Raises:
-        TigerError: the path is a folder, or its folder is not writable.
+        TigerError: the path is a folder or a device, or its folder is not writable.
     """
     if Path(file).is_dir():
         raise TigerError(f"{file} is a folder: name a file in it")
+    if Path(file).exists() and not Path(file).is_file():  # renaming the finished file would replace a device
+        raise TigerError(f"{file} is not a regular file: name another")
     make_folder(Path(file).parent)
     try:
         with tempfile.TemporaryFile(dir=Path(file).parent):
@@ -106,7 +108,7 @@ def _write_then_rename(path, make, remove, mode):
         remove: removes the temporary path, if it still exists.
         mode: permissions before the umask (tempfile makes private files).
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))  # a symbolic link stays one
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

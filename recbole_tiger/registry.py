@@ -85,6 +85,8 @@ def import_file(file):
     if there is not None and getattr(there, "__file__", None) != str(path):
         raise TigerError(f"plugin {file}: there is another module called {path.stem}; rename the file")
     spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None:
+        raise TigerError(f"plugin {file} does not end in .py: give the path of a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module
     try:

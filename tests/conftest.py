@@ -6,6 +6,8 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Tests read what a command writes; transformers draws a bar of its own there.
 os.environ.setdefault("TQDM_DISABLE", "1")
+# The servers of tests are on this machine.
+os.environ["no_proxy"] = "127.0.0.1,localhost"
 
 import json
 import re
@@ -13,6 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+
+# The tests run on the CPU; those of test_cuda.py bring the GPU back.
+HAS_GPU = torch.cuda.is_available()
+torch.cuda.is_available = lambda: False
+torch.cuda.device_count = lambda: 0
 
 N_ITEMS, N_USERS, GROUPS = 60, 120, 6
 
@@ -41,9 +49,9 @@ def write_dataset(folder, name="tiny", n_items=N_ITEMS, n_users=N_USERS):
 
 
 def read_sequences(folder):
-    """Items of every user of the dataset "tiny" in a folder, oldest first."""
+    """Items of every user of the dataset in a folder of its name, oldest first."""
     sequences = {}
-    for line in (Path(folder) / "tiny.inter").read_text().splitlines()[1:]:
+    for line in (Path(folder) / f"{Path(folder).name}.inter").read_text().splitlines()[1:]:
         user, item, _ = line.split("\t")
         sequences.setdefault(user, []).append(item)
     return sequences

@@ -1564,6 +1564,7 @@ def test_value_that_is_code_stays_a_string(settings, stock):
         (["--histories=absent.txt"], ["absent.txt does not exist"]),
         (["--history=i1", "--output=some.jsonl"], ["--output is for --histories"]),
         (["--histories=unknown.txt", "--output=."], [". is a folder: name a file in it"]),
+        (["--histories=unknown.txt", "--output=/dev/null"], ["/dev/null is not a regular file: name another"]),
         (["--history=i1", "--user=u1"], ["without user tokens", "leave out the user"]),
         (["--histories=none.txt"], ["none.txt has no histories", "one per line"]),
         (["--histories=gap.txt"], ["history 2 is empty"]),

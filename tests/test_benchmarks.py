@@ -21,13 +21,16 @@ import torch
 import yaml
 from recbole.quick_start import load_data_and_model
 
+from recbole_tiger.catalogue.catalogue import quantize
+from recbole_tiger.catalogue.semantic_ids import SemanticIDs
 from recbole_tiger.cli import make_parser
 from recbole_tiger.errors import TigerError
 from recbole_tiger.report.results import read_results
 from recbole_tiger.runs import experiment, sweep
 from recbole_tiger.settings.arguments import parse_arguments
 from recbole_tiger.training.checkpoint import load_checkpoint
-from tests.conftest import read_sequences
+from recbole_tiger.training.dataset import CatalogueDataset
+from tests.conftest import N_ITEMS, N_USERS, read_sequences
 from tests.test_command_line import files_under, rows_of
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -134,13 +137,14 @@ def test_beam_vs_exact_runs(settings):
 
 def test_likelihood_runs(settings):
     result = experiment.run(experiment.prepare("TIGER", "tiny", settings), "results")
-    arguments = [f"--checkpoint={result['checkpoint']}", "--users=50", "--output=likelihood.json"]
+    arguments = [f"--checkpoint={result['checkpoint']}", "--targets=50", "--output=likelihood.json"]
     script("likelihood").main(arguments)
     rows = {row["targets of"]: row for row in json.loads(Path("likelihood.json").read_text())["rows"]}
-    # The likelihood of an item is what `predict` gives, computed by another path.
+    # The likelihood of an item is its exact score, computed by another path.
     _, model, _, _, _, test_data = load_data_and_model(result["checkpoint"])
-    drawn = np.random.default_rng(0).permutation(len(test_data._dataset))[:50]
-    expected = -model.eval().predict(test_data._dataset[drawn].to(model.device)).mean().item()
+    drawn = test_data._dataset[np.random.default_rng(0).permutation(len(test_data._dataset))[:50]].to(model.device)
+    scores = model.eval().exact(model.histories_of(drawn), None)
+    expected = -scores.gather(1, drawn[model.ITEM_ID].unsqueeze(1)).mean().item()
     assert rows["test"]["item"] == pytest.approx(expected, abs=1e-4)
     assert rows["test"]["item"] == pytest.approx(sum(v for k, v in rows["test"].items() if k.startswith("level")))
 
@@ -520,16 +524,23 @@ def test_share_of_invalid_ids():
 
 
 def test_lists_of_a_checkpoint(settings):
-    """Both scripts run on a model whose catalogue fits in the list, where nothing is left to the temperature."""
-    result = experiment.run(experiment.prepare("TIGER", "tiny", settings), "results")
-    chosen = [f"--checkpoint={result['checkpoint']}", "--users=30"]
+    """Both scripts have the recall of the test where they decode the lists of the test."""
+    result = experiment.run(experiment.prepare("TIGER", "tiny", {**settings, "beam_size": 50}), "results")
+    chosen = [f"--checkpoint={result['checkpoint']}", f"--users={N_USERS}"]
     script("invalid").main([*chosen, "--output=invalid.json", "--plot=invalid.png"])
-    rows = json.loads(Path("invalid.json").read_text())["rows"]
-    assert [row["first"] for row in rows] == [10, 20, 50]
+    rows = {row["first"]: row for row in json.loads(Path("invalid.json").read_text())["rows"]}
+    assert set(rows) == {10, 20, 50}
+    for length in (10, 20):
+        assert rows[length]["recall_with_the_trie"] == pytest.approx(result["test_result"][f"recall@{length}"], abs=6e-5)
     script("diversity").main([*chosen, "--column=title", "--output=diversity.json", "--plot=diversity.png"])
     rows = json.loads(Path("diversity.json").read_text())["rows"]
-    assert {row["temperature"] for row in rows} == {None, 1.0, 1.5, 2.0}
-    assert all(row["recall"] >= rows[0]["recall"] / 2 for row in rows if row["first"] == 50)
+    best = {row["first"]: row["recall"] for row in rows if row["temperature"] is None}
+    assert [best[length] for length in (10, 20)] == pytest.approx(
+        [result["test_result"][f"recall@{length}"] for length in (10, 20)], abs=6e-5
+    )
+    drawn = {row["temperature"]: row["recall"] for row in rows if row["first"] == 10}
+    assert set(drawn) == {None, 1.0, 1.5, 2.0}
+    assert drawn[2.0] < drawn[None]
     assert Path("diversity.png").stat().st_size > 0
 
 
@@ -576,7 +587,7 @@ def test_cold_start_runs(settings, data_path, model, n_tried):
     last = {items[-1] for items in read_sequences(data_path / "tiny").values()}
     assert draw["new_items"] == round(0.1 * len(last))
     folder = Path("cold_start/tiny-without-2020")
-    left = {item for items in read_sequences_of(folder).values() for item in items}
+    left = {item for items in read_sequences(folder).values() for item in items}
     new = {line.split("\t")[0] for line in Path("cold_start/tiny-without-2020.new.item").read_text().splitlines()[1:]}
     assert len(new) == draw["new_items"]
     assert not left & new
@@ -586,22 +597,15 @@ def test_cold_start_runs(settings, data_path, model, n_tried):
     assert Path("cold.png").stat().st_size > 0
 
 
-def read_sequences_of(folder):
-    """As read_sequences, of a folder whose files have its name."""
-    sequences = {}
-    for line in (folder / f"{folder.name}.inter").read_text().splitlines()[1:]:
-        user, item, _ = line.split("\t")
-        sequences.setdefault(user, []).append(item)
-    return sequences
-
-
 def test_joint_runs(settings, data_path, tmp_path):
-    """Two datasets of the same items: their codes are those of each item twice, so the numbers of the first are its own."""
+    """Two datasets of the same items in two orders: the table has the codes of the first, in its order."""
     other = tmp_path / "data" / "other"
     shutil.copytree(data_path / "tiny", other)
     shutil.copytree(data_path / "tiny", tmp_path / "data" / "tiny")
     for file in list(other.glob("tiny.*")):
         file.rename(other / file.name.replace("tiny", "other"))
+    head, *lines = (other / "other.inter").read_text().splitlines()
+    (other / "other.inter").write_text("\n".join([head, *reversed(lines)]) + "\n")
     small = [f"--{name}={value}" for name, value in settings.items() if name != "data_path"]
     arguments = [
         f"--data_path={tmp_path / 'data'}",
@@ -615,5 +619,14 @@ def test_joint_runs(settings, data_path, tmp_path):
     assert len(rows) == 3
     assert {result["settings"]["n_user_tokens"] for result in read_results("joint/results")} == {0, 2000}
     assert all(0 <= row["p of ndcg@10"] <= 1 for name, row in rows.items() if name != "a tokenizer of its own")
-    table = pd.read_csv("joint/joint.tsv", sep="\t")
-    assert sorted(table["item"]) == sorted(f"i{i}" for i in range(len(table)))
+    both = [
+        CatalogueDataset(experiment.prepare("TIGER", name, {**settings, "data_path": str(tmp_path / "data")})).catalogue
+        for name in ("tiny", "other")
+    ]
+    assert both[0].items != both[1].items
+    config = experiment.prepare("TIGER", "tiny", settings)
+    items = [f"{name}:{item}" for name, one in zip(("tiny", "other"), both, strict=True) for item in one.items]
+    expected = quantize(config, items, np.concatenate([one.embeddings for one in both]))[0].codes[:N_ITEMS, :-1]
+    table = SemanticIDs.load("joint/joint.tsv")
+    assert list(table.items) == list(both[0].items)
+    assert np.array_equal(table.codes[:, :-1], expected)

@@ -23,7 +23,7 @@ from recbole_tiger.report.results import read_ranks, read_results
 from recbole_tiger.report.statistics import metric_per_user
 from recbole_tiger.runs import experiment
 from recbole_tiger.settings.arguments import parse_arguments
-from recbole_tiger.settings.identity import run_key
+from recbole_tiger.settings.identity import run_inputs, run_key
 from recbole_tiger.settings.properties import unread
 from tests.conftest import data_of, read_sequences, small_settings, write_dataset
 
@@ -227,7 +227,8 @@ def test_ranks_tell_the_metrics_of_tiger(trained):
 
 def check_ranks(result, folder):
     """RecBole's metrics follow from the ranks, which are told for every user of the dataset once."""
-    users, ranks = read_ranks(Path(folder) / result["ranks"])
+    found = read_ranks(Path(folder) / result["ranks"])
+    users, ranks = found["users"], found["ranks"]
     assert sorted(users) == sorted(f"u{i}" for i in range(120))
     assert ranks.max() <= 20
     for name, value in result["test_result"].items():
@@ -243,7 +244,8 @@ def test_ranks_belong_to_their_users(settings):
     (result,) = read_results("results")
     sequences = read_sequences(Path(settings["data_path"]) / "tiny")
     counts = Counter(item for items in sequences.values() for item in items[:-2])
-    for user, rank in zip(*read_ranks(f"results/{result['ranks']}"), strict=True):
+    found = read_ranks(f"results/{result['ranks']}")
+    for user, rank in zip(found["users"], found["ranks"], strict=True):
         target = counts[sequences[user][-1]]
         more = sum(count > target for count in counts.values())
         as_many = sum(count >= target for count in counts.values())
@@ -264,8 +266,7 @@ def test_a_dataset_of_one_user(tmp_path, settings, capsys):
     settings |= {"data_path": str(tmp_path / "data"), "item_embeddings": str(folder / "embeddings.npz")}
     assert main(["run", "--model=TIGER", "--dataset=tiny", *arguments(settings)]) == 0
     (result,) = read_results("results")
-    users, _ = read_ranks(Path("results") / result["ranks"])
-    assert users.tolist() == ["u0"]
+    assert read_ranks(Path("results") / result["ranks"])["users"].tolist() == ["u0"]
     assert main(["leaderboard", "--plots=plots"]) == 0
     assert "tiny-parameters.png" in capsys.readouterr().err
 
@@ -374,16 +375,19 @@ def test_config_files_lie_in_layers(settings, tmp_path):
     (tmp_path / "a.yaml").write_text("codebook_size: 4\ncodebook_depth: 1\nseed: 11\n")
     (tmp_path / "b.yaml").write_text("codebook_size: 5\ncodebook_depth: 2\n")
     base = {key: value for key, value in settings.items() if not key.startswith("codebook")}
-    files = f"--config_files={tmp_path / 'a.yaml'},{tmp_path / 'b.yaml'}"
-    call = ["tokenize", "--dataset=tiny", files, *arguments(base), "--codebook_size=6"]
-    assert main([*call, "--output=ids.tsv"]) == 0
+    files = [f"--config_files={tmp_path / 'a.yaml'},{tmp_path / 'b.yaml'}"]
+    call = ["tokenize", "--dataset=tiny", *arguments(base), "--codebook_size=6"]
+    assert main([*call, *files, "--output=ids.tsv"]) == 0
     codes = SemanticIDs.load("ids.tsv").codes
     assert codes.shape == (60, 3)  # depth 2 of the later file, and the collision level
     assert len(np.unique(codes[:, 0])) == 6  # the command line over both
-    assert main([*call, "--output=other.tsv", "--seed=12"]) == 0
+    assert main([*call, *files, "--output=other.tsv", "--seed=12"]) == 0
     assert not np.array_equal(SemanticIDs.load("other.tsv").codes, codes)
-    assert main([*call, "--output=same.tsv", "--seed=11"]) == 0  # the seed of the earlier file was in force
+    assert main([*call, *files, "--output=same.tsv", "--seed=11"]) == 0  # the seed of the earlier file was in force
     assert np.array_equal(SemanticIDs.load("same.tsv").codes, codes)
+    files = [f"--config_files={tmp_path / name}" for name in ("a.yaml", "b.yaml")]
+    assert main([*call, *files, "--output=one-by-one.tsv"]) == 0
+    assert np.array_equal(SemanticIDs.load("one-by-one.tsv").codes, codes)
 
 
 def test_values_are_yaml():
@@ -429,6 +433,10 @@ def test_a_model_of_knowledge_gets_its_files():
     (result,) = read_results("results")
     assert set(result["settings"]["load_col"]) == {"inter", "item", "kg", "link"}
     assert result["epochs"] == 1
+    # Its tables are those of other models, whose interactions and items are the same.
+    other = run_inputs(experiment.prepare("SASRec", "ml-100k", {}))
+    assert result["data_hash"] == other["data_hash"]
+    assert len(result["inputs"]) == len(other["inputs"]) + 2
 
 
 def test_values_reach_the_run(settings):
@@ -469,6 +477,14 @@ def test_tokenize(settings, capsys):
     # They are the semantic IDs that training uses: the file can be given back.
     assert main(["tokenize", "--dataset=tiny", *arguments(settings), "--semantic_ids=ids.tsv", "--output=same.tsv"]) == 0
     assert Path("same.tsv").read_bytes() == Path("ids.tsv").read_bytes()
+
+
+def test_tokenize_shows_no_prefix_that_no_items_share(settings, capsys):
+    assert main(["tokenize", "--dataset=tiny", *arguments({**settings, "quantizer": "atomic"})]) == 0
+    shown = capsys.readouterr()
+    assert re.search(r"^distinct_ids +60$", shown.out, flags=re.MULTILINE)
+    assert "share a prefix" not in shown.out
+    assert "settings without effect on atomic: codebook_depth, codebook_size" in shown.err
 
 
 def test_tokenize_by_a_recipe(settings, capsys):
@@ -571,6 +587,7 @@ def test_settings_that_a_baseline_does_not_read_are_told(data_path, tmp_path, ca
     assert capsys.readouterr().err.count(told + "\n") == 1
     assert main(["run", "--model=Pop", "--dataset=tiny", *arguments(settings)]) == 0
     assert "settings without effect" not in capsys.readouterr().err
+    assert not any(result["still_improving"] for result in read_results("results"))  # Pop does not train
     assert unread("TIGER-text", own) == []
     assert unread("TIGER-text", {**own, "embedding_size": 4, "loss_type": "BPR", "label": "x"}) == [
         "embedding_size",
@@ -579,15 +596,18 @@ def test_settings_that_a_baseline_does_not_read_are_told(data_path, tmp_path, ca
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("models", "settings", "told"),
     [
-        ({"quantizer": "lsh", "rq_vae_steps": 10, "codebook_size": 16}, "lsh: rq_vae_steps"),
-        ({"quantizer": "atomic", "codebook_depth": 2}, "atomic: codebook_depth"),
-        ({"semantic_ids": "ids.tsv", "codebook_size": 16}, None),
-        ({"rq_vae_steps": 10, "hidden_size": 16}, None),
+        (["TIGER"], {"quantizer": "lsh", "rq_vae_steps": 10, "codebook_size": 16}, "lsh: rq_vae_steps"),
+        (["TIGER"], {"quantizer": "atomic", "codebook_depth": 2}, "atomic: codebook_depth"),
+        (["TIGER"], {"semantic_ids": "ids.tsv", "codebook_size": 16}, None),
+        (["TIGER"], {"rq_vae_steps": 10, "hidden_size": 16}, None),
+        (["SASRec", "GRU4Rec"], {"beam_size": 30, "n_heads": 1}, "SASRec or GRU4Rec: beam_size"),
+        (["SASRec", "TIGER"], {"beam_size": 30, "n_heads": 1}, None),
+        (["SASRec", "TIGER-lsh"], {"rq_vae_steps": 10}, "SASRec or lsh: rq_vae_steps"),
     ],
 )
-def test_settings_of_another_quantizer_are_told(capsys, settings, told):
-    warn_unread("TIGER", settings)
+def test_settings_that_nothing_reads_are_told(capsys, models, settings, told):
+    warn_unread(models, settings)
     said = capsys.readouterr().err
     assert said == ("" if told is None else f"recbole-tiger: warning: settings without effect on {told}\n")

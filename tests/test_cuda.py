@@ -20,11 +20,12 @@ from recbole_tiger.training.checkpoint import load_checkpoint
 from recbole_tiger.training.dataset import training_windows
 from recbole_tiger.training.trainer import autocast
 from tests import reference
+from tests.conftest import HAS_GPU
 from tests.test_command_line import arguments
 from tests.test_recbole import built
 from tests.test_recommend import VARIANTS as RECOMMENDER_VARIANTS
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = pytest.mark.skipif(not HAS_GPU, reason="needs a GPU")
 
 VARIANTS = {
     "paper": {"bidirectional_encoder": True, "n_user_tokens": 5},
@@ -32,6 +33,11 @@ VARIANTS = {
     "text": {**RECOMMENDER_VARIANTS["text"], "ema_decay": 0.9, "label_smoothing": 0.1},
 }
 variants = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
+
+
+@pytest.fixture(autouse=True)
+def with_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
 
 
 @pytest.fixture

@@ -89,14 +89,6 @@ def test_an_interrupted_evaluation_is_forgotten(settings, monkeypatch):
     assert len(trainer.ranks) == N_USERS
 
 
-def test_sampled_evaluation_is_recboles(settings):
-    eval_args = {"split": {"LS": "valid_and_test"}, "order": "TO", "mode": {"valid": "full", "test": "uni20"}}
-    _, (train_data, valid_data, test_data), _, trainer = built({**settings, "eval_args": eval_args})
-    trainer.fit(train_data, valid_data)
-    assert not isinstance(trainer.eval_collector, RankedCollector)
-    assert trainer.evaluate(test_data)["recall@20"] > trainer.best_valid_result["recall@20"]
-
-
 def test_sampled_evaluation_counts_users(settings):
     eval_args = {"split": {"LS": "valid_and_test"}, "order": "TO", "mode": {"valid": "uni25", "test": "uni20"}}
     _, (_, _, test_data), _, trainer = built({**settings, "eval_args": eval_args})

@@ -105,10 +105,10 @@ def cells(text, column):
 
 def test_ranks_come_back_sorted_by_user():
     write_ranks(["b", "c", "a"], np.array([2, 0, 1], dtype=np.int32), "x.npz")
-    users, ranks = read_ranks("x.npz")
-    assert users.tolist() == ["a", "b", "c"]
-    assert ranks.tolist() == [1, 2, 0]
-    assert ranks.dtype == np.int32
+    found = read_ranks("x.npz")
+    assert found["users"].tolist() == ["a", "b", "c"]
+    assert found["ranks"].tolist() == [1, 2, 0]
+    assert found["ranks"].dtype == np.int32
 
 
 def test_damaged_ranks(tmp_path, capsys):
@@ -134,7 +134,7 @@ def test_ranks_with_a_bit_turned_over():
         except TigerError:
             refused += 1
             continue
-        assert sorted(found[1].tolist()) == ranks.tolist()
+        assert sorted(found["ranks"].tolist()) == ranks.tolist()
     assert refused > 200
 
 
@@ -220,7 +220,7 @@ def test_interval():
     write_run("TIGER", 1)
     write_run("TIGER", 2)
     (shown,) = cells(table(), "95% of ndcg@10").values()
-    ranks = np.stack([read_ranks(f"results/{result['ranks']}")[1] for result in read_results("results")])
+    ranks = np.stack([read_ranks(f"results/{result['ranks']}")["ranks"] for result in read_results("results")])
     values = metric_per_user(ranks, "ndcg@10").mean(axis=0)
     found = scipy.stats.bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(0))
     low, high = map(float, shown.split(" to "))
@@ -466,7 +466,7 @@ def test_against(capsys):
     shown = re.search(r"\| +minus B .*?\n\n", capsys.readouterr().out, flags=re.DOTALL).group()
     assert rows_of(shown)["C"] == [""] * 6  # of other users
     ranks = {
-        label: np.stack([read_ranks(f"results/amazon-beauty-{label}-{seed}-0.ranks.npz")[1] for seed in (1, 2)])
+        label: np.stack([read_ranks(f"results/amazon-beauty-{label}-{seed}-0.ranks.npz")["ranks"] for seed in (1, 2)])
         for label in "AB"
     }
     for metric, cell in zip(METRICS, rows_of(shown)["A"], strict=True):
@@ -520,7 +520,7 @@ def test_each_test_has_a_table_of_its_own(capsys):
     assert set(cells(second, "recall@10")) == {"A", "B"}
     assert "TIGER [1]" in first
     assert "[1]" not in second  # by which protocol others tested is not known
-    assert "not tested like this, from older versions: old (seed 1 3)" in second
+    assert "not tested like this: old (seed 1 3)" in second
     results = [result for result in read_results("results") if result["label"] != "old"]
     for text, name in ((first, "test_result"), (second, "test_result_without_history")):
         for label in "AB":
@@ -542,8 +542,8 @@ def test_runs_that_were_validated_in_another_way_are_in_other_tables(capsys):
     assert main(["leaderboard"]) == 0
     titles = [line for line in capsys.readouterr().out.splitlines() if line.startswith("##")]
     assert titles == [
-        "## amazon-beauty, exclude_history null",
-        "## amazon-beauty, exclude_history null, history left out",
+        "## amazon-beauty, exclude_history false",
+        "## amazon-beauty, exclude_history false, history left out",
         "## amazon-beauty, exclude_history true",
         "## amazon-beauty, exclude_history true, history left out",
     ]
@@ -566,10 +566,10 @@ def test_targets_of_the_same_day_and_of_a_later_one(capsys):
         rows = rows_of(table)
         assert set(rows) == {"A", "B", *(["undated"] if name == "ranks" else [])}
         for label in "AB":
-            both = [read_ranks(f"results/amazon-beauty-{label}-{seed}-0.ranks.npz", name) for seed in (1, 2)]
-            later = np.array([int(user[1:]) % 4 == 0 for user in both[0][0]])
+            both = [read_ranks(f"results/amazon-beauty-{label}-{seed}-0.ranks.npz") for seed in (1, 2)]
+            later = np.array([int(user[1:]) % 4 == 0 for user in both[0]["users"]])
             expected = [
-                np.mean([metric_per_user(ranks, metric)[later == day].mean() for _, ranks in both])
+                np.mean([metric_per_user(found[name], metric)[later == day].mean() for found in both])
                 for metric in ("recall@10", "ndcg@10")
                 for day in (False, True)
             ]
@@ -605,6 +605,22 @@ def test_curves_of_training_and_points_of_models():
     assert axes[1].lines[0].get_xydata().tolist() == [[1234, rows[0].mean("ndcg@10")]]
 
 
+def test_pictures_give_a_model_one_colour():
+    write_run("A", valid=0.3, test_result={"recall@10": 0.5}, kept=False)
+    write_run("B", valid=0.2)
+    axes = Figure().subplots(), Figure().subplots()
+    rows = leaderboard_rows(read_results("results"), "results")
+    plots._draw_training(axes[0], rows)
+    plots._draw_parameters(axes[1], rows)
+    assert axes[0].lines[1].get_color() == axes[1].lines[0].get_color()
+
+
+def test_runs_without_a_common_validation_metric():
+    for label, metric, valid in (("B", "GAUC", 0.9), ("A", "MRR@10", 0.1)):
+        write_run(label, valid=valid, settings=[("valid_metric", metric)], best_valid_result={metric.lower(): 0.5})
+    assert list(rows_of(table())) == ["A", "B"]
+
+
 def test_labels_are_no_formulas():
     write_run("TIGER $x_{$")
     assert main(["leaderboard", "--plots=out"]) == 0
@@ -622,6 +638,12 @@ def test_other_lengths_of_list():
     assert "mrr" not in table()
 
 
-def test_metrics_other_than_recall_and_ndcg():
-    write_run("TIGER", kept=False, test_result={"mrr@10": 0.25, "hit@10": 0.5})
-    assert (cells(table(), "mrr@10"), cells(table(), "hit@10")) == ({"TIGER": "0.2500"}, {"TIGER": "0.5000"})
+def test_metrics_other_than_recall_and_ndcg(tmp_path):
+    """Those that do not follow from ranks keep RecBole's values, and are not compared user by user."""
+    for label in "AB":
+        write_run(label, test_result={"map@10": 0.25, "gauc": 0.5, "mrr@10": 0.1})
+    assert cells(table(), "map@10") == {"A": "0.2500", "B": "0.2500"}
+    assert cells(table(), "gauc") == {"A": "0.5000", "B": "0.5000"}
+    ranks = read_ranks("results/amazon-beauty-A-1-0.ranks.npz")["ranks"]
+    assert cells(table(), "mrr@10")["A"].strip("†") == f"{metric_per_user(ranks, 'mrr@10').mean():.4f}"
+    assert main(["leaderboard", "--format=csv", "--against=A", "--html=page.html", f"--plots={tmp_path}"]) == 0

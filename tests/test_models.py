@@ -69,24 +69,6 @@ def test_predict_is_the_score_of_the_item(name, settings):
     torch.testing.assert_close(model.predict(batch), expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("more", [{}, {"n_user_tokens": 7}], ids=["", "user tokens"])
-def test_predict_of_candidates_that_share_histories(name, settings, more, monkeypatch):
-    """Histories with one to many candidates; those of few are not decoded as often as those of many."""
-    if name != "TIGER":
-        more = {}
-    _, (_, _, test_data), model, _ = built({**settings, **more, **({"scoring": "exact"} if name == "TIGER" else {})}, name)
-    model.eval()
-    rows = torch.tensor([0] * 30 + [1] * 3 + [2, 3, 4, 5, 0])
-    batch = batch_of(test_data.dataset, rows)
-    scores = model.full_sort_predict(batch_of(test_data.dataset, range(6))).view(6, -1)
-    batch[model.ITEM_ID] = torch.arange(len(rows)) % 60 + 1
-    sizes, levels = [], model.log_probs_of_levels
-    monkeypatch.setattr("recbole_tiger.model.tiger.DECODE_BATCH", 1)
-    monkeypatch.setattr(model, "log_probs_of_levels", lambda h, s, items: sizes.append(items.numel()) or levels(h, s, items))
-    torch.testing.assert_close(model.predict(batch), scores[rows, batch[model.ITEM_ID]], atol=1e-4, rtol=1e-4)
-    assert all(size < 2 * len(rows) for size in sizes)
-
-
 def test_a_checkpoint_recommends_what_the_model_did(name, settings):
     _, file = trained(name, settings)
     config, model, dataset, _, _, test_data = load_data_and_model(file)

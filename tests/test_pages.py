@@ -132,6 +132,11 @@ def test_recall_by_occurrences_counts_training_interactions(tiny, tmp_path):
         mean = sum(share * (value or 0) for share, value in zip(inside, curve, strict=True)) / len(sequences)
         assert mean == pytest.approx(result[test]["recall@10"], abs=1e-4)
     assert target_occurrences({**result, "data_hash": "another"}, tiny.folder) is None
+    drawn = {**result["settings"], "eval_args": {**result["settings"]["eval_args"], "order": "RO"}}
+    assert target_occurrences({**result, "settings": drawn}, tiny.folder) is None
+    assert target_occurrences(result, tmp_path) is None
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny/tiny.inter").write_text("other:token\nx\n")
     assert target_occurrences(result, tmp_path) is None
 
 

@@ -97,6 +97,11 @@ def test_settings_of_other_models_stay_recboles():
 # --- one run ---
 
 
+def test_recbole_saves_a_dataset(settings, tmp_path):
+    create_dataset(Config(model="BPR", dataset="tiny", config_dict={**settings, "checkpoint_dir": str(tmp_path)})).save()
+    assert (tmp_path / "tiny-Dataset.pth").stat().st_size > 0
+
+
 def test_run_recbole_then_load_data_and_model(settings):
     result = run_recbole(model="TIGER", dataset="tiny", config_dict=dict(settings))
     assert 0 < result["test_result"]["recall@10"] <= 1
@@ -207,6 +212,22 @@ def test_sampled_evaluation_goes_by_predict(settings, mode):
     assert users == 120
     assert hits > 0
     assert result["recall@5"] == pytest.approx(hits / users)
+
+
+@pytest.mark.parametrize("more", [{}, {"n_user_tokens": 7}], ids=["", "user tokens"])
+def test_predict_of_candidates_that_share_histories(settings, more, monkeypatch):
+    """Histories with one to many candidates; those of few are not decoded as often as those of many."""
+    _, (_, _, test_data), model, _ = built({**settings, **more, "scoring": "exact"})
+    model.eval()
+    rows = torch.tensor([0] * 30 + [1] * 3 + [2, 3, 4, 5, 0])
+    batch = test_data.dataset.inter_feat[rows]
+    scores = model.full_sort_predict(test_data.dataset.inter_feat[torch.arange(6)]).view(6, -1)
+    batch[model.ITEM_ID] = torch.arange(len(rows)) % 60 + 1
+    sizes, levels = [], model.log_probs_of_levels
+    monkeypatch.setattr("recbole_tiger.model.tiger.DECODE_BATCH", 1)
+    monkeypatch.setattr(model, "log_probs_of_levels", lambda h, s, items: sizes.append(items.numel()) or levels(h, s, items))
+    torch.testing.assert_close(model.predict(batch), scores[rows, batch[model.ITEM_ID]], atol=1e-4, rtol=1e-4)
+    assert sizes and all(size < 2 * len(rows) for size in sizes)
 
 
 def test_metrics_over_the_recommended_items(settings):

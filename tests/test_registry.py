@@ -193,3 +193,6 @@ def test_a_plugin_does_not_take_the_name_of_another_module(tmp_path):
 def test_an_absent_plugin_is_named():
     with pytest.raises(TigerError, match=r"plugin none.py does not exist"):
         import_file("none.py")
+    Path("mine.txt").touch()
+    with pytest.raises(TigerError, match=r"plugin mine.txt does not end in .py"):
+        import_file("mine.txt")

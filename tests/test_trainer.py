@@ -57,7 +57,7 @@ def run_until_killed(settings, epoch, during=False):
 
     process = multiprocessing.get_context("fork").Process(target=train)
     process.start()
-    process.join()
+    process.join(300)
     assert process.exitcode == -signal.SIGKILL
     (state,) = Path(settings["checkpoint_dir"]).glob("TIGER-*/last.pth")
     return state

@@ -1,6 +1,6 @@
 """``recbole-tiger compare``."""
 
-from recbole_tiger.commands.shared import add_html, add_results_dir, names, write_leaderboard_page
+from recbole_tiger.commands.shared import add_html, add_results_dir, names, warn_unread, write_leaderboard_page
 from recbole_tiger.settings.properties import model_of
 
 SUMMARY = "Run several models under one protocol and print a leaderboard"
@@ -10,7 +10,9 @@ SETTINGS = True
 
 def add_arguments(parser):
     """Add the command's own arguments."""
-    parser.add_argument("--models", required=True, type=names, help="models and recipes, separated by commas")
+    parser.add_argument(
+        "--models", required=True, type=names, action="extend", help="models and recipes, separated by commas"
+    )
     add_results_dir(parser)
     add_html(parser, "sortable tables, charts, settings and differences")
 
@@ -22,6 +24,7 @@ def execute(args, settings):
     from recbole_tiger.report.leaderboard import tables_of_runs
     from recbole_tiger.runs import experiment
 
+    warn_unread(args.models, settings)
     results = experiment.compare(args.models, args.dataset, settings, args.results_dir)
     modes = sorted({result["settings"]["eval_args"]["mode"]["test"] for result in results})
     print(f"\n{args.dataset}, test set, {'/'.join(modes)} ranking, best validation epoch\n")

@@ -27,7 +27,7 @@ def execute(args, settings):
     from recbole_tiger.runs import experiment
 
     config = experiment.prepare(args.model, args.dataset, {**settings, **({"resume": True} if args.resume else {})})
-    warn_unread(args.model, settings)
+    warn_unread([args.model], settings)
     file = experiment.result_path(config, args.results_dir)  # some models write into their settings as they run
     run = experiment.run_or_read if config["resume"] else experiment.run
     result = run(config, args.results_dir)

@@ -19,6 +19,7 @@ def add_plugins(parser):
     parser.add_argument(
         "--plugins",
         type=names,
+        action="extend",
         default=[],
         help="Python files that register your own models or quantizers, separated by commas",
     )
@@ -52,22 +53,30 @@ def write_leaderboard_page(file, results, folder, data_path):
     write_page(file, results, folder, occurrences)
 
 
-def warn_unread(model, settings):
-    """Warn about settings that have no effect on a model.
+def _unread(model, settings):
+    """The settings without effect on a model, by what does not read them: the model, or its quantizer."""
+    found = dict.fromkeys(unread(model, settings), model)
+    if model_of(model) in MODELS:
+        config = {**defaults_of(model_of(model)), **property_file("recipe", model), **settings}
+        if config["quantizer"] in QUANTIZERS:
+            found |= dict.fromkeys(unread_settings(config, settings), config["quantizer"])
+    return found
+
+
+def warn_unread(models, settings):
+    """Warn about settings that have no effect on any of the models.
 
     Raises:
         TigerError: there is no such model.
     """
-    found = unread(model, settings)
-    if found:
-        unused = f"settings without effect on {model}"
-        print(f"recbole-tiger: warning: {unused}: {', '.join(found)}", file=sys.stderr)
-    if model_of(model) not in MODELS:
-        return
-    config = {**defaults_of(model_of(model)), **property_file("recipe", model), **settings}
-    if config["quantizer"] in QUANTIZERS and (found := unread_settings(config, settings)):
-        unused = f"settings without effect on {config['quantizer']}"
-        print(f"recbole-tiger: warning: {unused}: {', '.join(found)}", file=sys.stderr)
+    found = [_unread(model, settings) for model in models]
+    by_reader = {}
+    for key in settings:
+        if all(key in one for one in found):
+            readers = " or ".join(dict.fromkeys(one[key] for one in found))
+            by_reader.setdefault(readers, []).append(key)
+    for readers, keys in by_reader.items():
+        print(f"recbole-tiger: warning: settings without effect on {readers}: {', '.join(sorted(keys))}", file=sys.stderr)
 
 
 def write(text, output):

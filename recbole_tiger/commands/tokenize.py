@@ -3,7 +3,7 @@
 import textwrap
 from dataclasses import replace
 
-from recbole_tiger.commands.shared import add_html
+from recbole_tiger.commands.shared import add_html, warn_unread
 from recbole_tiger.errors import TigerError
 from recbole_tiger.model import MODELS
 from recbole_tiger.settings.properties import model_of
@@ -35,6 +35,7 @@ def execute(args, settings):
     if settings.get("semantic_ids"):  # texts would only be encoded for a model, which is not made here
         settings = {**settings, "text_initializer": False, "encoder_text": False}
     config = experiment.prepare(args.model, args.dataset, settings)
+    warn_unread([args.model], settings)
     with experiment.recbole_errors_as_sentences(config):
         catalogue = CatalogueDataset(config).catalogue
     if config["semantic_ids"] and config["item_embeddings"]:
@@ -53,8 +54,9 @@ def execute(args, settings):
     overall += _quality_rows(catalogue, config)
     print()
     print(tabulate(overall, tablefmt="plain"))
-    print("\nitems that share a prefix:")
-    print(tabulate(_examples(catalogue), ["semantic ID", "item", "title"], tablefmt="github"))
+    if examples := _examples(catalogue):
+        print("\nitems that share a prefix:")
+        print(tabulate(examples, ["semantic ID", "item", "title"], tablefmt="github"))
     if args.output:
         print(f"\nsemantic IDs: {args.output}")
     if args.html:
@@ -87,14 +89,14 @@ def _quality_rows(catalogue, config):
 
 
 def _examples(catalogue, groups=3, members=4):
-    """Rows of items in the largest groups that share the codes of all levels but the last."""
+    """Rows of items in the largest groups that share the codes of all levels but the last; [] if no items share them."""
     shared = max(1, catalogue.semantic_ids.depth - 1)
     by_prefix = {}
     for i, codes in enumerate(catalogue.semantic_ids.codes.tolist()):
         by_prefix.setdefault(tuple(codes[:shared]), []).append(i)
     rows = []
     for group in sorted(by_prefix.values(), key=len, reverse=True)[:groups]:
-        for i in group[:members]:
+        for i in group[:members] if len(group) > 1 else ():
             codes = tuple(catalogue.semantic_ids.codes[i].tolist())
             rows.append([codes, catalogue.items[i], textwrap.shorten(catalogue.titles[i], 60, placeholder="...")])
     return rows

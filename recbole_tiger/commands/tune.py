@@ -46,7 +46,9 @@ def add_arguments(parser):
     )
     parser.add_argument("--max_concurrent", type=int, default=1, help="number of trials at a time (default: %(default)s)")
     parser.add_argument(
-        "--cpus_per_trial", type=int, help="cores and threads per trial (default: this machine's divided by max_concurrent)"
+        "--cpus_per_trial",
+        type=int,
+        help="cores and threads per trial (default: the largest node's divided by max_concurrent)",
     )
     parser.add_argument(
         "--gpus_per_trial",
@@ -92,8 +94,10 @@ def execute(args, settings):
         seen = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
         settings["gpu_id"] = seen if torch.cuda.device_count() else ""
     config = experiment.prepare(args.model, args.dataset, settings)
-    warn_unread(args.model, settings)
-    cpus, gpus = args.cpus_per_trial, args.gpus_per_trial
+    warn_unread([args.model], settings)
+    gpus = args.gpus_per_trial
+    if gpus is None:
+        gpus = min(1, torch.cuda.device_count() / args.max_concurrent)
     planned = sweep.plan(
         args.model,
         args.dataset,
@@ -112,8 +116,8 @@ def execute(args, settings):
         scheduler=args.scheduler,
         grace_period=max(1, planned.epochs // 4) if args.grace_period is None else args.grace_period,
         max_concurrent=args.max_concurrent,
-        cpus_per_trial=max(1, os.cpu_count() // args.max_concurrent) if cpus is None else cpus,
-        gpus_per_trial=min(1, torch.cuda.device_count() / args.max_concurrent) if gpus is None else gpus,
+        cpus_per_trial=args.cpus_per_trial,
+        gpus_per_trial=gpus,
         ray_address=args.ray_address,
     )
     result = tuning.evaluate_winner(planned, args.results_dir)

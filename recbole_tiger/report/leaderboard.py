@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -11,30 +12,36 @@ from tabulate import tabulate
 
 from recbole_tiger.errors import TigerError
 from recbole_tiger.report.results import WITHOUT_HISTORY, read_ranks
-from recbole_tiger.report.statistics import LEVEL, interval, metric_per_user, paired_p
+from recbole_tiger.report.statistics import LEVEL, has_gain, interval, metric_per_user, paired_p
 from recbole_tiger.settings.properties import ADDED_LATER, ADDED_LATER_TO_RUN_KEY, nearest, property_file, protocol
 
 METRICS = [f"{metric}@{k}" for metric in ("recall", "ndcg") for k in (5, 10, 20)]
-# The metric whose interval is in the tables; the intervals of the others are in the CSV.
+# The metric whose interval is in the tables; the CSV has the intervals of all metrics of the tables.
 MAIN = "ndcg@10"
 SIGNIFICANT = 0.05
 # The metrics reported by the day of the target.
-BY_DAY = ("recall@10", MAIN)
+DAY_METRICS = ("recall@10", MAIN)
 # Suffix of the titles of tests with the users' history left out of the lists.
-LEFT_OUT = "history left out"
+HISTORY_LEFT_OUT = "history left out"
 
 # Settings that filter interactions, or give files split beforehand.
 FILTERS = ("benchmark_filename", "rm_dup_inter", "val_interval", "user_inter_num_interval", "item_inter_num_interval")
+# Settings that decide which interactions count as positive, in the mode "labeled".
+LABELS = ("LABEL_FIELD", "threshold")
 # Settings that decide on which targets users are validated and tested, and so which results can be in one table.
 PROTOCOL = ("eval_args", "repeatable", "exclude_history", *FILTERS, "filter_inter_by_user_or_item")
-PROTOCOL += ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD")
+PROTOCOL += ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", *LABELS)
 
 # What results of one table share besides the dataset: the hash of its files, the ranked items, and the protocol.
 COMPARED = ("data_hash", "items", *PROTOCOL)
 
-OUT_OF_TIME = "T the limit of time (max_minutes) ended training"
-HALF = "H in half precision (enable_amp), where the same minutes hold more epochs"
-IMPROVING = "* the budget of epochs or minutes ended here, at the model's best epoch so far: it was still improving"
+# What the marks of a row say, by the field of result files or the setting that is true for one of its runs.
+MARKS = {
+    "out_of_time": "T the limit of time (max_minutes) ended training",
+    "still_improving": "* the budget of epochs or minutes ended here, at the model's best epoch so far: it was still "
+    "improving",
+    "enable_amp": "H in half precision (enable_amp), where the same minutes hold more epochs",
+}
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,11 @@ class Row:
         found = [result["test_result"].get(metric) for result in self.results] or [self.published.get(metric)]
         if None in found:
             return []
-        return found if self.ranks is None else metric_per_user(self.ranks, metric).mean(axis=1).tolist()
+        return metric_per_user(self.ranks, metric).mean(axis=1).tolist() if self.has_ranks(metric) else found
+
+    def has_ranks(self, metric):
+        """Whether the metric is known for each user."""
+        return self.ranks is not None and has_gain(metric)
 
     def mean(self, metric):
         """Mean over seeds, or None."""
@@ -86,7 +97,7 @@ class Row:
         """
         if not self.values(metric):
             return None
-        if self.ranks is None:
+        if not self.has_ranks(metric):
             return self.results[0].get("intervals", {}).get(metric) if len(self.results) == 1 else None
         return interval(self.per_user(metric))
 
@@ -97,6 +108,17 @@ class Row:
     def average(self, name):
         """Mean over seeds of a field of the result files."""
         return float(np.mean([result[name] for result in self.results]))
+
+
+def validation_curve(result):
+    """Pairs of seconds of training and MAIN on validation, one per evaluation."""
+    log = result["epoch_log"]
+    seconds = accumulate(epoch["train_seconds"] for epoch in log)
+    return [
+        (second, epoch["valid_result"][MAIN])
+        for second, epoch in zip(seconds, log, strict=True)
+        if MAIN in epoch.get("valid_result", {})
+    ]
 
 
 def published_rows(dataset):
@@ -126,7 +148,7 @@ def _published_beside(result):
 def rows_of(results, folder, test=""):
     """Make the rows of one dataset, best first by the validation metric.
 
-    If the runs have different validation metrics, the order is by a metric that all of them have.
+    If the runs have different validation metrics, the order is by a metric that all of them have, or else by the labels.
 
     Args:
         results: dicts of one dataset, as in result files.
@@ -154,6 +176,8 @@ def rows_of(results, folder, test=""):
         shared = [name for name in results[0]["best_valid_result"] if all(name in r["best_valid_result"] for r in results)]
 
     def order(row):
+        if len(chosen_by) > 1 and not shared:
+            return row.label
         if shared:
             name = MAIN if MAIN in shared else shared[0]
             return -np.mean([result["best_valid_result"][name] for result in row.results]), row.label
@@ -180,12 +204,12 @@ def _name(label, result, groups):
 
 def _row(label, runs, folder, name):
     files = [Path(folder) / run["ranks"] for run in runs if run["ranks"]]
-    kept = [read_ranks(file, name) for file in files if file.is_file()]
-    if len(kept) < len(runs) or any(ranks is None or not np.array_equal(users, kept[0][0]) for users, ranks in kept):
+    kept = [read_ranks(file) for file in files if file.is_file()]
+    users = kept[0]["users"] if kept else None
+    if len(kept) < len(runs) or not all(name in arrays and np.array_equal(arrays["users"], users) for arrays in kept):
         return Row(label, tuple(runs))
-    days = (read_ranks(file, "later_day")[1] for file in files)
-    later_day = next((found for found in days if found is not None), None)
-    return Row(label, tuple(runs), kept[0][0], np.stack([ranks for _, ranks in kept]), later_day)
+    later_day = next((arrays["later_day"] for arrays in kept if "later_day" in arrays), None)
+    return Row(label, tuple(runs), users, np.stack([arrays[name] for arrays in kept]), later_day)
 
 
 def _with_days(rows):
@@ -221,8 +245,8 @@ def ranking(rows, metric):
     order = sorted(known, key=lambda i: rows[i].mean(metric), reverse=True)
     best, second = [*order, None, None][:2]
     p = None
-    if second is not None and _paired(rows[best], rows[second]) and rows[best].mean(metric) > rows[second].mean(metric):
-        p = paired_p(rows[best].per_user(metric), rows[second].per_user(metric))
+    if second is not None and rows[best].mean(metric) > rows[second].mean(metric):
+        _, p = difference(rows[best], rows[second], metric)
     return Ranking(best, second, p)
 
 
@@ -231,15 +255,18 @@ def _paired(first, second):
     return first.ranks is not None and second.ranks is not None and np.array_equal(first.users, second.users)
 
 
-def difference(row, against, metric):
+def difference(row, against, metric, kept=slice(None)):
     """The difference of a row's metric from another's, as means over seeds, and its p-value (paired bootstrap over users).
+
+    Args:
+        kept: bool array [users] of the users to compare; all by default.
 
     Returns:
         difference, p: floats; None, None if their users cannot be paired or the metric is unknown.
     """
-    if not _paired(row, against) or not row.values(metric) or not against.values(metric):
+    if not has_gain(metric) or not _paired(row, against) or not row.values(metric) or not against.values(metric):
         return None, None
-    first, second = row.per_user(metric), against.per_user(metric)
+    first, second = row.per_user(metric)[kept], against.per_user(metric)[kept]
     return float((first - second).mean()), paired_p(first, second)
 
 
@@ -345,8 +372,7 @@ def _cells(row, i, rankings, style, intervals, sources):
 
 def _notes(rows, rankings, sources, style):
     notes = [f"[{number}] published, not run here: {source}" for number, source in enumerate(sources, start=1)]
-    marks = {"out_of_time": OUT_OF_TIME, "still_improving": IMPROVING, "enable_amp": HALF}
-    notes += [note for mark, note in marks.items() if any(row.any(mark) for row in rows)]
+    notes += [note for mark, note in MARKS.items() if any(row.any(mark) for row in rows)]
     bare = [row.label for row in rows if row.ranks is None and any(result["ranks"] for result in row.results)]
     if bare:
         notes.append(f"{', '.join(bare)}: not compared user by user, because not all runs have ranks of the same users here")
@@ -379,7 +405,7 @@ def differences(rows, style, against):
 
 
 def by_day(rows, style="plain"):
-    """A table of the metrics of BY_DAY for targets on the same day as the user's history, and for targets on later days.
+    """A table of DAY_METRICS for targets on the same day as the user's history, and for targets on later days.
 
     Args:
         rows, style: as in :func:`leaderboard`.
@@ -389,13 +415,13 @@ def by_day(rows, style="plain"):
     """
     style = STYLES[style]
     dated = [row for row in rows if row.later_day is not None and 0 < row.later_day.mean() < 1]
-    known = [row for row in dated if all(map(row.values, BY_DAY))]
+    known = [row for row in dated if all(map(row.values, DAY_METRICS))]
     if not known:
         return ""
     days = {"same day": False, "later day": True}
     values = np.array(
         [
-            [row.per_user(metric)[row.later_day == later].mean() for metric in BY_DAY for later in days.values()]
+            [row.per_user(metric)[row.later_day == later].mean() for metric in DAY_METRICS for later in days.values()]
             for row in known
         ]
     )
@@ -409,7 +435,7 @@ def by_day(rows, style="plain"):
         f"{known[0].later_day.mean():.1%} of the targets are of a later day than the user's history; for the others, the "
         f"order of the file decides which item of the day is the target"
     )
-    headers = ["model", *(f"{metric}, {day}" for metric in BY_DAY for day in days)]
+    headers = ["model", *(f"{metric}, {day}" for metric in DAY_METRICS for day in days)]
     return "\n\n".join([style.table(cells, headers), style.text(note)])
 
 
@@ -418,7 +444,7 @@ def tables_of_runs(results, folder):
     tables = []
     for test in ("", WITHOUT_HISTORY):
         if rows := rows_of(results, folder, test):
-            tables += [*([f"{LEFT_OUT}:"] if test else []), leaderboard(rows), by_day(rows)]
+            tables += [*([f"{HISTORY_LEFT_OUT}:"] if test else []), leaderboard(rows), by_day(rows)]
     return "\n\n".join(filter(None, tables))
 
 
@@ -428,7 +454,7 @@ def _reference(rows, against):
 
 
 def leaderboard_csv(tables, against=None):
-    """All datasets in one CSV table, with the interval of every metric.
+    """All datasets in one CSV table, with the intervals of all metrics of the tables.
 
     Args:
         tables: dict of title to list of rows, one per dataset and test, as in :func:`leaderboard`.
@@ -440,8 +466,7 @@ def leaderboard_csv(tables, against=None):
     if against is not None:
         suffixes += [f" minus {against}", f" minus {against} p"]
     statistics = [f"{metric}{suffix}" for metric in metrics for suffix in suffixes]
-    marks = ["out_of_time", "still_improving", "enable_amp"]
-    names = ["dataset", *COMPARED, "history", "model", "source", *statistics, "seeds", "epochs", *marks]
+    names = ["dataset", *COMPARED, "history", "model", "source", *statistics, "seeds", "epochs", *MARKS]
     names += ["threads", "train_seconds", "eval_users_per_second", "parameters"]
     writer = csv.DictWriter(stream, names, lineterminator="\n")
     writer.writeheader()
@@ -450,7 +475,7 @@ def leaderboard_csv(tables, against=None):
         rankings = {metric: ranking(rows, metric) for metric in metrics}
         reference = _reference(rows, against)
         for i, row in enumerate(rows):
-            masked = title.endswith(LEFT_OUT) or shared["repeatable"] == "false"
+            masked = title.endswith(HISTORY_LEFT_OUT) or shared["repeatable"] == "false"
             history = "left out" if masked else "left in"
             line = {**shared, "history": history, "model": row.label, "source": row.source}
             for metric in metrics:
@@ -464,7 +489,7 @@ def leaderboard_csv(tables, against=None):
             if row.results:
                 line["seeds"] = len(row.results)
                 line["epochs"] = f"{row.average('epochs'):g}"
-                line |= {mark: row.any(mark) for mark in marks}
+                line |= {mark: row.any(mark) for mark in MARKS}
                 threads = sorted({result["hardware"].get("threads", 0) for result in row.results})
                 line["threads"] = "/".join(map(str, threads))
                 for name in ("train_seconds", "eval_users_per_second", "parameters"):
@@ -475,10 +500,11 @@ def leaderboard_csv(tables, against=None):
 
 def comparison(result):
     """What results have to share to be comparable: the dataset and the values of COMPARED, as text."""
-    settings = [json.dumps(result["settings"].get(key), sort_keys=True).replace('"', "") for key in PROTOCOL]
+    settings = {**ADDED_LATER, **result["settings"]}
+    values = [json.dumps(settings.get(key), sort_keys=True).replace('"', "") for key in PROTOCOL]
     # If the item file is loaded, items without interactions are ranked too.
-    from_file = "item" in (result["settings"].get("load_col") or {})
-    return result["dataset"], result["data_hash"], "of the item file" if from_file else "of the interactions", *settings
+    from_file = "item" in (settings.get("load_col") or {})
+    return result["dataset"], result["data_hash"], "of the item file" if from_file else "of the interactions", *values
 
 
 def comparable(results):
@@ -515,7 +541,7 @@ def tables_of(results, folder):
     for title, group in comparable(results).items():
         tables[title] = [*_published_beside(group[0]), *rows_of(group, folder)]
         if rows := rows_of(group, folder, WITHOUT_HISTORY):
-            tables[f"{title}, {LEFT_OUT}"] = rows
+            tables[f"{title}, {HISTORY_LEFT_OUT}"] = rows
     return tables
 
 
@@ -531,10 +557,6 @@ def leaderboards(results, folder, style, against=None):
         TigerError: no table has a row ``against``.
     """
     tables = tables_of(results, folder)
-    untested = {
-        f"{title}, {LEFT_OUT}": [result for result in group if not result.get(f"test_result{WITHOUT_HISTORY}")]
-        for title, group in comparable(results).items()
-    }
     if against is not None:
         labels = {row.label for rows in tables.values() for row in rows if row.results}
         if against not in labels:
@@ -543,6 +565,10 @@ def leaderboards(results, folder, style, against=None):
             raise TigerError(f"no table has a row {against!r}{known}")
     if style == "csv":
         return leaderboard_csv(tables, against)
+    untested = {
+        f"{title}, {HISTORY_LEFT_OUT}": [result for result in group if not result.get(f"test_result{WITHOUT_HISTORY}")]
+        for title, group in comparable(results).items()
+    }
     parts = []
     for title, rows in tables.items():
         parts += [STYLES[style].title.format(title), leaderboard(rows, style) + "\n"]
@@ -555,5 +581,5 @@ def leaderboards(results, folder, style, against=None):
             for result in untested[title]:
                 labels.setdefault(result["label"], set()).add(result["seed"])
             found = ", ".join(f"{label} (seed {' '.join(map(str, sorted(labels[label])))})" for label in sorted(labels))
-            parts.append(f"not tested like this, from older versions: {STYLES[style].text(found)}\n")
+            parts.append(f"not tested like this: {STYLES[style].text(found)}\n")
     return "\n".join(parts)

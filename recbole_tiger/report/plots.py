@@ -1,13 +1,12 @@
 """Pictures of leaderboards and sweeps, made from their files."""
 
 import re
-from itertools import accumulate
 from pathlib import Path
 
 import pandas as pd
 
 from recbole_tiger.files import make_folder, whole_file
-from recbole_tiger.report.leaderboard import MAIN, comparable, rows_of
+from recbole_tiger.report.leaderboard import MAIN, comparable, rows_of, validation_curve
 
 
 def _figure(width, height):
@@ -66,14 +65,7 @@ def _marker(i):
 def _draw_training(axes, rows):
     for i, row in enumerate(rows):
         for number, result in enumerate(row.results):
-            log = result["epoch_log"]
-            seconds = list(accumulate(epoch["train_seconds"] for epoch in log))
-            points = [
-                (second, epoch["valid_result"][MAIN])
-                for second, epoch in zip(seconds, log, strict=True)
-                if MAIN in epoch.get("valid_result", {})
-            ]
-            if points:
+            if points := validation_curve(result):
                 axes.plot(
                     *zip(*points, strict=True),
                     color=f"C{i}",
@@ -88,7 +80,9 @@ def _draw_training(axes, rows):
 
 
 def _draw_parameters(axes, rows):
-    for i, row in enumerate(row for row in rows if row.values(MAIN)):
+    for i, row in enumerate(rows):
+        if not row.values(MAIN):
+            continue
         size, value = row.average("parameters"), row.mean(MAIN)
         bounds = row.interval(MAIN)
         # RecBole's values are rounded, so they may lie outside an interval of width zero.

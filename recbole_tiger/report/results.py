@@ -44,10 +44,15 @@ def read_result(file):
     try:
         result = json.loads(Path(file).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise TigerError(f"result file {file} is cut short or not JSON ({error}); delete it and run again") from error
+        raise TigerError(
+            f"result file {file} is cut short or not JSON ({error}); delete it and run again, or move it away if it is "
+            f"another file"
+        ) from error
     absent = [field for field in FIELDS if not isinstance(result, dict) or field not in result]
     if absent:
-        raise TigerError(f"result file {file} lacks {', '.join(absent)}; delete it and run again")
+        raise TigerError(
+            f"result file {file} lacks {', '.join(absent)}; delete it and run again, or move it away if it is another file"
+        )
     if result["schema"] != SCHEMA:
         raise TigerError(f"result file {file} has schema {result['schema']}, but this version reads {SCHEMA}")
     wrong = [field for field, kind in FIELDS.items() if not isinstance(result[field], kind)]
@@ -75,11 +80,11 @@ def write_ranks(users, ranks, file, **more):
         write_arrays(temporary, compress=True, users=np.asarray(users, dtype=str), ranks=ranks, **more)
 
 
-def read_ranks(file, name="ranks"):
-    """Read one of the arrays that :func:`write_ranks` wrote.
+def read_ranks(file):
+    """Read what :func:`write_ranks` wrote.
 
     Returns:
-        users (tokens, sorted); the array in their order, or None if the file has no array of this name.
+        dict: ``users`` (tokens, sorted), ``ranks`` and, if the file has them, the other arrays, in the order of the users.
 
     Raises:
         TigerError: the file is absent or damaged.
@@ -90,6 +95,5 @@ def read_ranks(file, name="ranks"):
             raise TigerError(f"{file} lacks an array: it has to hold users and ranks")
     except TigerError as error:
         raise TigerError(f"ranks {file} are absent or damaged ({error}); delete its result file and run again") from error
-    users, found = arrays["users"], arrays.get(name)
-    order = np.argsort(users)
-    return users[order], None if found is None else found[order]
+    order = np.argsort(arrays["users"])
+    return {name: array[order] for name, array in arrays.items()}

@@ -23,12 +23,17 @@ def range_of(counts):
     return np.searchsorted(list(RANGES), counts)
 
 
+def has_gain(name):
+    """Whether a metric, in RecBole's form (recall@10), follows from the rank of the target by GAINS."""
+    return name.partition("@")[0] in GAINS
+
+
 def metric_per_user(ranks, name):
     """The value of a metric for each user, who has one target.
 
     Args:
         ranks: int array; 1 is best, 0 is not in the list.
-        name: in RecBole's form: recall@10, hit@10, ndcg@10 or mrr@10.
+        name: a metric that :func:`has_gain`.
 
     Returns:
         float array of the same shape.
@@ -75,6 +80,6 @@ def paired_p(first, second):
     """
     difference = first - second
     shifted = bootstrap_means(difference) - difference.mean()
-    # The sum in two orders; the results differ by rounding only.
+    # bootstrap_means sums in another order than mean, so equal differences may differ by rounding.
     extreme = np.abs(shifted) >= abs(difference.mean()) * (1 - 1e-9)
     return float((extreme.sum() + 1) / (RESAMPLES + 1))

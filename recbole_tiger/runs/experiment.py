@@ -26,7 +26,7 @@ from recbole_tiger.errors import TigerError
 from recbole_tiger.files import check_writable, locked, make_folder
 from recbole_tiger.model import MODELS
 from recbole_tiger.report.results import SCHEMA, WITHOUT_HISTORY, read_result, write_result
-from recbole_tiger.report.statistics import GAINS, interval, metric_per_user
+from recbole_tiger.report.statistics import has_gain, interval, metric_per_user
 from recbole_tiger.settings.arguments import check_keys
 from recbole_tiger.settings.checks import is_list_metric
 from recbole_tiger.settings.config import make_config
@@ -368,6 +368,7 @@ def train(config, after_epoch=None):
     trainer = make_trainer(config, train_data)
     time_epochs(trainer, config["max_minutes"])
     out_of_time = False
+    learns = config["MODEL_TYPE"] != ModelType.TRADITIONAL  # RecBole gives the others a single epoch
 
     def result():
         log = trainer.epoch_log
@@ -385,7 +386,7 @@ def train(config, after_epoch=None):
             "epochs": len(log),
             "best_epoch": best,
             "out_of_time": out_of_time,
-            "still_improving": (len(log) == config["epochs"] or out_of_time) and best == scored[-1],
+            "still_improving": learns and (len(log) == config["epochs"] or out_of_time) and best == scored[-1],
             "prepare_seconds": round(prepare_seconds, 2),
             "train_seconds": round(sum(epoch["train_seconds"] for epoch in log), 2),
             "parameters": parameters_of(trainer.model),
@@ -448,12 +449,13 @@ def finish(result, trainer, test_data, file):
             result["eval_seconds"] = round(seconds, 2)
             result["eval_users_per_second"] = round(len(test_data._dataset) / seconds, 2)
         ranks = trainer.ranks if one_target else None
-        ranked = [name for name in found if ranks is not None and name.partition("@")[0] in GAINS]
+        ranked = [name for name in found if ranks is not None and has_gain(name)]
         result[f"test_result{suffix}"] = found
         result[f"intervals{suffix}"] = {name: interval(metric_per_user(ranks, name)) for name in ranked}
         if ranks is not None:
             kept[f"ranks{suffix}"] = ranks
-    later_day = test_data.collate_fn.known.later_day(evaluated_ids(test_data)) if kept else None
+    in_order = kept and config["eval_args"]["order"] == "TO"  # otherwise targets are drawn
+    later_day = test_data.collate_fn.known.later_day(evaluated_ids(test_data)) if in_order else None
     if later_day is not None:
         kept["later_day"] = later_day
     result["ranks"] = file.with_suffix(".ranks.npz").name if kept else None

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from recbole_tiger.report.leaderboard import FILTERS, PROTOCOL, comparison
+from recbole_tiger.report.leaderboard import FILTERS, LABELS, PROTOCOL, comparison
 from recbole_tiger.runs import experiment
-from recbole_tiger.settings.identity import run_inputs
+from recbole_tiger.settings.identity import data_hash, run_inputs
 from recbole_tiger.settings.properties import is_sample
 
 # How the files are read.
@@ -22,21 +22,26 @@ def target_occurrences(result, data_path):
         result: a dict, as in a result file. data_path: the folder of datasets.
 
     Returns:
-        users (tokens, sorted), counts: arrays [users]. None if a user has several targets, or if ``data_path`` lacks the
-        dataset or holds other files than those of the result.
+        users (tokens, sorted), counts: arrays [users]. None if a user has several targets, if targets are drawn, or if
+        ``data_path`` lacks the dataset or holds other files than those of the result.
 
     Raises:
         TigerError: RecBole cannot make the dataset.
     """
-    dataset = result["dataset"]
+    dataset, settings = result["dataset"], result["settings"]
     if not is_sample(dataset, data_path) and not (Path(data_path) / dataset).is_dir():
         return None
-    settings = result["settings"]
-    same = {key: settings[key] for key in (*PROTOCOL, *READING, *LENGTHS) if settings.get(key) is not None}
+    # Pop reads no labels.
+    keys = [key for key in (*PROTOCOL, *READING, *LENGTHS) if key not in LABELS and settings.get(key) is not None]
+    same = {key: settings[key] for key in keys}
     if same.get("benchmark_filename"):  # pre-split files are not filtered
         same = {key: value for key, value in same.items() if key == "benchmark_filename" or key not in FILTERS}
     # Pop learns nothing, so RecBole does not augment its interactions.
-    config = experiment.prepare("Pop", dataset, {**same, "data_path": str(data_path), "show_progress": False})
+    same |= {"data_path": str(data_path), "show_progress": False}
+    config = experiment.configure("Pop", dataset, same)
+    if config["eval_args"]["order"] != "TO" or data_hash(config) != result["data_hash"]:
+        return None
+    experiment.fit_to_data(config, same)
     train_data, _, test_data = experiment.load(config)
     if comparison({**result, **run_inputs(config)}) != comparison(result):
         return None

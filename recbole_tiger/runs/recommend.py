@@ -14,7 +14,7 @@ from recbole_tiger.model.base import user_slot
 from recbole_tiger.training.checkpoint import load_checkpoint, save_checkpoint
 
 
-def padded(rows):
+def padded_left(rows):
     """Convert lists of numbers to an int64 tensor, padded with zeros on the left."""
     width = max(map(len, rows))
     return torch.tensor([[0] * (width - len(row)) + row for row in rows])
@@ -260,7 +260,7 @@ class Recommender:
                 beam_size,
                 scoring,
                 among,
-                padded([sorted(rows) for rows in left_out]).to(device) if any(left_out) else None,
+                padded_left([sorted(rows) for rows in left_out]).to(device) if any(left_out) else None,
                 **draw,
             )
         return [
@@ -275,7 +275,7 @@ class Recommender:
     def _read(self, histories):
         """The part of each history that the model reads, as its input."""
         longest = self.model.max_seq_length
-        return padded([[self._row[item] for item in history[-longest:]] for history in histories])
+        return padded_left([[self._row[item] for item in history[-longest:]] for history in histories])
 
     def _slots(self, users, n):
         size = self.model.n_user_tokens

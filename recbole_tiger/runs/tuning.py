@@ -317,6 +317,7 @@ def run_trials(sweep, *, scheduler, grace_period, max_concurrent, cpus_per_trial
         scheduler: "asha", which stops trials that fall behind, or "none".
         grace_period: epochs before ASHA stops a trial.
         max_concurrent: number of trials at a time.
+        cpus_per_trial: cores and threads of a trial; None: those of the largest node divided by ``max_concurrent``.
         ray_address: address of a running cluster whose nodes share the folders of the settings; None: this machine only.
 
     Raises:
@@ -325,7 +326,7 @@ def run_trials(sweep, *, scheduler, grace_period, max_concurrent, cpus_per_trial
     os.environ.update(TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1", TUNE_DISABLE_SIGINT_HANDLER="1", RAY_AIR_NEW_OUTPUT="0")
     start_ray(ray_address)
     try:
-        _check_room(cpus_per_trial, gpus_per_trial)
+        cpus_per_trial = _cpus_of_a_trial(cpus_per_trial, gpus_per_trial, max_concurrent)
         with (
             tempfile.TemporaryDirectory(prefix="sweep-") as storage,
             tqdm(total=sweep.size, initial=sweep.size - sweep.left(), desc="trials") as bar,
@@ -396,14 +397,23 @@ def start_ray(ray_address):
         ) from error
 
 
-def _check_room(cpus, gpus):
+def _cpus_of_a_trial(cpus, gpus, max_concurrent):
+    """The number of CPUs of each trial: ``cpus``, or if None those of the largest node divided by ``max_concurrent``.
+
+    Raises:
+        TigerError: no node has as many CPUs and GPUs.
+    """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if cpus is None:
+        # Ray's number heeds the limits of a container; os.cpu_count() does not.
+        cpus = max(1, int(max(node.get("CPU", 0) for node in nodes)) // max_concurrent)
     if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
         has = "; ".join(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in nodes)
         raise TigerError(
             f"a trial needs {cpus:g} CPUs and {gpus:g} GPUs, but no node has them ({has}): "
             f"lower --cpus_per_trial or --gpus_per_trial"
         )
+    return cpus
 
 
 def evaluate_winner(sweep, results_dir):

@@ -41,11 +41,6 @@ def _check_count(key, value, least=1):
         raise TigerError(f"{key} has to be {allowed}, not {value!r}")
 
 
-def _check_whole(key, value):
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise TigerError(f"{key} has to be a whole number from 0 up, not {value!r}")
-
-
 def _check_text(key, value):
     if not isinstance(value, str) or not value:
         quoted = f"'\"{value or EXAMPLES.get(key, '|')}\"'"
@@ -139,7 +134,7 @@ def check_run(config):
     refuse_pickles(config)
     if config["log_wandb"] and importlib.util.find_spec("wandb") is None:
         raise TigerError("log_wandb needs the package wandb, which is not installed: pip install wandb, or leave it out")
-    _check_whole("seed", config["seed"])
+    _check_count("seed", config["seed"], least=0)
     if config["seed"] >= SEEDS:
         raise TigerError(f"seed {config['seed']} is too large: it may be 0 to {SEEDS - 1}")
     if config["model"] not in MODELS and "train_stage" in config and config["train_stage"] != "finetune":
@@ -147,7 +142,7 @@ def check_run(config):
             f"{config['model']} with train_stage {config['train_stage']} is neither validated nor tested; "
             f"give --train_stage=finetune and the pre_model_path that it needs"
         )
-    _check_whole("metric_decimal_place", config["metric_decimal_place"])
+    _check_count("metric_decimal_place", config["metric_decimal_place"], least=0)
     _check_intervals(config)
     check_number("learning_rate", config["learning_rate"], positive=True)
     if config["reg_weight"] is not None:  # RecBole's trainer multiplies by it for every model
@@ -258,7 +253,7 @@ def check_kind(key, value, kind):
         if not isinstance(value, dict):
             raise TigerError(f"{key} has to be a mapping, not {value!r}")
     elif kind == "int":
-        _check_whole(key, value)
+        _check_count(key, value, least=0)
     elif kind in ("int > 0", "int > 1"):
         _check_count(key, value, least=int(kind[-1]) + 1)
     elif kind == "float < 1":

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from recbole_tiger.catalogue.encoder import is_npy, own_encoder_hash, tokens_file
-from recbole_tiger.catalogue.item_text import interaction_files
+from recbole_tiger.catalogue.item_text import interaction_files, item_file
 from recbole_tiger.catalogue.quantizers import QUANTIZERS
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import content_hash
@@ -14,18 +14,12 @@ from recbole_tiger.registry import PLUGIN_FILES
 from recbole_tiger.settings.properties import ADDED_LATER, NOT_IN_RUN_KEY, settings_of_other_quantizers
 
 
-def data_files(config):
-    """The dataset's atomic files that a run reads."""
-    kinds = ["item", *(kind for kind in config["load_col"] or [] if kind not in ("inter", "item"))]
-    others = [Path(config["data_path"]) / f"{config['dataset']}.{kind}" for kind in kinds]
-    return [file for file in [*interaction_files(config), *others] if file.is_file()]
-
-
 def data_hash(config):
-    """Hash of the dataset's files."""
+    """Hash of the dataset's interactions and items."""
     digest = hashlib.sha256()
-    for file in data_files(config):
-        digest.update(content_hash(file))
+    for file in [*interaction_files(config), item_file(config)]:
+        if file.is_file():
+            digest.update(content_hash(file))
     return digest.hexdigest()[:16]
 
 
@@ -40,9 +34,10 @@ def run_settings(config):
 def extra_input_hashes(config):
     """Hashes of the other inputs.
 
-    These are a pre-trained model, and for a model of MODELS embeddings, semantic IDs, an encoder, and for a model or
-    quantizer from outside this package all plugin files.
+    These are other files of the dataset (of users or a knowledge graph), a pre-trained model, and for a model of MODELS
+    embeddings, semantic IDs, an encoder, and for a model or quantizer from outside this package all plugin files.
     """
+    kinds = [kind for kind in config["load_col"] or [] if kind not in ("inter", "item")]
     files, encoder = [config["pre_model_path"]], None
     if config["model"] in MODELS:
         embeddings = config["item_embeddings"]
@@ -51,6 +46,7 @@ def extra_input_hashes(config):
         plugins = PLUGIN_FILES if outside else []  # the file of a class may use others
         files = [embeddings, config["semantic_ids"], *files, *tokens, *plugins]
         encoder = own_encoder_hash(config["text_encoder"])
+    files += [Path(config["data_path"]) / f"{config['dataset']}.{kind}" for kind in kinds]
     found = [content_hash(file).hex() for file in files if file and Path(file).is_file()]
     return found if encoder is None else [*found, encoder]
 

@@ -14,7 +14,7 @@ from recbole_tiger.model import MODELS
 from recbole_tiger.model.base import LEFT_OUT
 
 # Times have the resolution of a day if at least this share of them is midnight; the others number interactions of a day.
-BY_DAY = 0.1
+MIDNIGHTS = 0.1
 
 
 def ordinals(users):
@@ -116,7 +116,7 @@ class KnownItems:
         if any(time not in part.inter_feat for part in self.parts):
             return None
         ids, times = self._columns(self.parts[0].uid_field), [column.astype(float) for column in self._columns(time)]
-        if (np.concatenate(times) % DAY == 0).mean() < BY_DAY:
+        if (np.concatenate(times) % DAY == 0).mean() < MIDNIGHTS:
             return None
         before, test = np.full(self.parts[0].user_num, -np.inf), np.zeros(self.parts[0].user_num)
         np.maximum.at(before, np.concatenate(ids[:-1]), np.concatenate(times[:-1]))

@@ -1,21 +1,20 @@
 """The page of leaderboards: sortable tables, charts, settings, and differences between any two rows."""
 
 import json
-from itertools import accumulate, combinations
+from itertools import combinations
 
 import numpy as np
 
 from recbole_tiger.report.html.page import number, write_page
 from recbole_tiger.report.leaderboard import (
-    HALF,
-    IMPROVING,
     MAIN,
-    OUT_OF_TIME,
+    MARKS,
     comparison,
     difference,
     settings_of,
     tables_of,
     tested_metrics,
+    validation_curve,
 )
 from recbole_tiger.report.statistics import LEVEL, RANGES, range_of
 
@@ -23,7 +22,6 @@ from recbole_tiger.report.statistics import LEVEL, RANGES, range_of
 PAIRED = ("recall@10", MAIN)
 # The metric of the chart by occurrences.
 OCCURRENCES = "recall@10"
-MARKS = {"out_of_time": OUT_OF_TIME, "still_improving": IMPROVING, "enable_amp": HALF}
 
 
 def write_leaderboard_page(file, results, folder, occurrences=None):
@@ -85,20 +83,9 @@ def _row(row, metrics):
         "seconds": number(row.average("train_seconds")),
         "speed": number(row.average("eval_users_per_second")),
         "parameters": int(row.average("parameters")),
-        "training": [points for result in row.results if (points := _training(result))],
+        "training": [[list(map(number, point)) for point in curve] for curve in map(validation_curve, row.results) if curve],
         "settings": {key: json.dumps(value) for key, value in sorted(settings_of(row.results[0]).items()) if key != "seed"},
     }
-
-
-def _training(result):
-    """Pairs of seconds of training and validation score, one per evaluation."""
-    log = result["epoch_log"]
-    seconds = accumulate(epoch["train_seconds"] for epoch in log)
-    return [
-        [round(second, 1), number(epoch["valid_result"][MAIN])]
-        for second, epoch in zip(seconds, log, strict=True)
-        if MAIN in epoch.get("valid_result", {})
-    ]
 
 
 def _by_occurrences(rows, found):
