@@ -281,15 +281,17 @@ def test_no_ranks_where_a_user_has_several_rows(settings):
     assert result["test_result"]["recall@10"] > 0
 
 
+@pytest.mark.parametrize("eval_step", [1, 2])
 @pytest.mark.parametrize("model", ["SASRec", "TIGER"])
-def test_training_ends_when_time_is_up(settings, model):
+def test_training_ends_when_time_is_up(settings, model, eval_step):
+    """After the first epoch that is validated, because a result needs one."""
     if model == "SASRec":
         settings = {key: settings[key] for key in ("data_path", "checkpoint_dir", "show_progress")}
-    call = ["run", f"--model={model}", "--dataset=tiny", *arguments({**settings, "epochs": 9}), "--max_minutes=0.00001"]
-    assert main(call) == 0
+    settings = {**settings, "epochs": 9, "eval_step": eval_step, "max_minutes": 0.00001}
+    assert main(["run", f"--model={model}", "--dataset=tiny", *arguments(settings)]) == 0
     (result,) = read_results("results")
-    assert (result["epochs"], result["out_of_time"], result["still_improving"]) == (1, True, True)
-    assert result["best_valid_score"] == result["epoch_log"][0]["valid_score"]
+    assert (result["epochs"], result["out_of_time"], result["still_improving"]) == (eval_step, True, True)
+    assert result["best_valid_score"] == result["epoch_log"][-1]["valid_score"]
     assert Path(result["checkpoint"]).is_file()
     check_ranks(result, "results")
 

@@ -194,6 +194,26 @@ def test_rows_of_a_split_by_ratio(model, part, settings):
     assert several > 50
 
 
+@pytest.mark.parametrize("part", ["valid", "test"])
+def test_a_general_model_with_a_split_by_ratio(part, settings):
+    """A user is one row with several targets, without the items before the first of them."""
+    _, _, valid_data, test_data = loaded("BPR", settings, eval_args=RATIO, exclude_history=True)
+    data, sequences = {"valid": valid_data, "test": test_data}[part], read_sequences(settings["data_path"] + "/tiny")
+    sizes, tests = (
+        np.bincount(one.dataset.inter_feat["user_id"].numpy(), minlength=N_USERS + 1) for one in (data, test_data)
+    )
+    users = 0
+    for interaction, (rows, left_out), target_rows, targets in data:
+        for row, user in enumerate(interaction["user_id"].tolist()):
+            sequence = data.dataset.token2id("item_id", np.array(sequences[data.dataset.id2token("user_id", user)]))
+            end = len(sequence) - (tests[user] if part == "valid" else 0)
+            start = end - sizes[user]
+            assert set(targets[target_rows == row].tolist()) == set(sequence[start:end])
+            assert set(left_out[rows == row].tolist()) == set(sequence[:start])
+            users += 1
+    assert users == N_USERS
+
+
 def test_rows_of_files_that_are_split_already(tmp_path):
     """A row's own history counts, and so do the targets of the user's rows before it."""
     path = tmp_path / "data" / "split"

@@ -13,7 +13,7 @@ import torch
 
 from recbole_tiger.catalogue.semantic_ids import SemanticIDs, add_collision_level
 from recbole_tiger.errors import TigerError
-from recbole_tiger.files import link_or_copy
+from recbole_tiger.files import link_or_copy, whole_file
 from recbole_tiger.runs import experiment
 from recbole_tiger.settings.identity import run_key
 from recbole_tiger.training import checkpoint
@@ -412,3 +412,24 @@ def test_mixed_precision_learns_the_same(settings, tmp_path):
         scores = {amp: result[metric]["ndcg@10"] for amp, result in found.items()}
         assert scores[True] == pytest.approx(scores[False], rel=0.1)
         assert scores[False] > 0.3 + found[False]["epoch_log"][0]["valid_score"]
+
+
+def test_a_copy_where_links_do_not_work(monkeypatch):
+    def refuse(*files):
+        raise OSError("no links here")
+
+    Path("a").write_text("content")
+    monkeypatch.setattr("os.link", refuse)
+    link_or_copy("a", "b")
+    assert Path("b").read_text() == Path("a").read_text() == "content"
+
+
+def test_a_symbolic_link_stays_one():
+    Path("folder").mkdir()
+    Path("folder/real").write_text("old")
+    Path("link").symlink_to("folder/real")
+    with whole_file("link") as temporary:
+        temporary.write_text("new")
+    assert Path("link").is_symlink()
+    assert Path("folder/real").read_text() == "new"
+    assert [file.name for file in Path("folder").iterdir()] == ["real"]
