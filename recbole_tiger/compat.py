@@ -192,6 +192,24 @@ def read_files_as_utf8(module):
     module.pd = module_with(pandas, read_csv=read_csv)
 
 
+@wrapt.when_imported("recbole.data.dataset.dataset")
+def duplicates_in_order(module):
+    """``rm_dup_inter`` sorts by time with an algorithm that changes the order of equal times, differently by machine."""
+
+    def _remove_duplication(self):
+        keep = self.config["rm_dup_inter"]
+        if keep is None:
+            return
+        self._check_field("uid_field", "iid_field")
+        if self.time_field in self.inter_feat:
+            self.inter_feat = self.inter_feat.sort_values(self.time_field, kind="stable")
+        else:
+            self.logger.warning(f"no times are loaded, so rm_dup_inter {keep} goes by the order of the file")
+        self.inter_feat = self.inter_feat.drop_duplicates([self.uid_field, self.iid_field], keep=keep)
+
+    module.Dataset._remove_duplication = _remove_duplication
+
+
 @wrapt.when_imported("recbole.trainer.hyper_tuning")
 def random_generator(module):
     """``exhaustive_search`` passes HyperOpt a RandomState, but HyperOpt 0.3 expects NumPy's Generator."""
@@ -305,7 +323,9 @@ def download_in_one_process(module):
                         raise
         except TigerError:
             raise
-        except (OSError, ValueError, RuntimeError, HTTPException, zipfile.BadZipFile) as error:
+        except SystemExit as error:  # the answer to RecBole's question whether to fetch more than 1 GB was no
+            raise TigerError(f"dataset {self.dataset_name} is not at {path}, and was not fetched") from error
+        except (OSError, EOFError, ValueError, RuntimeError, HTTPException, zipfile.BadZipFile) as error:
             raise TigerError(
                 f"dataset {self.dataset_name} is not at {path} and could not be fetched ({error}); "
                 f"put its atomic files there or give their parent folder as --data_path=..."

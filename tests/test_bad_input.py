@@ -17,6 +17,7 @@ from logging import FileHandler
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -577,6 +578,9 @@ def test_own_semantic_ids_start_from_the_text(own):
         ({"eval_args": {"foo": "RO"}}, ["unknown key foo in eval_args", "split, group_by, order, mode"]),
         ({"eval_args": {"mode": "uni0"}}, ["unknown mode 'uni0'", "full, or uni100"]),
         ({"eval_args": {"mode": "labeled"}}, ["mode labeled is for models that read labels"]),
+        ({"eval_args": {"split": {"LS": "valid_and_test", "RS": [0.8, 0.1, 0.1]}}}, ["unknown split"]),
+        ({"shuffle": False}, ["shuffle has no effect on TIGER"]),
+        ({"transform": "mask_itemseq"}, ["transform has no effect on TIGER"]),
         ({"eval_args": {"split": {"RS": 0.8}}}, ["unknown split {'RS': 0.8}", "{RS: [0.8,0.1,0.1]}"]),
         ({"eval_args": {"split": {"RS": [0.8, -0.1, 0.3]}}}, ["-0.1", "unknown split"]),
         ({"user_inter_num_interval": 5}, ["user_inter_num_interval has to be an interval like '[5,inf)'", "not 5"]),
@@ -637,6 +641,13 @@ def test_setting_that_cannot_work(capsys, own, change, parts):
 def test_setting_that_works_with_no_model(capsys, own, model, change, parts):
     _, settings = own
     has(run(capsys, {**of_model(settings, model), **change}, model=model), *parts)
+
+
+def test_labels_that_all_columns_bring_along(capsys, own):
+    folder, settings = own
+    head, *lines = (folder / "tiny.inter").read_text().splitlines()
+    (folder / "tiny.inter").write_text("\n".join([f"{head}\tlabel:float", *(f"{line}\t1" for line in lines)]) + "\n")
+    has(run(capsys, {**settings, "load_col": {"inter": "*", "item": "*"}}), "the column label in load_col is for models")
 
 
 def test_setting_that_a_file_has_twice(capsys, own):
@@ -752,6 +763,10 @@ def test_compare_checks_all_models_before_it_trains_one(capsys, settings, change
     Path("file").touch()
     models = change.get("models", "SASRec,TIGER")
     has(compared(capsys, {**settings, **{k: v for k, v in change.items() if k != "models"}}, models), *parts)
+
+
+def test_compare_always_reads_finished_runs(capsys, settings):
+    has(compared(capsys, {**settings, "resume": False}), "reads finished runs", "leave resume out")
 
 
 def test_compare_checks_the_text_before_it_trains(capsys, own):
@@ -1611,6 +1626,8 @@ def test_recommend_from_python(trained):
     ]:
         with pytest.raises(TigerError, match=part):
             recommender.recommend(history)
+    rows = pd.Series(["i3", "i9"], index=[7, 4])  # of a filtered table
+    assert recommender.recommend(rows) == recommender.recommend(["i3", "i9"])
 
 
 def test_one_long_history_refuses_no_others(trained):

@@ -1,6 +1,7 @@
 """The command download, against a real server on the loopback interface."""
 
 import gzip
+import io
 import os
 import random
 import subprocess
@@ -212,6 +213,17 @@ def test_broken_download_of_recbole_leaves_nothing(tmp_path, monkeypatch, capsys
             made.writestr("mine.inter", INTER)
         assert main(["download", "--dataset=mine", "--data_path=data"]) == 0
     assert Path("data/mine/mine.inter").read_text() == INTER
+
+
+@pytest.mark.parametrize("answer", ["n", None], ids=["no", "nobody"])
+def test_a_large_dataset_of_recbole_that_nobody_wants(answer, monkeypatch, capsys):
+    """RecBole asks before it fetches more than 1 GB."""
+    monkeypatch.setattr(Dataset, "_get_download_url", lambda self, file, allow_none=False: "http://127.0.0.1:9/mine.zip")
+    monkeypatch.setattr("recbole.data.dataset.dataset.decide_download", lambda url: input("? (y/N)").lower() == "y")
+    monkeypatch.setattr("sys.stdin", io.StringIO("" if answer is None else f"{answer}\n"))
+    assert main(["download", "--dataset=mine", "--data_path=data"]) == 2
+    assert "dataset mine is not at data/mine" in capsys.readouterr().err
+    assert not list(Path("data").iterdir())
 
 
 def test_no_network(monkeypatch, capsys):

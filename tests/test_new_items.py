@@ -69,6 +69,19 @@ def test_new_items_are_numbered_behind_those_that_share_their_codes(recommender,
     assert after.titles[60:] == ["New n0", "New n1", "New n2"]
 
 
+def test_new_items_leave_no_cache(data_path, tmp_path, monkeypatch):
+    """The folder of the training's cache need not be there, nor one that can be written."""
+    settings = {**small_settings(tmp_path, data_path), "item_embeddings": None, "epochs": 1, "cache_dir": "cache"}
+    result = experiment.run(experiment.prepare("TIGER", "tiny", settings), Path("results"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    file, _ = write_new(data_path, ["i3"])
+    before = {*Path().iterdir()}
+    after = Recommender.load(result["checkpoint"], "cpu").add_items(file)
+    assert after.items[-1] == "n0"
+    assert {*Path().iterdir()} == before
+
+
 def test_old_scores_stay_with_the_softmax_over_all_codes(recommender, data_path):
     """With a softmax over the trie, new items share the probability of their prefixes with old ones."""
     after = recommender.add_items(*write_new(data_path, ["i3"] * 12 + ["i8"] * 3, noise=0.3))

@@ -1,5 +1,6 @@
 """The protocol of all quantizers, and tests of each quantizer."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +76,7 @@ class TestProtocol:
         assert torch.equal(make_quantizer(config_of(name)).fit(clustered[0], seed=1), first)
         assert torch.equal(torch.get_rng_state(), state)
         other = make_quantizer(config_of(name))
-        assert torch.equal(other.fit(clustered[0], seed=2), first) == other.distinct
+        assert torch.equal(other.fit(clustered[0], seed=2), first) == (name == "atomic")
 
     def test_codes_are_used_evenly_enough(self, name, clustered):
         quantizer, codes = fitted(name, clustered[0])
@@ -288,7 +289,9 @@ def test_atomic_and_string_codes_by_hand():
     x = torch.zeros(101, 2)
     assert fitted("atomic", x)[1].tolist() == [[i] for i in range(101)]
     quantizer, codes = fitted("string", x)
-    assert ["".join(map(str, row)) for row in codes.tolist()] == [f"{i:03d}" for i in range(101)]
+    numbers = ["".join(map(str, row)) for row in codes.tolist()]
+    assert sorted(numbers) == [f"{i:03d}" for i in range(101)]
+    assert sum(one[:2] == other[:2] for one, other in pairwise(numbers)) < 30  # of 90 in the order of the items
     assert quantizer.widths == [10, 10, 10]
     assert fitted("string", x[:100])[0].widths == [10, 10]
 

@@ -97,6 +97,27 @@ def test_settings_of_other_models_stay_recboles():
 # --- one run ---
 
 
+@pytest.mark.parametrize("keep", ["first", "last"])
+def test_duplicates_go_and_ties_keep_the_order_of_the_file(keep, tmp_path):
+    """Many rows of few days, of which a sort that is not stable would mix up the ties."""
+    rng = np.random.default_rng(0)
+    rows = [(f"u{user}", f"i{rng.integers(40)}", int(rng.integers(3))) for user in range(30) for _ in range(12)]
+    (tmp_path / "days").mkdir()
+    lines = ["user_id:token\titem_id:token\ttimestamp:float", *("\t".join(map(str, row)) for row in rows)]
+    (tmp_path / "days/days.inter").write_text("\n".join(lines) + "\n")
+    columns = {"inter": ["user_id", "item_id", "timestamp"]}
+    settings = {"data_path": str(tmp_path), "load_col": columns, "rm_dup_inter": keep}
+    dataset = create_dataset(Config(model="BPR", dataset="days", config_dict=settings))
+    by_time = sorted(rows, key=lambda row: row[2])
+    wanted = {}
+    for row in by_time if keep == "first" else reversed(by_time):
+        wanted.setdefault(row[:2], row)
+    expected = [row for row in by_time if wanted.get(row[:2]) is row]
+    users, items = (dataset.id2token(name, dataset.inter_feat[name].to_numpy()) for name in ("user_id", "item_id"))
+    found = list(zip(users, items, dataset.inter_feat["timestamp"].astype(int), strict=True))
+    assert found == expected
+
+
 def test_recbole_saves_a_dataset(settings, tmp_path):
     create_dataset(Config(model="BPR", dataset="tiny", config_dict={**settings, "checkpoint_dir": str(tmp_path)})).save()
     assert (tmp_path / "tiny-Dataset.pth").stat().st_size > 0

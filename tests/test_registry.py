@@ -68,6 +68,20 @@ def test_an_edited_quantizer_makes_other_codes(shared):
     assert tables[0] != tables[1]
 
 
+def test_an_edited_helper_of_a_quantizer_makes_other_codes(shared):
+    """The file of the quantizer stays as it is."""
+    Path("helper.py").write_text("SIGN = 1\n")
+    signs = TOY.read_text().replace('x > self.learnt["median"]', 'helper.SIGN * (x - self.learnt["median"]) > 0')
+    Path("mine.py").write_text(f"import helper\n{signs}")
+    shared = ["--plugins=helper.py,mine.py" if argument.startswith("--plugins") else argument for argument in shared]
+    tables = []
+    for sign in (1, -1):
+        Path("helper.py").write_text(f"SIGN = {sign}\n")
+        told("-m", "recbole_tiger", "tokenize", *shared, "--output=ids.tsv")
+        tables.append(Path("ids.tsv").read_text())
+    assert tables[0] != tables[1]
+
+
 def test_a_plugin_whose_base_class_changes_is_another_run(shared):
     """Its own file stays as it is."""
     Path("base.py").write_text(

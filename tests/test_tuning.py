@@ -561,6 +561,25 @@ def test_what_every_trial_or_one_would_fail_of(model, space, change, parts, caps
     has(refused(capsys, ["tune", f"--model={model}", "--dataset=tiny", "--sweep=mine.yaml"], {**own, **change}), *parts)
 
 
+def test_every_trial_has_to_fit_the_width_of_the_embeddings(capsys, settings):
+    """16 numbers are cut in two, not in three."""
+    Path("mine.yaml").write_text("codebook_depth: [2, 3]\n")
+    own = {key: value for key, value in settings.items() if key != "codebook_depth"} | {"quantizer": "opq"}
+    told = refused(capsys, ["tune", "--dataset=tiny", "--sweep=mine.yaml"], own)
+    has(told, "trial {'codebook_depth': 3}", "16")
+
+
+def test_settings_that_make_the_same_run_are_one_trial(settings):
+    """RecBole fills in what a draw of negatives leaves out."""
+    kinds = "{distribution: uniform}, {distribution: uniform, sample_num: 1}, {distribution: popularity}"
+    Path("mine.yaml").write_text(f"train_neg_sample_args: [{kinds}]\n")
+    settings = {"data_path": settings["data_path"], "loss_type": "BPR"}
+    config = experiment.prepare("SASRec", "tiny", settings)
+    how = {"search": "random", "num_samples": 1, "scheduler": "none", "grace_period": None, "results_dir": "results"}
+    found = sweep.plan("SASRec", "tiny", settings, config, sweep="mine.yaml", **how)
+    assert found.size == len(found.trials) == 2
+
+
 def test_one_trial_that_collapses_refuses_no_others(settings):
     """It fails alone, wherever in the sweep it stands: the fourth one of the sweep above."""
     kinds = np.eye(4, 16)[np.arange(N_ITEMS) % 4]

@@ -534,6 +534,13 @@ def test_a_mixture_is_made_once_and_anew_where_a_file_changes(pretraining, two, 
     assert len(lines_of(other / "left,right.inter")) == len(lines_of(folder / "left,right.inter")) + 1
 
 
+def test_recboles_sample_is_not_mixed(capsys, two):
+    call = ["run", "--model=VQRec", "--dataset=left,ml-100k", f"--data_path={two}"]
+    assert main(call) == 2
+    assert "ml-100k in left,ml-100k is RecBole's sample, which is not mixed" in capsys.readouterr().err
+    assert not (two / "ml-100k").exists()
+
+
 def test_two_runs_do_not_make_a_mixture_together(pretraining):
     folder = mixed(pretraining).parent
     shutil.rmtree(folder)

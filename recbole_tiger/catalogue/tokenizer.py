@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from recbole_tiger.catalogue.encoder import encode, load_embeddings, own_encoder_hash
-from recbole_tiger.catalogue.item_text import header, read_columns, read_item_text, table_to_lists
+from recbole_tiger.catalogue.item_text import header, read_columns, read_item_text, refuse_empty, table_to_lists
 from recbole_tiger.catalogue.quantizers import QUANTIZERS, make_quantizer, quantizer_settings
 from recbole_tiger.catalogue.quantizers.base import Quantizer
 from recbole_tiger.errors import TigerError, named
@@ -56,7 +56,7 @@ class Tokenizer:
         quantizer.learnt = dict(state["learnt"])
         return cls(quantizer, state["made_by"])
 
-    def embed(self, texts, items, embeddings, device, cache_dir):
+    def embed(self, texts, items, embeddings, device):
         """Embeddings of new items, from the same source as those of the old items.
 
         Args:
@@ -84,7 +84,7 @@ class Tokenizer:
             raise TigerError(
                 f"text_encoder {encoder} is not there or has changed since this model was trained: restore it, or train anew"
             )
-        return encode(texts, encoder, device, cache_dir, show_progress=False)
+        return encode(texts, encoder, device, cache_dir=None, show_progress=False)
 
     def encode(self, embeddings):
         """Codes of embeddings.
@@ -130,10 +130,6 @@ def read_new_items(file, config, text_needed):
     if tokens.empty or (tokens == "").any():
         raise TigerError(f"{path} has {'a row without an item' if len(tokens) else 'no items'}: give one per row")
     table = read_item_text(config).reindex(tokens, fill_value="")
-    empty = table.index[table["text"] == ""]
-    if text_needed and len(empty):
-        raise TigerError(
-            f"{len(empty)} items have no text in {path} (fields {', '.join(config['text_fields'])}): {named(empty)}; "
-            f"give them text, or leave them out"
-        )
+    if text_needed:
+        refuse_empty(table, path, config["text_fields"], "or leave them out")
     return tokens.tolist(), *table_to_lists(table)

@@ -65,7 +65,7 @@ def fit_to_data(config, user_settings):
     if "load_col" not in user_settings:
         config["load_col"] = {**_knowledge_graph_columns(config), **config["load_col"]}
     check_aliases(config)
-    _check_columns(config)
+    _check_loaded(config)
     check_interactions(config)
 
 
@@ -84,7 +84,7 @@ def _knowledge_graph_columns(config):
     return found
 
 
-def _check_columns(config):
+def _check_loaded(config):
     """Refuse settings that name columns not loaded."""
     if "*" in config["load_col"].values():
         return
@@ -224,9 +224,9 @@ def start_logging(config):
 
 
 def _close_log(handler, record):
-    """Close a log that cannot be written and warn once, instead of a traceback per line; the run goes on."""
+    """Close a log that cannot be written or encoded and warn once, instead of a traceback per line; the run goes on."""
     error = sys.exc_info()[1]
-    if not isinstance(error, OSError):
+    if not isinstance(error, OSError | UnicodeError):
         raise
     getLogger().removeHandler(handler)
     with contextlib.suppress(OSError):  # closing writes the rest of the buffer
@@ -340,7 +340,7 @@ def make_trainer(config, train_data):
         trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
     trainer.eval_step = min(trainer.eval_step, trainer.epochs)  # RecBole lowers the epochs of a model without training alone
     key = run_key(config)
-    if key not in trainer.saved_model_file:  # RecBole names files by the second, so runs begun together would share one
+    if key not in Path(trainer.saved_model_file).name:  # RecBole names files by the second, which runs begun together share
         trainer.saved_model_file = checkpoint_name(trainer.saved_model_file, config, key)
     return trainer
 
@@ -530,6 +530,8 @@ def compare(names, dataset, user_settings, results_dir):
         raise TigerError("no model to compare: name some, as in --models=GRU4Rec,TIGER")
     if "label" in user_settings:
         raise TigerError("label names the row of one run, but here every model has a row: leave it out")
+    if user_settings.get("resume") is False:
+        raise TigerError("a comparison reads finished runs: leave resume out, and remove their result files to repeat them")
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise TigerError(f"models named twice: {', '.join(twice)}")

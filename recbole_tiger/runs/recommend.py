@@ -87,7 +87,7 @@ class Recommender:
         there = [item for item in items if item in self._row]
         if there:
             raise TigerError(f"{len(there)} items of {file} are in the catalogue already: {named(there)}; leave them out")
-        embeddings = tokenizer.embed(texts, items, item_embeddings, self.device, self.config["cache_dir"])
+        embeddings = tokenizer.embed(texts, items, item_embeddings, self.device)
         codes = tokenizer.encode(embeddings)
         return Recommender(self.model.with_items(self._state(), items, titles, columns, codes, embeddings), self.device)
 
@@ -159,6 +159,8 @@ class Recommender:
             TigerError: a history is empty or has unknown items, k or beam_size does not fit the items, or no list has k
                 allowed items.
         """
+        if not isinstance(history, str):
+            history = list(history)
         batch = not isinstance(history, str) and len(history) and not isinstance(history[0], str)
         if isinstance(history, str) or (batch and not all(isinstance(one, list | tuple) for one in history)):
             raise TigerError("a history is a list of item tokens, which are strings; give several as a list of such lists")

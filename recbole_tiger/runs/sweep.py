@@ -5,7 +5,7 @@ import hashlib
 import importlib.util
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -361,6 +361,8 @@ def plan(model, dataset, user_settings, config, *, sweep, search, num_samples, s
             made.add(chosen)
         if adaptive:
             made.add_recorded()
+        else:
+            made = replace(made, size=len(made.trials))  # different settings may make the same run
     except TigerError as error:
         raise TigerError(f"sweep {sweep}, {error}") from error
     if scheduler == "none" and grace_period is not None:

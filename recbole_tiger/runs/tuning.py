@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from recbole_tiger.catalogue.catalogue import CollapseError, check_sizes, item_embeddings
 from recbole_tiger.catalogue.item_text import text_of_items
+from recbole_tiger.catalogue.quantizers import make_quantizer
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import check_writable, locked, make_folder
 from recbole_tiger.model import MODELS
@@ -33,6 +34,7 @@ from recbole_tiger.report.plots import codebook_heat_map, collision_scatter
 from recbole_tiger.report.results import read_result
 from recbole_tiger.runs import experiment
 from recbole_tiger.runs.sweep import DRAWN_FIRST, ENDED, Space, write_tables
+from recbole_tiger.settings.checks import SEEDS
 from recbole_tiger.settings.config import make_config
 from recbole_tiger.settings.identity import run_key
 from recbole_tiger.training.memory import ONE_HEAP
@@ -105,12 +107,18 @@ def _embed(trials, configs):
         with _name_trial_in_errors(trial):
             check_sizes(config, len(items))
             model.check_sizes(config, len(items))
-    done = []
-    for config in configs:
+    done, widths = [], []
+    for trial, config in zip(trials, configs, strict=True):
+        if not model.needs_embeddings(config):
+            continue
         kind = [config[key] for key in ("text_fields", "text_encoder", "item_embeddings")]
-        if kind not in done and model.needs_embeddings(config):
-            item_embeddings(config, items, text_of_items(config, items, model.needs_text(config))[0])
-            done.append(kind)
+        with _name_trial_in_errors(trial):
+            if kind not in done:
+                texts, *_ = text_of_items(config, items, model.needs_text(config))
+                widths.append(item_embeddings(config, items, texts).shape[1])
+                done.append(kind)
+            if not config["semantic_ids"]:
+                make_quantizer(config).check_width(widths[done.index(kind)])
 
 
 def _make_codes(trials, configs):
@@ -245,7 +253,7 @@ class Trials(Searcher):
             **objective(sweep),
             points_to_evaluate=[self.space.point(trial.params) for trial in sweep.trials],
             n_initial_points=DRAWN_FIRST,
-            random_state_seed=sweep.seed + len(sweep.trials),  # a resumed sweep must not repeat its first draws
+            random_state_seed=(sweep.seed + len(sweep.trials)) % SEEDS,  # a resumed sweep must not repeat its first draws
         )
         for trial in sweep.trials:
             self.hyperopt.suggest(trial.number)

@@ -9,6 +9,7 @@ from pathlib import Path
 from recbole.evaluator.register import metric_information
 from recbole.utils import ModelType
 
+from recbole_tiger.catalogue.item_text import header, interaction_files
 from recbole_tiger.catalogue.quantizers import QUANTIZERS, make_quantizer, quantizer_settings
 from recbole_tiger.errors import TigerError, check_number
 from recbole_tiger.model import MODELS
@@ -19,6 +20,8 @@ EXAMPLES = {"USER_ID_FIELD": "user_id", "ITEM_ID_FIELD": "item_id", "TIME_FIELD"
 # Settings that RecBole assumes to be lists.
 LISTS_OF_COLUMNS = [f"alias_of_{kind}_id" for kind in ("user", "item", "entity", "relation")]
 LISTS_OF_COLUMNS += ["numerical_features", "normalize_field", "selected_features"]
+# Settings of RecBole's training loader, which WindowTrainer does not use, and their defaults.
+UNREAD_BY_WINDOWS = {"transform": None, "shuffle": True, "enable_scaler": False}
 # NumPy requires seeds below this.
 SEEDS = 2**32
 # The data that RecBole's list metrics use; their names include the list length.
@@ -185,7 +188,7 @@ def check_run(config):
             f"metric out"
         )
     split = config["eval_args"]["split"]
-    ratios = split.get("RS", [1, 1, 1]) if isinstance(split, dict) else None
+    ratios = split.get("RS", [1, 1, 1]) if isinstance(split, dict) and len(split) == 1 else None
     if not isinstance(ratios, list) or not all(isinstance(ratio, int | float) and ratio >= 0 for ratio in ratios):
         raise TigerError(
             f"eval_args: unknown split {split!r}: it may be {{LS: valid_and_test}}, or like {{RS: [0.8,0.1,0.1]}}"
@@ -208,6 +211,8 @@ def check_effect(config, settings):
     label, kept = config["LABEL_FIELD"], config["val_interval"] or {}
     reads_labels = "labeled" in config["eval_args"]["mode"].values() or config["MODEL_TYPE"] == ModelType.CONTEXT
     loaded = (settings.get("load_col") or {}).get("inter", [])
+    if loaded == "*":
+        loaded = [name for file in interaction_files(config) if file.is_file() for name in header(file, config)]
     unread = next((key for key in ("threshold", "LABEL_FIELD") if settings.get(key) is not None), None)
     if unread is None and label in loaded and label not in kept:
         unread = f"the column {label} in load_col"
@@ -291,12 +296,14 @@ def check_model(config):
         raise TigerError(
             f"kmeans_sample {config['kmeans_sample']} is less than codebook_size {config['codebook_size']}; raise it"
         )
-    if not config["topk"]:
-        raise TigerError("topk is empty: give the lengths of the lists to evaluate, like --topk=[5,10]")
+    check_topk(config["topk"])
     if "labeled" in config["eval_args"]["mode"].values():
         raise TigerError(
             f"eval_args: mode labeled is for models that read labels, which {model} does not: give full or uni100"
         )
+    for key, default in UNREAD_BY_WINDOWS.items() if MODELS[model].trainer_class else ():
+        if config[key] != default:
+            raise TigerError(f"{key} has no effect on {model}, whose batches are windows of histories: leave it out")
     if "local_rank" in config:
         raise TigerError(f"{model} trains in one process on one device: leave out nproc; a sweep can run one trial per GPU")
     MODELS[model].check_settings(config)

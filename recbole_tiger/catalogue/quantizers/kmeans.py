@@ -61,7 +61,7 @@ def seed_centroids(x, k, generator):
 def lloyd(x, centroids, iterations):
     """Lloyd's algorithm: repeatedly move each centroid to the mean of its nearest rows.
 
-    A centroid that loses all its rows moves to a row far from its own centroid, so no code stays unused.
+    A centroid that loses all its rows moves to a row far from its own centroid, so no code stays unused while rows differ.
 
     Args:
         x: float tensor [n, dim]. centroids: [k, dim].
