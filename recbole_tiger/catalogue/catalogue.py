@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from recbole_tiger.catalogue.encoder import encode, load_embeddings, load_encoder
+from recbole_tiger.catalogue.encoder import encode_or_read, load_embeddings, load_encoder
 from recbole_tiger.catalogue.item_text import text_of_items
 from recbole_tiger.catalogue.quantizers import QUANTIZERS, make_quantizer, quantizer_settings
 from recbole_tiger.catalogue.semantic_ids import SemanticIDs, add_collision_level
@@ -77,7 +77,7 @@ def item_embeddings(config, items, texts):
     if config["item_embeddings"]:
         return load_embeddings(config["item_embeddings"], items)
     check_width = None if config["semantic_ids"] else make_quantizer(config).check_width
-    return encode(texts, config["text_encoder"], config["device"], config["cache_dir"], config["show_progress"], check_width)
+    return encode_or_read(config, texts, check_width)
 
 
 def quantize(config, items, embeddings):

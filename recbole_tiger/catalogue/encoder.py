@@ -59,40 +59,40 @@ def load_encoder(text_encoder, device):
         ) from error
 
 
-def encode(texts, text_encoder, device, cache_dir, show_progress, check_width=None):
+def encode(texts, encoder, show_progress=False, check_width=None):
     """Embed texts.
 
     Args:
-        texts: list of n strings.
-        text_encoder: name or folder of a sentence-transformers model.
-        cache_dir: folder of the cache, or None for no cache; the file is named by a hash of the texts and the content of the
-            model.
+        texts: list of n strings. encoder: from :func:`load_encoder`.
         check_width: called with the width of the embeddings before all texts are encoded; None: no check.
 
     Returns:
         float32 array [n, dim].
     """
-    if cache_dir is None:
-        return _encode(texts, load_encoder(text_encoder, device), show_progress, check_width)
-    digest = hashlib.sha256(encoder_hash(text_encoder).encode())
-    for text in texts:
-        digest.update(hashlib.sha256(text.encode()).digest())
-    cache = Path(cache_dir) / f"embeddings-{digest.hexdigest()[:20]}.npz"
-    if cache.is_file():
-        (embeddings,) = read_arrays(cache, "embeddings")
-        return embeddings
-    encoder = load_encoder(text_encoder, device)
-    check_writable(cache)
-    embeddings = _encode(texts, encoder, show_progress, check_width)
-    with whole_file(cache) as temporary:
-        write_arrays(temporary, embeddings=embeddings)
-    return embeddings
-
-
-def _encode(texts, encoder, show_progress, check_width):
     if check_width is not None:
         check_width(encoder.encode(texts[:1], show_progress_bar=False).shape[1])
     return encoder.encode(texts, show_progress_bar=show_progress, convert_to_numpy=True).astype(np.float32)
+
+
+def encode_or_read(config, texts, check_width):
+    """Embed texts by the configured ``text_encoder``, or read their embeddings from the cache.
+
+    The file in ``cache_dir`` is named by a hash of the texts and the content of the model; ``check_width`` and the result
+    are as in :func:`encode`.
+    """
+    digest = hashlib.sha256(encoder_hash(config["text_encoder"]).encode())
+    for text in texts:
+        digest.update(hashlib.sha256(text.encode()).digest())
+    cache = Path(config["cache_dir"]) / f"embeddings-{digest.hexdigest()[:20]}.npz"
+    if cache.is_file():
+        (embeddings,) = read_arrays(cache, "embeddings")
+        return embeddings
+    encoder = load_encoder(config["text_encoder"], config["device"])
+    check_writable(cache)
+    embeddings = encode(texts, encoder, config["show_progress"], check_width)
+    with whole_file(cache) as temporary:
+        write_arrays(temporary, embeddings=embeddings)
+    return embeddings
 
 
 def tokens_file(path):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from recbole_tiger.catalogue.encoder import encode, load_embeddings, own_encoder_hash
+from recbole_tiger.catalogue.encoder import encode, load_embeddings, load_encoder, own_encoder_hash
 from recbole_tiger.catalogue.item_text import header, read_columns, read_item_text, refuse_empty, table_to_lists
 from recbole_tiger.catalogue.quantizers import QUANTIZERS, make_quantizer, quantizer_settings
 from recbole_tiger.catalogue.quantizers.base import Quantizer
@@ -84,7 +84,7 @@ class Tokenizer:
             raise TigerError(
                 f"text_encoder {encoder} is not there or has changed since this model was trained: restore it, or train anew"
             )
-        return encode(texts, encoder, device, cache_dir=None, show_progress=False)
+        return encode(texts, load_encoder(encoder, device))
 
     def encode(self, embeddings):
         """Codes of embeddings.
