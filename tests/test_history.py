@@ -171,6 +171,24 @@ def test_an_unconstrained_beam_as_wide_as_all_ids(settings):
         assert torch.equal(scores[row][scores[row].isfinite()], all_scores[row][~gone])
 
 
+def test_left_out_ids_do_not_fill_a_beam_over_all_codes(settings):
+    """At a last level of a single code a beam has no more candidates than places."""
+    own = {"codebook_size": N_ITEMS, "codebook_depth": 1, "constrained": False}
+    _, trainer, test_data = run_of("TIGER", settings, **own)
+    model, sequences = trainer.model, read_sequences(settings["data_path"] + "/tiny")
+    assert model.network.widths[-1] == 1
+    gone = 0
+    with leaving_out(test_data, on=True):
+        for interaction, _, _, _ in test_data:
+            items, scores = model.beam(interaction)
+            assert not items[scores.isneginf()].any()
+            gone += int(scores.isneginf().sum())
+            for user, found in zip(interaction["user_id"].tolist(), items.tolist(), strict=True):
+                token = test_data.dataset.id2token("user_id", user)
+                assert not {*test_data.dataset.token2id("item_id", np.array(sequences[token][:-1]))} & {*found}
+    assert gone > 0
+
+
 @pytest.mark.parametrize("model", ["SASRec", "TIGER"])
 @pytest.mark.parametrize("part", ["valid", "test"])
 def test_rows_of_a_split_by_ratio(model, part, settings):

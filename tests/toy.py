@@ -24,7 +24,7 @@ class Toy(SemanticIDModel):
         there = (histories > 0).unsqueeze(-1)
         read = (items[histories] * there).sum(dim=1) / there.sum(dim=1)
         logits = self.scale * read @ items.T
-        return logits.masked_fill(torch.arange(len(items)) == 0, -torch.inf)
+        return logits.masked_fill(torch.arange(len(items), device=logits.device) == 0, -torch.inf)
 
     def calculate_loss(self, interaction):
         return F.cross_entropy(self.logits(self.histories_of(interaction)), interaction[self.ITEM_ID])

@@ -296,6 +296,7 @@ class SemanticIDModel(SequentialRecommender):
 
     def _best(self, histories, slots, left_out, k, among, temperature, seed):
         """The k best or drawn items after a part of the histories of :meth:`recommend`, by exact scores."""
+        histories = histories.to(self.device)
         scores = self.exact(histories, slots)
         if among is not None:
             scores = scores.masked_fill(~among, -torch.inf)
@@ -304,7 +305,7 @@ class SemanticIDModel(SequentialRecommender):
         if temperature is None:
             scores, items = scores.topk(k)
             return items, scores
-        draw = Draw.of(temperature, seed, histories.to(scores.device))
+        draw = Draw.of(temperature, seed, histories)
         noise = draw.gumbel(0, torch.arange(scores.shape[1], device=scores.device).expand(scores.shape))
         items = (scores.double() / temperature + noise).topk(k).indices
         return items, scores.gather(1, items)

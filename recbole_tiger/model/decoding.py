@@ -11,7 +11,7 @@ from recbole_tiger.model.layers import Rows
 # memory.
 EXACT_BUDGET = 4096
 EXACT_CHILDREN = 2**20
-# Numbers of a table of prefixes x left-out items, over the histories of a part; bounds memory.
+# Maximal number of elements of a table [histories, prefixes, left-out items]; bounds memory.
 LEFT_OUT_TABLE = 2**22
 
 
@@ -108,7 +108,7 @@ class Allowed(NamedTuple):
 
         Args:
             among: bool tensor [n_items + 1] of the set, or None for all items.
-            left_out: int tensor [batch, n] of the items that each list leaves out, padded with zeros; or None.
+            left_out: int tensor [batch, n] of the distinct items that each list leaves out, padded with zeros; or None.
         """
         items = trie.item_of.long()
         below = [torch.ones_like(items) if among is None else among[items].long()]
@@ -116,12 +116,8 @@ class Allowed(NamedTuple):
             total = F.pad(below[0].cumsum(0), (1, 0))
             first = trie.get_buffer(f"first_child_{level}").long()
             below.insert(0, total[first[1:]] - total[first[:-1]])
-        if left_out is not None:
-            if among is not None:
-                left_out = left_out.masked_fill(~among[left_out], 0)
-            left_out = left_out.sort(dim=1).values
-            repeated = F.pad(left_out[:, 1:] == left_out[:, :-1], (1, 0))
-            left_out = left_out.masked_fill(repeated, 0)
+        if left_out is not None and among is not None:
+            left_out = left_out.masked_fill(~among[left_out], 0)
         return cls(below, trie.paths(), left_out)
 
     def part(self, rows):
@@ -232,7 +228,8 @@ def unconstrained_beam_search(net, memory, beam_size, left_out=None):
         left_out: int tensor [batch, n] of items whose IDs are left out, padded with zeros; or None.
 
     Returns:
-        items (RecBole's ids, 0 for an ID without an item) and scores, each [batch, at most beam_size], best first.
+        items (RecBole's ids, 0 for an ID that no item has or that is left out) and scores, each [batch, at most beam_size],
+        best first.
     """
     prefixes = Prefixes(net, memory)
     scores = torch.zeros(len(memory.items), 1, device=memory.items.device)
@@ -254,7 +251,7 @@ def unconstrained_beam_search(net, memory, beam_size, left_out=None):
             prefixes.extend(parents, codes)
     known, order = numbers[1:].sort()
     place = torch.searchsorted(known, ids).clamp(max=len(known) - 1)
-    return torch.where(known[place] == ids, order[place] + 1, 0), scores
+    return torch.where((known[place] == ids) & ~scores.isneginf(), order[place] + 1, 0), scores
 
 
 def _mask_ids(candidates, prefixes, ids, mask):

@@ -6,9 +6,9 @@ import torch
 
 
 class Draw(NamedTuple):
-    """Noise with which a beam draws items; it is a function of the seed, the history and the node of the trie.
+    """Noise with which items are drawn: a function of the seed, the history, and the node of the trie or the item.
 
-    So a list depends neither on the other rows of a batch nor on the device.
+    So the noise depends neither on the other rows of a batch nor on the device.
 
     Attributes:
         temperature: divisor of the log-probabilities, above 0.

@@ -29,6 +29,8 @@ from recbole_tiger.model.trie import Trie
 # number of histories and the bytes of the tables of children.
 DECODE_BATCH = 128
 GPU_DECODE_BATCH, GPU_DECODE_BYTES = 2048, 2**31
+# Tensors of logits of a whole level that a GPU holds at once, in half and in single precision and as log-probabilities.
+LOGIT_COPIES = 3
 # The settings that define the network.
 NETWORK = (
     *("n_layers", "n_decoder_layers", "MAX_ITEM_LIST_LENGTH", "encoder_tokens", "bidirectional_encoder", "n_user_tokens"),
@@ -70,8 +72,8 @@ def extend_prefix_table(table, codes, more_codes):
     """Embeddings of the prefixes of a larger catalogue; old prefixes keep their embeddings.
 
     A new prefix starts from a fraction of the mean of its siblings, the old prefixes with the same parent, or of all old
-    prefixes of its length if it has no siblings. Training pushes prefixes that are rarely a target below zero; starting at
-    zero, new items would take two places of a list in five.
+    prefixes of its length if it has no siblings. Training lowers the logits of prefixes that are rarely a target; starting
+    at zero, new items would take two in five places of a list.
 
     Args:
         table: float tensor [prefixes, hidden_size], from :class:`PrefixEmbedding`.
@@ -268,8 +270,7 @@ class TIGER(SemanticIDModel):
     def fit_to(self, state_dict):
         """Rebuild the network if the weights were trained with other codes."""
         codes, current, widths = state_dict["network.codes"], self.network.codes, widths_in(state_dict)
-        same = widths == self.network.widths and codes.shape == current.shape
-        if not same or not torch.equal(codes.to(current.device), current):
+        if widths != self.network.widths or not torch.equal(codes.to(current.device), current):
             text = state_dict.get(TEXT_NAME)
             self._build(codes.cpu(), widths, None if text is None else text[1:].cpu())
             self.to(current.device)
@@ -376,21 +377,20 @@ class TIGER(SemanticIDModel):
             memory = memory_of(part)
             return beam_search(self.network, memory, beam_size, allowed and allowed.part(part), draw and draw.part(part))
 
-        return search_in_slices(search, order, self._decode_batch(beam_size, left_out), k)
+        return search_in_slices(search, order, self._decode_batch(beam_size), k)
 
-    def _decode_batch(self, beam_size, left_out):
-        """Number of histories to decode at once; ``left_out`` as in :meth:`recommend`."""
+    def _decode_batch(self, beam_size, n_left_out=0):
+        """Number of histories to decode at once, where each prefix is compared with ``n_left_out`` items."""
         if not self.network.codes.is_cuda:
             return DECODE_BATCH
         prefixes, trie = self.network.softmax.prefixes, self.network.trie
         width = 1 if prefixes is None else prefixes.table.embedding_dim
-        children = max(
-            min(beam_size, trie.n_nodes(level - 1) if level else 1) * most * (width if level else 1)
+        numbers = max(
+            min(beam_size, trie.n_nodes(level - 1) if level else 1)
+            * max(most * (width if level else 1), LOGIT_COPIES * self.network.widths[level], 4 * n_left_out)
             for level, most in enumerate(trie.most_children)
         )
-        if left_out is not None:
-            children = max(children, 4 * beam_size * left_out.shape[1])  # several int64 tables
-        return min(GPU_DECODE_BATCH, max(1, GPU_DECODE_BYTES // (4 * children)))
+        return min(GPU_DECODE_BATCH, max(1, GPU_DECODE_BYTES // (4 * numbers)))
 
     def exact(self, histories, slots):
         """Log-likelihood of every item after each history, [batch, n_items + 1]."""
@@ -459,7 +459,8 @@ class TIGER(SemanticIDModel):
             part_left_out = None if left_out is None else left_out[part]
             return unconstrained_beam_search(self.network, memory_of(part), beam_size, part_left_out)
 
-        return search_in_slices(search, order, self._decode_batch(beam_size, left_out), beam_size)
+        n_left_out = 0 if left_out is None else left_out.shape[1]
+        return search_in_slices(search, order, self._decode_batch(beam_size, n_left_out), beam_size)
 
     @torch.no_grad()
     def full_sort_predict(self, interaction):

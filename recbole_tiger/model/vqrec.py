@@ -11,7 +11,7 @@ from recbole_tiger.errors import TigerError
 from recbole_tiger.model.base import SemanticIDModel
 from recbole_tiger.model.layers import BIAS_SCALE
 
-# Standard deviation of the text's part of the initial code embeddings: some hundred of Adam's steps, so that it lasts.
+# Standard deviation of the text's part of the initial code embeddings: as far as a hundred steps of Adam move a weight.
 TEXT_SCALE = 0.1
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import functools
+import gc
 import os
 import platform
 import shutil
@@ -501,6 +502,7 @@ def run(config, results_dir):
     file = result_path(config, results_dir)
     make_folders(config, file)
     key = run_key(config)  # some models write into their settings as they run
+    gc.collect()  # an earlier run's model and data refer to each other, so they would stay in memory
     with locked(Path(config["checkpoint_dir"]) / f"{config['model']}-{key}.lock", f"the same run of {config['label']}"):
         start_logging(config)
         result, trainer, test_data = train(config)

@@ -147,8 +147,8 @@ class Recommender:
             exclude_history: leave out all items of the history; a list of several is shorter if fewer than k items remain.
             user: user token, or a list of them, one per history; for a model trained with user tokens.
             among: item tokens allowed in the list, for example those in stock; None for all.
-            temperature: draw items without replacement from the model's distribution at this temperature; None or 0 gives
-                the most likely items.
+            temperature: draw items without replacement at this temperature: with the beam the codes of each level among
+                those that lead to an allowed item, with "exact" the items; None or 0 gives the most likely items.
             seed: seed of the draw. The list of a history does not depend on the other histories.
 
         Returns:
