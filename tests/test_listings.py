@@ -39,7 +39,7 @@ def test_settings_of_all(capsys):
         defaults = yaml.safe_load((ROOT / "properties" / f"{file}.yaml").read_text())
         assert set(defaults) <= lines
     assert "Levels, without the collision level" in text  # of all models
-    assert "Number of digits; it has to divide the width" in text  # of VQRec, whose default is another
+    assert "Number of digits; that of opq has to divide the width" in text  # of VQRec, whose default is another
 
 
 def test_settings_of_a_recipe_have_its_values(capsys):
