@@ -338,7 +338,7 @@ IDENTIFIERS = {
     "TIGER-opq": "opq, 3 x 256",
     "TIGER-hierarchical-kmeans": "hierarchical k-means, 10 branches",
     "TIGER-atomic": "atomic, one code per item",
-    "TIGER-string": "string, digits of the item's number",
+    "TIGER-string": "string, digits of an arbitrary number",
     "TIGER-lsh": "hashes of the embedding, 3 x 256",
     "TIGER-random": "random, 3 x 256",
 }
