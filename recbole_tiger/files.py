@@ -108,16 +108,16 @@ def _write_then_rename(path, make, remove, mode):
         remove: removes the temporary path, if it still exists.
         mode: permissions before the umask (tempfile makes private files).
     """
-    path = Path(os.path.realpath(path))  # a symbolic link stays one
+    target = Path(os.path.realpath(path))  # a symbolic link stays one
     temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(make(prefix=f".{path.name}.", dir=path.parent))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(make(prefix=f".{target.name}.", dir=target.parent))
         yield temporary
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(mode & ~umask)
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     except (ConnectionError, TimeoutError, URLError):
         raise  # an error of the network, not of the disk
     except OSError as error:

@@ -786,10 +786,10 @@ def test_compare_reads_results_before_it_trains(settings):
     assert files_under(".") == before
 
 
-@pytest.mark.parametrize("models", ["SASRec", "TIGER"])
-def test_lists_longer_than_the_catalogue(capsys, settings, models):
-    more = {"topk": [10, 100], "beam_size": 100}
-    has(compared(capsys, {**settings, **more}, models), "100", "catalogue of 60 items", "lower it")
+@pytest.mark.parametrize("model", ["SASRec", "TIGER"])
+def test_lists_longer_than_the_catalogue(capsys, settings, model):
+    more = {"topk": [10, 100], **({"beam_size": 100} if model == "TIGER" else {})}
+    has(compared(capsys, {**of_model(settings, model), **more}, model), "100", "catalogue of 60 items", "lower it")
 
 
 def test_rehearsing_changes_no_result(settings):

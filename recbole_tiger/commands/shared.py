@@ -72,7 +72,7 @@ def warn_unread(models, settings):
     found = [_unread(model, settings) for model in models]
     by_reader = {}
     for key in settings:
-        if all(key in one for one in found):
+        if found and all(key in one for one in found):
             readers = " or ".join(dict.fromkeys(one[key] for one in found))
             by_reader.setdefault(readers, []).append(key)
     for readers, keys in by_reader.items():
