@@ -10,6 +10,7 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ["no_proxy"] = "127.0.0.1,localhost"
 
 import json
+import logging
 import re
 from pathlib import Path
 
@@ -91,6 +92,11 @@ def own_folder(tmp_path, monkeypatch):
     """RecBole writes log/, log_tensorboard/ and saved/ into the working directory: give each test its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["test"])
+    yield
+    root = logging.getLogger()
+    for handler in root.handlers[:]:  # RecBole's write into what pytest captures of this test, and would into the next
+        if type(handler) in (logging.StreamHandler, logging.FileHandler):
+            root.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")
