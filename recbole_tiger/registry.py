@@ -57,6 +57,10 @@ class Registry(UserDict):
         module = sys.modules.get(self.data[name].__module__) if name in self.settings else None
         return getattr(module, "__file__", None)
 
+    def plugin_files(self, name):
+        """The files on which a class from outside this package may depend: all PLUGIN_FILES; none for other classes."""
+        return PLUGIN_FILES if self.file_of(name) else []
+
     def dotted(self):
         """The dotted name of every class, without importing any."""
         return {name: home if isinstance(home, str) else dotted(home) for name, home in self.data.items()}

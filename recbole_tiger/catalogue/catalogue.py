@@ -15,7 +15,6 @@ from recbole_tiger.catalogue.semantic_ids import SemanticIDs, add_collision_leve
 from recbole_tiger.catalogue.tokenizer import Tokenizer
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import check_writable, content_hash, read_arrays, whole_file, write_arrays
-from recbole_tiger.registry import PLUGIN_FILES
 
 # A level has collapsed if its perplexity is below this share of its number of codes.
 COLLAPSED = 0.1
@@ -97,8 +96,7 @@ def quantize(config, items, embeddings):
     """
     quantizer = make_quantizer(config)
     made_by = [quantizer.REVISION, config["quantizer"], quantizer_settings(config), config["seed"]]
-    if QUANTIZERS.file_of(config["quantizer"]):
-        made_by += [content_hash(file).hex() for file in PLUGIN_FILES]  # the file of a class may use others
+    made_by += [content_hash(file).hex() for file in QUANTIZERS.plugin_files(config["quantizer"])]
     digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode())
     digest.update(json.dumps(list(items)).encode())
     digest.update(np.ascontiguousarray(embeddings))

@@ -71,12 +71,10 @@ def warn_unread(models, settings):
     """
     found = [_unread(model, settings) for model in models]
     by_reader = {}
-    for key in settings:
-        if found and all(key in one for one in found):
-            readers = " or ".join(dict.fromkeys(one[key] for one in found))
-            by_reader.setdefault(readers, []).append(key)
+    for key in sorted(set.intersection(*map(set, found))) if found else ():
+        by_reader.setdefault(" or ".join(dict.fromkeys(one[key] for one in found)), []).append(key)
     for readers, keys in by_reader.items():
-        print(f"recbole-tiger: warning: settings without effect on {readers}: {', '.join(sorted(keys))}", file=sys.stderr)
+        print(f"recbole-tiger: warning: settings without effect on {readers}: {', '.join(keys)}", file=sys.stderr)
 
 
 def write(text, output):

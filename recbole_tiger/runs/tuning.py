@@ -107,18 +107,17 @@ def _embed(trials, configs):
         with _name_trial_in_errors(trial):
             check_sizes(config, len(items))
             model.check_sizes(config, len(items))
-    done, widths = [], []
+    widths = {}  # of the embeddings, by the settings that make them
     for trial, config in zip(trials, configs, strict=True):
         if not model.needs_embeddings(config):
             continue
-        kind = [config[key] for key in ("text_fields", "text_encoder", "item_embeddings")]
+        made_by = *config["text_fields"], config["text_encoder"], config["item_embeddings"]
         with _name_trial_in_errors(trial):
-            if kind not in done:
+            if made_by not in widths:
                 texts, *_ = text_of_items(config, items, model.needs_text(config))
-                widths.append(item_embeddings(config, items, texts).shape[1])
-                done.append(kind)
+                widths[made_by] = item_embeddings(config, items, texts).shape[1]
             if not config["semantic_ids"]:
-                make_quantizer(config).check_width(widths[done.index(kind)])
+                make_quantizer(config).check_width(widths[made_by])
 
 
 def _make_codes(trials, configs):

@@ -10,7 +10,6 @@ from recbole_tiger.catalogue.quantizers import QUANTIZERS
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import content_hash
 from recbole_tiger.model import MODELS
-from recbole_tiger.registry import PLUGIN_FILES
 from recbole_tiger.settings.properties import ADDED_LATER, NOT_IN_RUN_KEY, settings_of_other_quantizers
 
 
@@ -42,8 +41,7 @@ def extra_input_hashes(config):
     if config["model"] in MODELS:
         embeddings = config["item_embeddings"]
         tokens = [tokens_file(embeddings)] if embeddings and is_npy(embeddings) else []
-        outside = MODELS.file_of(config["model"]) or QUANTIZERS.file_of(config["quantizer"])
-        plugins = PLUGIN_FILES if outside else []  # the file of a class may use others
+        plugins = MODELS.plugin_files(config["model"]) or QUANTIZERS.plugin_files(config["quantizer"])
         files = [embeddings, config["semantic_ids"], *files, *tokens, *plugins]
         encoder = own_encoder_hash(config["text_encoder"])
     files += [Path(config["data_path"]) / f"{config['dataset']}.{kind}" for kind in kinds]
