@@ -46,10 +46,10 @@ COLOURS = {
     "GRU4Rec": "#8fbf8f",
 }
 LATER = "#2b6cb0"
-LATER_TARGETS = "without it, later day"
+LATER_TARGETS = "left out, later day"
 NO_HISTORY_BIAS = ", no `history_bias`"
 # Columns of the tests with the history in the lists and left out, with their names in the rows of without_history.py.
-LEFT_IN, LEFT_OUT = "as it is", "without the history"
+LEFT_IN, LEFT_OUT = "in the lists", "left out"
 HISTORY_KEYS = {LEFT_IN: "as it is", LEFT_OUT: "without history", LATER_TARGETS: "without history, later day"}
 SHARES = ("history among the first", "history among the 10")
 

@@ -44,8 +44,8 @@ COMMANDS = {
     "datasets": datasets,
     "settings": settings,
 }
-# Errors of writing: no room, no permission.
-OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+# Errors of writing only.
+OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 SETTINGS_HELP = "Give any setting, of RecBole or listed by recbole-tiger settings MODEL, as --key=value; values are YAML."
 
 

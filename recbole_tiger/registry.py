@@ -15,7 +15,9 @@ def imported(name):
     return getattr(importlib.import_module(module), attribute)
 
 
-# Files that import_file has imported or that define registered classes, in an order in which they can be imported again.
+# Files that import_file has imported, in its order: imported again, they register the same classes.
+IMPORTED_FILES = []
+# These files and all others that define registered classes.
 PLUGIN_FILES = []
 
 
@@ -98,4 +100,6 @@ def import_file(file):
     except Exception as error:
         del sys.modules[path.stem]
         raise TigerError(f"plugin {file}: {type(error).__name__}: {error}") from error
+    if str(path) not in IMPORTED_FILES:
+        IMPORTED_FILES.append(str(path))
     _add_plugin_file(str(path))

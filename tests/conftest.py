@@ -12,11 +12,15 @@ os.environ["no_proxy"] = "127.0.0.1,localhost"
 import json
 import logging
 import re
+import signal
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
+from recbole_tiger.registry import IMPORTED_FILES, PLUGIN_FILES
 
 # The tests run on the CPU; those of test_cuda.py bring the GPU back.
 HAS_GPU = torch.cuda.is_available()
@@ -89,10 +93,16 @@ def data_of(file):
 
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path, monkeypatch):
-    """RecBole writes log/, log_tensorboard/ and saved/ into the working directory: give each test its own."""
+    """Give each test a working directory, for what RecBole writes there, and undo what commands change in the process."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["test"])
+    lists = [(files, files[:]) for files in (IMPORTED_FILES, PLUGIN_FILES)]
+    on_sigterm, on_thread_error = signal.getsignal(signal.SIGTERM), threading.excepthook
     yield
+    for files, before in lists:
+        files[:] = before
+    signal.signal(signal.SIGTERM, on_sigterm)
+    threading.excepthook = on_thread_error
     root = logging.getLogger()
     for handler in root.handlers[:]:  # RecBole's write into what pytest captures of this test, and would into the next
         if type(handler) in (logging.StreamHandler, logging.FileHandler):

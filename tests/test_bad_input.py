@@ -27,6 +27,7 @@ from recbole.model.sequential_recommender import SASRec
 from recbole.utils import get_model
 
 from recbole_tiger import Recommender, SemanticIDs, files, run_recbole
+from recbole_tiger.catalogue.encoder import encode, load_encoder
 from recbole_tiger.catalogue.item_text import read_item_text
 from recbole_tiger.catalogue.quantizers.rq_kmeans import RQKMeans
 from recbole_tiger.cli import main
@@ -501,7 +502,7 @@ def test_own_semantic_ids_start_from_the_text(own):
     call = ["run", "--model=TIGER", "--dataset=tiny", *arguments(settings)]
     assert main([*call, "--results_dir=own"]) == main([*call, "--results_dir=given", "--semantic_ids=ids.tsv"]) == 0
     own_result, given = (read_results(folder)[0] for folder in ("own", "given"))
-    weights = [load_checkpoint(result["checkpoint"], "cpu")["state_dict"] for result in (own_result, given)]
+    weights = [load_checkpoint(result["checkpoint"])["state_dict"] for result in (own_result, given)]
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
     assert given["settings"]["text_initializer"] is True
 
@@ -620,6 +621,7 @@ def test_setting_that_cannot_work(capsys, own, change, parts):
         ({"topk": "5,10"}, ["topk has to be a list", "[5,10]", "'5,10'"]),
         ({"topk": [5, "10"]}, ["topk has to be a list", "[5, '10']"]),
         ({"topk": [5, -1]}, ["topk has to be a list"]),
+        ({"MAX_ITEM_LIST_LENGTH": 0}, ["MAX_ITEM_LIST_LENGTH has to be a positive whole number, not 0"]),
         ({"load_col": ["user_id", "item_id"]}, ["load_col has to be of the form"]),
         ({"alias_of_item_id": True}, ["alias_of_item_id has to be a list of columns", "True"]),
         ({"numerical_features": "price"}, ["numerical_features has to be a list of columns", "'price'"]),
@@ -641,6 +643,17 @@ def test_setting_that_cannot_work(capsys, own, change, parts):
 def test_setting_that_works_with_no_model(capsys, own, model, change, parts):
     _, settings = own
     has(run(capsys, {**of_model(settings, model), **change}, model=model), *parts)
+
+
+def test_lists_of_labelled_rows(capsys, own):
+    settings = {**of_model(own[1], "FM"), "eval_args": {"mode": "labeled"}}
+    has(run(capsys, settings, model="FM"), "mode labeled", "not lists as Recall, NDCG, MRR", "AUC")
+
+
+def test_a_quantizer_that_is_no_name(capsys, settings):
+    del settings["quantizer"]
+    call = ["compare", "--models=TIGER", "--dataset=tiny", "--quantizer=[lsh]"]
+    has(refused(capsys, call, settings), "quantizer has to be text, not ['lsh']")
 
 
 def test_labels_that_all_columns_bring_along(capsys, own):
@@ -1115,6 +1128,19 @@ def test_texts_that_differ_beyond_what_the_encoder_reads(capsys, own):
     has(sentence(capsys), "codebook 1 has collapsed", "all-MiniLM-L6-v2 reads only the first 256 tokens", "text_fields")
 
 
+def test_texts_that_are_equal(capsys, own):
+    """The encoder is not blamed, although its batches, of other lengths, round the embeddings of one text differently."""
+    folder, settings = own
+    titles = [["soap " * (1 + i % 7)] for i in range(N_ITEMS)]
+    with_rows(folder, ["title:token"], titles)
+    settings = {**settings, "text_encoder": "all-MiniLM-L6-v2", "codebook_size": 50}
+    assert main(["tokenize", "--dataset=tiny", *arguments({**settings, **QUIET})]) == 2
+    assert "reads only" not in has(sentence(capsys), "has collapsed", "check that the item texts differ")
+    embeddings = encode([title for (title,) in titles], load_encoder("all-MiniLM-L6-v2", "cpu"))
+    for i in range(7):
+        assert (embeddings[i::7] == embeddings[i]).all()
+
+
 @pytest.mark.parametrize("quantizer", ["rq_kmeans", "rq_vae"])
 def test_a_small_catalogue_that_two_levels_tell_apart(own, quantizer):
     """The third level has nothing left to tell."""
@@ -1349,7 +1375,7 @@ def test_checkpoint_of_another_dataset(trained, settings, tmp_path, n_items):
 def test_checkpoint_of_another_revision(capsys, trained, settings, tmp_path):
     """Its weights have the same shapes and would load, and mean something else."""
     files, _ = trained
-    state = load_checkpoint(files["TIGER"], "cpu")
+    state = load_checkpoint(files["TIGER"])
     del state["other_parameter"]["revision"]
     save_checkpoint(state, tmp_path / "old.pth")
     _, data, model, trainer = built(settings)
@@ -1459,7 +1485,7 @@ def test_checkpoint_that_builds_what_it_may_name(capsys, tmp_path, called):
 
 
 def test_settings_of_a_checkpoint_are_those_that_were_saved(trained):
-    config = load_checkpoint(trained[0]["TIGER"], "cpu")["config"]
+    config = load_checkpoint(trained[0]["TIGER"])["config"]
     assert type(config) is Config
     assert config.model_class is TIGER
     assert config.yaml_loader is yaml.FullLoader
@@ -1480,7 +1506,7 @@ def test_teacher_that_is_code(data_path):
 
 @pytest.mark.parametrize("key", ["dataset_save_path", "dataloaders_save_path"])
 def test_checkpoint_that_names_a_pickle(trained, tmp_path, key):
-    state = load_checkpoint(trained[0]["TIGER"], "cpu")
+    state = load_checkpoint(trained[0]["TIGER"])
     (tmp_path / "cache.bin").write_bytes(pickle.dumps(Runs(tmp_path / "marker")))
     state["config"][key] = str(tmp_path / "cache.bin")
     save_checkpoint(state, tmp_path / "evil.pth")

@@ -481,6 +481,28 @@ def test_tokenize(settings, capsys):
     assert Path("same.tsv").read_bytes() == Path("ids.tsv").read_bytes()
 
 
+def test_tokenize_reads_an_edited_title(settings, tmp_path):
+    """It is another input of a run, too."""
+    folder = write_dataset(tmp_path / "data")
+    settings = {**settings, "data_path": str(tmp_path / "data"), "item_embeddings": None}
+    keys = []
+    for _ in range(2):
+        assert main(["tokenize", "--dataset=tiny", *arguments(settings)]) == 0
+        keys.append(run_key(experiment.prepare("TIGER", "tiny", settings)))
+        (folder / "tiny.item").write_text((folder / "tiny.item").read_text().replace("The soap number 2\t", "A thing\t"))
+    assert keys[0] != keys[1]
+    for kind in ("embeddings", "quantized"):
+        assert len(list(Path(settings["cache_dir"]).glob(f"{kind}-*.npz"))) == 2
+
+
+def test_tokenize_does_not_warn_of_what_it_leaves_out_itself(settings, capsys):
+    assert main(["tokenize", "--dataset=tiny", "--output=ids.tsv", *arguments(settings)]) == 0
+    capsys.readouterr()
+    given = {"data_path": settings["data_path"], "semantic_ids": "ids.tsv"}
+    assert main(["tokenize", "--model=VQRec", "--dataset=tiny", *arguments(given)]) == 0
+    assert "settings without effect" not in capsys.readouterr().err
+
+
 def test_tokenize_shows_no_prefix_that_no_items_share(settings, capsys):
     assert main(["tokenize", "--dataset=tiny", *arguments({**settings, "quantizer": "atomic"})]) == 0
     shown = capsys.readouterr()

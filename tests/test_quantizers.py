@@ -144,33 +144,33 @@ class TestProtocol:
         other = "random" if name == "lsh" else "lsh"
 
         def cached():
-            for one in (name, other):
-                quantize(config_of(one, cache_dir=tmp_path, device="cpu", seed=1, show_progress=False), items, x)
-            return {path: path.read_bytes() for path in Path(tmp_path).iterdir()}
+            settings = {"cache_dir": tmp_path, "device": "cpu", "seed": 1, "show_progress": False}
+            found, _ = [quantize(config_of(one, **settings), items, x) for one in (name, other)]
+            return found, {path: path.read_bytes() for path in Path(tmp_path).iterdir()}
 
-        first = cached()
+        (made, _), first = cached()
         assert len(first) == 2
-        assert cached() == first
+        (read, quantizer), again = cached()
+        assert again == first
+        assert np.array_equal(read.codes, made.codes)
+        if not isinstance(quantizer, Arbitrary):
+            assert np.array_equal(quantizer.encode(clustered[0]).numpy(), made.codes[:, :-1])
         monkeypatch.setattr(QUANTIZERS[name], "REVISION", 99)
-        assert len(cached()) == 3
+        assert len(cached()[1]) == 3
 
 
-def test_the_cached_quantizer_encodes(clustered, tmp_path):
+def test_a_cached_quantizer_cut_short(clustered, tmp_path):
     items, x = [f"i{i}" for i in range(400)], clustered[0].numpy()
     config = config_of("rq_kmeans", cache_dir=tmp_path, device="cpu", seed=1, show_progress=False)
     made, _ = quantize(config, items, x)
-    cached, quantizer = quantize(config, items, x)
-    assert np.array_equal(cached.codes, made.codes)
-    assert np.array_equal(quantizer.encode(clustered[0]).numpy(), made.codes[:, :-1])
     (file,) = tmp_path.glob("*.npz")
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(TigerError, match=rf"{file.name} is cut short .* delete it"):
         quantize(config, items, x)
     file.unlink()
-    cached, quantizer = quantize(config, items, x)
+    cached, _ = quantize(config, items, x)
     assert np.array_equal(cached.codes, made.codes)
-    assert np.array_equal(quantizer.encode(clustered[0]).numpy(), made.codes[:, :-1])
     other, _ = quantize(config, items, x[::-1].copy())
     assert not np.array_equal(other.codes, made.codes)
     assert len(list(tmp_path.glob("*.npz"))) == 2
@@ -456,6 +456,7 @@ def test_rq_vae_restarts_the_codes_that_a_whole_epoch_did_not_use(warmup, cluste
 
 
 def test_rq_vae_restarts_dead_codes_at_residuals_of_their_level():
+    torch.manual_seed(0)
     quantizer = make_quantizer(config_of("rq_vae", codebook_size=4, codebook_depth=2))
     network = Network(dim=6, hidden_sizes=[5], latent_size=3, depth=2, size=4, beta=0.25)
     torch.nn.init.normal_(network.codebooks)

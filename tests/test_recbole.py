@@ -356,7 +356,7 @@ def test_checkpoints_travel_between_numpy_1_and_2(name, settings, tmp_path, data
                     assert own_name in content
                     content = content.replace(own_name, module)
                 written.writestr(entry, content)
-        state = load_checkpoint(other, "cpu")
+        state = load_checkpoint(other)
         found[module] = state["config"]["learning_rate"], str(state["other_parameter"])
         _, model, *_ = load_data_and_model(str(other))
         assert type(model).__name__ == name

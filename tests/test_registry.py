@@ -99,6 +99,22 @@ def test_a_plugin_whose_base_class_changes_is_another_run(shared):
     assert len(list(Path("results").glob("tiny-Child-*.json"))) == 2
 
 
+def test_a_quantizer_in_a_package_is_tuned(shared, tmp_path, monkeypatch):
+    """A trial imports the plugin, and not the module of the package, which refers to another one by a dot."""
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/__init__.py").touch()
+    (tmp_path / "own/signs.py").write_text("from .toy import Signs\n")
+    (tmp_path / "own/toy.py").write_text("from .zero import ZERO\n" + TOY.read_text().replace(": 0}", ": ZERO}"))
+    (tmp_path / "own/zero.py").write_text("ZERO = 0\n")
+    Path("mine.py").write_text("import own.signs\n")
+    Path("mine.yaml").write_text("first_number: [0]\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+    shared = ["--plugins=mine.py" if argument.startswith("--plugins") else argument for argument in shared]
+    told("-m", "recbole_tiger", "tune", "--model=Toy", "--sweep=mine.yaml", "--scheduler=none", *shared)
+    (table,) = Path("results").glob("tiny-Toy-mine-*/trials.json")
+    assert [trial["status"] for trial in json.loads(table.read_text())] == ["completed"]
+
+
 def test_a_model_and_a_quantizer_are_tuned(shared):
     Path("mine.yaml").write_text("toy_scale: [0.5, 2.0]\nfirst_number: [0, 3]\n")
     told("-m", "recbole_tiger", "tune", "--model=Toy", "--sweep=mine.yaml", "--scheduler=none", *shared)
@@ -134,17 +150,35 @@ for _ in range(2):
     assert quantizer == model != other_quantizer == other_model
 
 
-def test_a_quantizer_keeps_the_defaults_of_all():
-    code = """
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"codebook_size": 64}, "the settings of quantizer mine have codebook_size, which has another default"),
+        ({"temperature": 1.0, "epochs": 9, "own": 1}, "have epochs, temperature, which RecBole or a model reads: rename it"),
+    ],
+)
+def test_a_quantizer_does_not_take_the_settings_of_others(settings, told):
+    """A run with another quantizer would not read them."""
+    code = f"""
 from recbole_tiger import register_quantizer
 from recbole_tiger.catalogue.quantizers.lsh import LSH
 from recbole_tiger.cli import main
-register_quantizer("mine", LSH, {"codebook_size": 64})
+register_quantizer("mine", LSH, {settings})
 raise SystemExit(main(["settings", "TIGER"]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
-    assert "the settings of quantizer mine have codebook_size, which has another default" in done.stderr
+    assert told in done.stderr
+
+
+def test_a_parameter_of_a_quantizer_that_is_no_setting(shared):
+    mine = TOY.read_text().replace("codebook_depth, first_number", "codebook_depth, first_number, alpha")
+    Path("mine.py").write_text(mine)
+    shared = ["--plugins=mine.py" if argument.startswith("--plugins") else argument for argument in shared]
+    command = [sys.executable, "-m", "recbole_tiger", "tokenize", *shared]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert "quantizer signs takes alpha: register it with a default for this" in done.stderr
 
 
 def test_recbole_runs_what_is_registered(data_path):
@@ -182,6 +216,12 @@ def test_what_cannot_be_registered_is_refused():
             "class SASRec(SemanticIDModel): pass\nregister_model(SASRec)",
             "RecBole has a model called SASRec",
         ),
+        (
+            "from recbole_tiger import SemanticIDModel, register_model\n"
+            "class Sasrec(SemanticIDModel): pass\nregister_model(Sasrec)",
+            "RecBole has a model called Sasrec, in any case",
+        ),
+        ("from recbole_tiger import register_quantizer\nregister_quantizer('mine', dict)", "is no subclass of Quantizer"),
     ],
 )
 def test_a_plugin_that_fails_is_named(tmp_path, code, said):

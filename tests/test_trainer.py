@@ -49,7 +49,7 @@ def run_until_killed(settings, epoch, during=False):
 
     def copy(source, file):  # called if the last epoch is the best so far
         link_or_copy(source, file)
-        die_when_last(file, load_checkpoint(file, "cpu")["epoch"])
+        die_when_last(file, load_checkpoint(file)["epoch"])
 
     def train():
         checkpoint.save_checkpoint, trainer_module.link_or_copy = save, copy
@@ -79,7 +79,7 @@ def outcome(result):
 
 
 def same_weights(one, other):
-    weights = [load_checkpoint(result["checkpoint"], "cpu")["state_dict"] for result in (one, other)]
+    weights = [load_checkpoint(result["checkpoint"])["state_dict"] for result in (one, other)]
     assert weights[0].keys() == weights[1].keys()
     for name in weights[0]:
         assert torch.equal(weights[0][name], weights[1][name]), name
@@ -113,12 +113,46 @@ def test_killed_run_resumes_and_ends_as_the_uninterrupted_one(resumable, tmp_pat
 
     state = run_until_killed(settings, killed_at, during)
     done = killed_at - during
-    assert load_checkpoint(state, "cpu")["epoch"] == done
+    assert load_checkpoint(state)["epoch"] == done
     assert "Resuming" not in log_text()
     resumed = run(settings, resume=True)
     assert f"epochs 0 to {done} are done" in log_text()
     assert outcome(resumed) == outcome(whole)
     same_weights(resumed, whole)
+
+
+SCORES = [0.5, 0.9, 0.6, 0.55, 0.5, 0.45, 0.4, 0.35]
+
+
+@pytest.mark.parametrize("killed_at", [2, 4], ids=["before the stop", "after the stop"])
+def test_a_resumed_run_stops_where_the_uninterrupted_one_does(settings, tmp_path, monkeypatch, killed_at):
+    """After the third evaluation without a gain; the best epoch is the second."""
+
+    def valid_epoch(trainer, *_, **__):
+        score = SCORES[len(trainer.epoch_log) - 1]
+        return score, {"ndcg@10": score}
+
+    monkeypatch.setattr(TIGERTrainer, "_valid_epoch", valid_epoch)
+    settings = {**settings, "epochs": 8, "stopping_step": 2}
+    whole = run(settings, checkpoint_dir=str(tmp_path / "whole"))
+    assert (whole["epochs"], whole["best_epoch"], whole["still_improving"]) == (5, 1, False)
+    run_until_killed(settings, killed_at)
+    result, trainer, _ = experiment.train(experiment.prepare("TIGER", "tiny", {**settings, "resume": True}))
+    assert list(trainer.train_loss_dict) == list(range(killed_at + 1, 5))
+    assert [result[name] for name in ("epochs", "best_epoch", "best_valid_score")] == [5, 1, 0.9]
+    same_weights(result, whole)
+
+
+def test_a_resumed_run_keeps_the_limit_of_time(settings):
+    """The minutes of the killed process count."""
+    settings = {**settings, "epochs": 9, "max_minutes": 0.5}
+    state = run_until_killed(settings, 1)
+    saved = load_checkpoint(state)
+    saved["epoch_log"][0]["train_seconds"] = 31.0
+    save_checkpoint(saved, state)
+    result = run(settings, resume=True)
+    assert (result["epochs"], result["out_of_time"]) == (2, True)
+    assert result["test_result"]["recall@10"] > 0
 
 
 def test_a_resumed_run_reports_the_codes_of_its_checkpoint(settings):
@@ -138,7 +172,7 @@ def test_a_resumed_run_reports_the_codes_of_its_checkpoint(settings):
 def test_only_resume_reads_the_stored_state(settings, resume):
     _, (train_data, valid_data, _), _, trainer = built(settings)
     trainer.fit(train_data, valid_data)
-    assert load_checkpoint(trainer.state_file, "cpu")["epoch"] == 1
+    assert load_checkpoint(trainer.state_file)["epoch"] == 1
     _, (train_data, valid_data, _), _, trainer = built({**settings, "resume": resume})
     trainer.fit(train_data, valid_data)
     assert list(trainer.train_loss_dict) == ([] if resume else [0, 1])
@@ -220,7 +254,7 @@ def test_a_metric_that_is_better_when_smaller(settings):
     assert scores[0] != min(scores)
     assert result["best_valid_score"] == min(scores) == scores[result["best_epoch"]]
     assert result["valid_score_bigger"] is False
-    assert load_checkpoint(result["checkpoint"], "cpu")["epoch"] == result["best_epoch"]
+    assert load_checkpoint(result["checkpoint"])["epoch"] == result["best_epoch"]
 
 
 def test_finished_run_leaves_its_best_checkpoint_only(settings):
@@ -247,7 +281,7 @@ def test_early_stopping_and_the_best_epoch_is_tested(settings):
     assert result["best_valid_score"] == max(scores)
     assert "best eval result in epoch " + str(result["best_epoch"]) in log_text()
 
-    state = load_checkpoint(result["checkpoint"], "cpu")
+    state = load_checkpoint(result["checkpoint"])
     assert state["epoch"] == result["best_epoch"]
     _, (_, valid_data, test_data), model, trainer = built(
         {**settings, "metric_decimal_place": 10, "topk": [10], "beam_size": 10}
@@ -260,14 +294,14 @@ def test_early_stopping_and_the_best_epoch_is_tested(settings):
 def test_evaluation_every_other_epoch(settings):
     result = run(settings, epochs=4, eval_step=2)
     assert ["valid_score" in epoch for epoch in result["epoch_log"]] == [False, True, False, True]
-    assert load_checkpoint(result["checkpoint"], "cpu")["epoch"] == result["best_epoch"]
+    assert load_checkpoint(result["checkpoint"])["epoch"] == result["best_epoch"]
     assert result["best_epoch"] in (1, 3)
 
 
 def test_without_validation_data_the_last_epoch_is_kept(settings):
     _, (train_data, _, test_data), model, trainer = built(settings)
     assert trainer.fit(train_data, None) == (-math.inf, None)
-    assert load_checkpoint(trainer.saved_model_file, "cpu")["epoch"] == 1
+    assert load_checkpoint(trainer.saved_model_file)["epoch"] == 1
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     trainer.evaluate(test_data)
     for name, tensor in model.state_dict().items():
@@ -328,7 +362,7 @@ def test_averaged_weights_by_hand(settings):
     assert rates[-1] == max(rates) == 0.01
     for parameter, expected in zip(parameters, average, strict=True):
         torch.testing.assert_close(parameter.detach().double(), expected, rtol=1e-4, atol=1e-6)
-    last = load_checkpoint(trainer.state_file, "cpu")
+    last = load_checkpoint(trainer.state_file)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, last["state_dict"][name]), name
     trainer.evaluate(test_data)

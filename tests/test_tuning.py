@@ -505,6 +505,10 @@ def test_a_sweep_of_one_codebook_has_no_pictures_of_depths(settings):
         (["--sweep=TIGER", "--grace_period=1", "--scheduler=none"], ["grace_period is for --scheduler=asha"]),
         (["--sweep=TIGER", "--cpus_per_trial=0"], ["cpus_per_trial", "positive whole number, not 0"]),
         (["--sweep=TIGER", "--gpus_per_trial=-1"], ["gpus_per_trial", "number from 0 up, not -1"]),
+        (
+            ["--sweep=TIGER", "--gpus_per_trial=0.5"],
+            ["gpus_per_trial 0.5 is more than the 0 GPUs of this machine"],
+        ),
         (["--sweep=TIGER", "--num_samples=0"], ["num_samples", "positive whole number, not 0"]),
         (["--sweep=TIGER", "--valid_users=0"], ["valid_users", "positive whole number, not 0"]),
     ],

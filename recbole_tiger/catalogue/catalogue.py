@@ -168,7 +168,7 @@ def make_catalogue(config, items, needs_embeddings):
             semantic_ids, quantizer = quantize(config, items, embeddings)
             tokenizer = Tokenizer.of(config, quantizer)
         except CollapseError as error:
-            if not needs_text or len(set(map(bytes, embeddings))) == len(set(texts)):
+            if not needs_text or len(set(map(bytes, embeddings))) >= len(set(texts)):
                 raise
             longest = load_encoder(config["text_encoder"], "cpu").max_seq_length
             raise CollapseError(

@@ -345,7 +345,7 @@ def ensure_dataset(config, text_needed=False):
             parts = sources(config)
             for part in parts:
                 ensure_dataset(part)
-            config["data_path"] = str(mix(parts, config["cache_dir"] or "cache", text_needed))
+            config["data_path"] = str(mix(parts, config["cache_dir"], text_needed))
     elif config["dataset"] in DATASETS and not config["benchmark_filename"]:
         check_published(config["dataset"], folder.parent)
     elif not folder.exists():

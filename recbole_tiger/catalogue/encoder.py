@@ -60,7 +60,7 @@ def load_encoder(text_encoder, device):
 
 
 def encode(texts, encoder, show_progress=False, check_width=None):
-    """Embed texts.
+    """Embed texts; equal texts have equal embeddings.
 
     Args:
         texts: list of n strings. encoder: from :func:`load_encoder`.
@@ -71,7 +71,10 @@ def encode(texts, encoder, show_progress=False, check_width=None):
     """
     if check_width is not None:
         check_width(encoder.encode(texts[:1], show_progress_bar=False).shape[1])
-    return encoder.encode(texts, show_progress_bar=show_progress, convert_to_numpy=True).astype(np.float32)
+    distinct = dict.fromkeys(texts)  # the encoder's batches would round the embeddings of one text differently
+    found = encoder.encode(list(distinct), show_progress_bar=show_progress, convert_to_numpy=True).astype(np.float32)
+    row = {text: i for i, text in enumerate(distinct)}
+    return found[[row[text] for text in texts]]
 
 
 def encode_or_read(config, texts, check_width):

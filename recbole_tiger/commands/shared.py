@@ -58,7 +58,7 @@ def _unread(model, settings):
     found = dict.fromkeys(unread(model, settings), model)
     if model_of(model) in MODELS:
         config = {**defaults_of(model_of(model)), **property_file("recipe", model), **settings}
-        if config["quantizer"] in QUANTIZERS:
+        if str(config["quantizer"]) in QUANTIZERS:
             found |= dict.fromkeys(unread_settings(config, settings), config["quantizer"])
     return found
 

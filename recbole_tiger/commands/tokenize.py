@@ -32,9 +32,9 @@ def execute(args, settings):
     from recbole_tiger.runs import experiment
     from recbole_tiger.training.dataset import CatalogueDataset
 
-    if settings.get("semantic_ids"):  # texts would only be encoded for a model, which is not made here
-        settings = {**settings, "text_initializer": False, "encoder_text": False}
-    config = experiment.prepare(args.model, args.dataset, settings)
+    # With IDs from a file texts would only be encoded for a model, which is not made here.
+    without_text = {"text_initializer": False, "encoder_text": False} if settings.get("semantic_ids") else {}
+    config = experiment.prepare(args.model, args.dataset, {**settings, **without_text})
     warn_unread([args.model], settings)
     with experiment.recbole_errors_as_sentences(config):
         catalogue = CatalogueDataset(config).catalogue

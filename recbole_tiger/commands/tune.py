@@ -98,6 +98,10 @@ def execute(args, settings):
     gpus = args.gpus_per_trial
     if gpus is None:
         gpus = min(1, torch.cuda.device_count() / args.max_concurrent)
+    elif not args.ray_address and gpus > torch.cuda.device_count():
+        raise TigerError(
+            f"gpus_per_trial {gpus:g} is more than the {torch.cuda.device_count()} GPUs of this machine: lower it"
+        )
     planned = sweep.plan(
         args.model,
         args.dataset,

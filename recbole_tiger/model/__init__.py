@@ -22,6 +22,6 @@ def register_model(cls, settings=None):
 
     if not isinstance(cls, type) or not issubclass(cls, SemanticIDModel):
         raise TigerError(f"{cls!r} is no subclass of SemanticIDModel: derive it from that, see recbole_tiger/model/base.py")
-    if cls.__name__ in recbole_models():
-        raise TigerError(f"RecBole has a model called {cls.__name__}: choose another name")
+    if cls.__name__.lower() in map(str.lower, recbole_models()):  # RecBole finds a model by its name in lower case
+        raise TigerError(f"RecBole has a model called {cls.__name__}, in any case: choose another name")
     MODELS.register(cls.__name__, cls, settings or {})

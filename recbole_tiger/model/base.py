@@ -1,5 +1,6 @@
 """Base class of the models that read semantic IDs."""
 
+import copy
 import zlib
 from itertools import repeat
 from types import SimpleNamespace
@@ -66,8 +67,10 @@ class SemanticIDModel(SequentialRecommender):
         revision: class attribute; raise it with every change that makes another model from the same weights. Checkpoints of
             other revisions are refused.
         dataset_class, trainer_class: class attributes, dotted names. Without a trainer class RecBole's trainer is used, and
-            a killed run starts again from the beginning.
+            a killed run starts again from the beginning. A trainer class may have a static ``check_settings(config)``.
         scorings: class attribute, the available ways of finding the best items, the default first.
+        beam_size: the default width of the beam, if "beam" is one of the ``scorings``.
+        training_only: class attribute, names of parameters on which no score depends; reported numbers leave them out.
         codes_name: class attribute, the name of the codes in the checkpoint, an int tensor [n_items + 1, levels].
         collision_level: whether the last of these levels is the collision level.
         tokenizer: the :meth:`~recbole_tiger.catalogue.tokenizer.Tokenizer.state` of the tokenizer of new items, or None.
@@ -79,6 +82,7 @@ class SemanticIDModel(SequentialRecommender):
     dataset_class = "recbole_tiger.training.dataset.CatalogueDataset"
     trainer_class = None
     scorings = ("exact",)
+    training_only = ()
     codes_name = "codes"
     n_user_tokens = 0
     collision_level = True
@@ -228,9 +232,9 @@ class SemanticIDModel(SequentialRecommender):
         Args:
             state: from :func:`~recbole_tiger.training.checkpoint.load_checkpoint`.
         """
-        config, catalogue = state["config"], cls.catalogue_of(state)
-        config["device"] = device
-        config["text_initializer"] = False  # loading the weights overwrites the initial ones
+        config, catalogue = copy.copy(state["config"]), cls.catalogue_of(state)
+        # Loading the weights overwrites those from text.
+        config.final_config_dict = {**config.final_config_dict, "device": device, "text_initializer": False}
         dataset = SimpleNamespace(
             catalogue=catalogue,
             num=lambda field: len(catalogue.items) + 1,

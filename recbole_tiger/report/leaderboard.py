@@ -105,6 +105,11 @@ class Row:
         """Whether the field or setting ``mark`` is true for any run."""
         return any(result.get(mark) or result["settings"].get(mark) for result in self.results)
 
+    @property
+    def marks(self):
+        """The marks of its epochs, from MARKS: whether the time limit ended a run, and whether one was still improving."""
+        return "T" * self.any("out_of_time") + "*" * self.any("still_improving")
+
     def average(self, name):
         """Mean over seeds of a field of the result files."""
         return float(np.mean([result[name] for result in self.results]))
@@ -359,11 +364,10 @@ def _cells(row, i, rankings, style, intervals, sources):
     if not row.results:
         return [*cells, "", "", "", "", ""]
     epochs = sorted({result["epochs"] for result in row.results})
-    marks = "T" * row.any("out_of_time") + style.text("*") * row.any("still_improving")
     return [
         *cells,
         str(len(row.results)),
-        f"{epochs[0]}{f'-{epochs[-1]}' if len(epochs) > 1 else ''}{marks}",
+        f"{epochs[0]}{f'-{epochs[-1]}' if len(epochs) > 1 else ''}{style.text(row.marks)}",
         f"{row.average('train_seconds'):.0f}{'H' * row.any('enable_amp')}",
         f"{row.average('eval_users_per_second'):.0f}",
         f"{row.average('parameters'):,.0f}",

@@ -21,8 +21,7 @@ from recbole.data import create_dataset, data_preparation
 from recbole.data.utils import get_dataloader
 from recbole.utils import ModelType, get_model, get_trainer, init_logger, init_seed
 
-from recbole_tiger.catalogue.download import ensure_dataset
-from recbole_tiger.catalogue.item_text import check_interactions, history_field
+from recbole_tiger.catalogue.item_text import history_field
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import check_writable, locked, make_folder
 from recbole_tiger.model import MODELS
@@ -34,7 +33,7 @@ from recbole_tiger.settings.config import make_config
 from recbole_tiger.settings.identity import check_unchanged, run_inputs, run_key
 from recbole_tiger.settings.properties import dataset_properties, defaults_of
 from recbole_tiger.training.checkpoint import checkpoint_name
-from recbole_tiger.training.dataset import check_aliases, text_load_col
+from recbole_tiger.training.dataset import prepare_columns
 from recbole_tiger.training.history import copy_leave_out, leaving_out
 from recbole_tiger.training.memory import keep_freed_memory
 
@@ -59,15 +58,11 @@ def fit_to_data(config, user_settings):
     own = MODELS.get(config["model"])
     # Every model of a comparison loads the same columns, so those of RecBole need the text that TIGER would read.
     as_tiger = {**defaults_of("TIGER"), **user_settings}
-    text_needed = own.needs_text(config) if own else MODELS["TIGER"].needs_text(as_tiger)
-    ensure_dataset(config, text_needed)
-    if config["load_col"] is None:
-        config["load_col"] = text_load_col(config, text_needed)
+    text_needed = own.needs_text(config) if own else config["load_col"] is None and MODELS["TIGER"].needs_text(as_tiger)
+    prepare_columns(config, text_needed)
     if "load_col" not in user_settings:
         config["load_col"] = {**_knowledge_graph_columns(config), **config["load_col"]}
-    check_aliases(config)
     _check_loaded(config)
-    check_interactions(config)
 
 
 def _knowledge_graph_columns(config):
@@ -339,7 +334,7 @@ def make_trainer(config, train_data):
     getLogger().info(model)
     with memory_error_as_sentence(config):
         trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
-    trainer.eval_step = min(trainer.eval_step, trainer.epochs)  # RecBole lowers the epochs of a model without training alone
+    trainer.eval_step = min(trainer.eval_step, trainer.epochs)  # RecBole sets one epoch for models without training
     key = run_key(config)
     if key not in Path(trainer.saved_model_file).name:  # RecBole names files by the second, which runs begun together share
         trainer.saved_model_file = checkpoint_name(trainer.saved_model_file, config, key)

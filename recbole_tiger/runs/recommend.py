@@ -51,7 +51,7 @@ class Recommender:
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if device.type == "cuda" and not torch.cuda.is_available():
             raise TigerError(f"device {str(device)!r}: PyTorch finds no GPU; give 'cpu', or leave device out")
-        state = load_checkpoint(checkpoint, device)
+        state = load_checkpoint(checkpoint)
         name = state["config"]["model"]
         if name not in MODELS:
             raise TigerError(

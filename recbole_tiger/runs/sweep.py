@@ -309,9 +309,13 @@ def plan(model, dataset, user_settings, config, *, sweep, search, num_samples, s
     """Make the sweep of a command.
 
     Args:
-        config: from ``experiment.prepare`` with the settings that all trials share.
-        grace_period: epochs before ASHA stops a trial, or None.
+        model: a model or a recipe. user_settings: those that all trials share.
+        config: from ``experiment.prepare`` with these settings.
+        sweep: name of a file in ``properties/sweep``, or the path of another.
         search: "random", or "hyperopt" to choose each trial by the scores of earlier trials.
+        num_samples: draws for each point of the grid; with "hyperopt" the number of trials.
+        scheduler: "asha" or "none". grace_period: epochs before ASHA stops a trial, or None.
+        results_dir: the folder in which the sweep's is made.
 
     Raises:
         TigerError: the space or one of its trials cannot work.

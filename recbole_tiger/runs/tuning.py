@@ -29,7 +29,7 @@ from recbole_tiger.catalogue.quantizers import make_quantizer
 from recbole_tiger.errors import TigerError
 from recbole_tiger.files import check_writable, locked, make_folder
 from recbole_tiger.model import MODELS
-from recbole_tiger.registry import PLUGIN_FILES, import_file
+from recbole_tiger.registry import IMPORTED_FILES, import_file
 from recbole_tiger.report.plots import codebook_heat_map, collision_scatter
 from recbole_tiger.report.results import read_result
 from recbole_tiger.runs import experiment
@@ -144,9 +144,6 @@ def run_trial(chosen, sweep, folder, threads, plugins):
     """
     trial = chosen["trial"]
     os.chdir(folder)
-    for file in plugins:
-        import_file(file)
-    torch.set_num_threads(threads)
     sweep.write(trial, status="running", reason=None, node=_node())
     reported = 0
 
@@ -162,6 +159,9 @@ def run_trial(chosen, sweep, folder, threads, plugins):
         reported = len(log)
 
     try:
+        for file in plugins:
+            import_file(file)
+        torch.set_num_threads(threads)
         gpus = ",".join(map(str, ray.get_gpu_ids()))
         config = make_config(sweep.model, sweep.dataset, {**trial.settings, "gpu_id": gpus, "show_progress": False})
         if run_key(config) != trial.key:
@@ -341,7 +341,7 @@ def run_trials(sweep, *, scheduler, grace_period, max_concurrent, cpus_per_trial
         ):
             warnings.simplefilter("ignore")
             trainable = tune.with_parameters(
-                run_trial, sweep=sweep, folder=os.getcwd(), threads=cpus_per_trial, plugins=PLUGIN_FILES
+                run_trial, sweep=sweep, folder=os.getcwd(), threads=cpus_per_trial, plugins=IMPORTED_FILES
             )
             tune.Tuner(
                 tune.with_resources(trainable, {"cpu": cpus_per_trial, "gpu": gpus_per_trial}),

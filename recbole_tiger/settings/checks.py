@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from recbole.evaluator.register import metric_information
-from recbole.utils import ModelType
+from recbole.utils import EvaluatorType, ModelType
 
 from recbole_tiger.catalogue.item_text import header, interaction_files
 from recbole_tiger.catalogue.quantizers import QUANTIZERS, make_quantizer, quantizer_settings
@@ -163,6 +163,11 @@ def check_run(config):
         raise TigerError(
             f"label {config['label']!r} cannot be part of a file name in this locale: choose another, or set PYTHONUTF8=1"
         ) from error
+    _check_evaluation(config)
+
+
+def _check_evaluation(config):
+    """Refuse metrics, an order, modes and splits that do not fit together or leave nothing to evaluate."""
     metric, _, k = config["valid_metric"].partition("@")
     lengths = [str(length) for length in config["topk"]] if is_list_metric(metric) else [""]
     if metric.lower() not in [name.lower() for name in config["metrics"]] or k not in lengths:
@@ -176,6 +181,11 @@ def check_run(config):
     for mode in config["eval_args"]["mode"].values():
         if not MODE.fullmatch(str(mode)):
             raise TigerError(f"eval_args: unknown mode {mode!r}: it may be full, or uni100 or pop100 for 100 drawn items")
+        if mode == "labeled" and config["eval_type"] != EvaluatorType.VALUE:
+            raise TigerError(
+                f"eval_args: mode labeled evaluates scores of labelled rows, not lists as {', '.join(config['metrics'])}: "
+                f"give metrics among AUC, LogLoss, MAE and RMSE, or mode full"
+            )
         if config["worker"] and mode not in ("full", "labeled"):
             raise TigerError(
                 f"eval_args: with mode {mode} the items are drawn in other processes, whose draws cannot be repeated: leave "

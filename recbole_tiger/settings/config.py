@@ -53,8 +53,8 @@ def make_config(name, dataset, user_settings):
     _check_packages(model)
     layers = {**protocol(), **dataset_properties("dataset", dataset, user_settings)}
     if model not in MODELS:
-        # text_fields makes every model load the same columns.
-        layers["text_fields"] = layers.get("text_fields", property_file("catalogue")["text_fields"])
+        # text_fields makes every model load the same columns, and a mixture of datasets is cached for every model.
+        layers = {key: property_file("catalogue")[key] for key in ("text_fields", "cache_dir")} | layers
     layers.update(property_file("recipe", name))
     layers.update(user_settings)
     if isinstance(layers["eval_args"], dict):
@@ -65,7 +65,6 @@ def make_config(name, dataset, user_settings):
     layers.setdefault("label", name)
     if "gpu_id" in layers and layers["gpu_id"] is None:
         layers["gpu_id"] = ""  # --gpu_id= is null in YAML, which RecBole would read as a GPU called None
-    # A mixture of datasets is cached for every model.
     left_out = {"model", "dataset"} | package_settings_unread_by(model) - {"cache_dir"}
     layers = {key: value for key, value in layers.items() if key not in left_out}
     loss = {**read_file(recbole_folder() / f"properties/model/{model}.yaml"), **layers}.get("loss_type")

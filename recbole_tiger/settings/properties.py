@@ -161,11 +161,33 @@ def _registered(settings):
     return described(settings)
 
 
+def _model_settings(model):
+    """The settings of a model of MODELS without those of the catalogue; a subclass's override those of its base class."""
+    if model not in MODELS.settings:
+        return _described("model", model)
+    found = {}
+    for name in [cls.__name__ for cls in reversed(MODELS[model].__mro__)]:
+        if name in MODELS.settings:
+            found.update(_registered(MODELS.settings[name]))
+        elif name in MODELS:
+            found.update(_described("model", name))
+    return found
+
+
 def catalogue_settings():
-    """The settings of item text and semantic IDs, common to all models of MODELS, by name, each a :class:`Setting`."""
+    """The settings of item text and semantic IDs, common to all models of MODELS, by name, each a :class:`Setting`.
+
+    Raises:
+        TigerError: a registered quantizer has a setting of RecBole or of a model, or another default than all quantizers.
+    """
     found = dict(_described("catalogue"))
     for name, settings in QUANTIZERS.settings.items():
         own = _registered(settings)
+        elsewhere = _recbole_settings().union(*map(_model_settings, MODELS)) - set(found)
+        if taken := sorted(elsewhere & set(own)):
+            raise TigerError(
+                f"the settings of quantizer {name} have {', '.join(taken)}, which RecBole or a model reads: rename it"
+            )
         if taken := [key for key, setting in own.items() if found.get(key, setting).default != setting.default]:
             raise TigerError(
                 f"the settings of quantizer {name} have {', '.join(taken)}, which has another default for all quantizers: "
@@ -184,18 +206,9 @@ def settings_of_other_quantizers(quantizer):
 def settings_of(model):
     """All settings of a model of MODELS except RecBole's own, by name, each a :class:`Setting`.
 
-    A model's settings override those of the catalogue, and a subclass's settings those of its base class.
+    A model's settings override those of the catalogue.
     """
-    found = catalogue_settings()
-    if model not in MODELS.settings:
-        return {**found, **_described("model", model)}
-    names = [cls.__name__ for cls in reversed(MODELS[model].__mro__)]
-    for name in names:
-        if name in MODELS.settings:
-            found.update(_registered(MODELS.settings[name]))
-        elif name in MODELS:
-            found.update(_described("model", name))
-    return found
+    return {**catalogue_settings(), **_model_settings(model)}
 
 
 def defaults_of(model):
@@ -255,7 +268,7 @@ def model_of(name):
     """The model of a name: a recipe's ``model``, or the name itself.
 
     Raises:
-        TigerError: there is no such model.
+        TigerError: there is no such model, or it is not trained in epochs.
     """
     if name in recipes():
         return property_file("recipe", name)["model"]

@@ -153,7 +153,8 @@ def safe_globals_of(file):
             continue
         if not _is_model(name):
             raise TigerError(
-                f"checkpoint {file} refers to {name}, which could run code: refused; give a checkpoint that you trained"
+                f"checkpoint {file} refers to {name}, which could run code: refused; give a checkpoint that you trained, "
+                f"and for a model of your own name its file by --plugins=... or import it first"
             )
         result.append(stand_in(name))
     return result
@@ -172,11 +173,11 @@ def _check_content(file):
         raise TigerError(f"{file} is a damaged checkpoint (the content of {damaged} has changed); give another")
 
 
-def load_checkpoint(file, device):
+def load_checkpoint(file):
     """Read a checkpoint.
 
     Returns:
-        the saved dict, with tensors on ``device``.
+        the saved dict, with tensors on the CPU: there Adam's step counts stay, which a GPU would be asked for at every step.
 
     Raises:
         TigerError: the file is absent, truncated or damaged, or contains executable pickles.
@@ -185,7 +186,7 @@ def load_checkpoint(file, device):
     allowed = safe_globals_of(file)
     try:
         with allow_globals(allowed):
-            state = torch.load(file, map_location=device, weights_only=True)
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except TigerError as error:
         raise TigerError(f"{file}: {error}") from error
     except Exception as error:  # damaged files raise many kinds

@@ -27,16 +27,26 @@ from recbole_tiger.training.history import ordinals
 MAX_USERS, GPU_MAX_USERS = 512, 4096
 
 
-def text_load_col(config, text_needed=True):
-    """The columns that every model loads if ``load_col`` is not set: ids, time and, if available, item text.
-
-    Loading item text adds items without interactions to the catalogue, so models to compare must load the same columns.
+def prepare_columns(config, text_needed):
+    """Make the dataset available, choose the columns to load if ``load_col`` is not set, and check the interactions.
 
     Args:
         text_needed: whether item text is needed.
 
     Raises:
-        TigerError: a file or a column is missing.
+        TigerError: a file or a column is missing, or cannot be used.
+    """
+    ensure_dataset(config, text_needed)
+    if config["load_col"] is None:
+        config["load_col"] = _load_col(config, text_needed)
+    check_aliases(config)
+    check_interactions(config)
+
+
+def _load_col(config, text_needed):
+    """The columns that every model loads if ``load_col`` is not set: ids, time and, if available, item text.
+
+    Loading item text adds items without interactions to the catalogue, so models to compare must load the same columns.
     """
     last = history_field(config) if config["benchmark_filename"] else config["TIME_FIELD"]
     needed = [config["USER_ID_FIELD"], config["ITEM_ID_FIELD"], last]
@@ -97,13 +107,8 @@ class CatalogueDataset(SequentialDataset):
         return MODELS[self.config["model"]]
 
     def _load_data(self, token, dataset_path):
-        text_needed = self._model.needs_text(self.config)
-        ensure_dataset(self.config, text_needed)
-        dataset_path = self.config["data_path"]  # ensure_dataset changes it for a mixture
-        if self.config["load_col"] is None:
-            self.config["load_col"] = text_load_col(self.config, text_needed)
-        check_aliases(self.config)
-        check_interactions(self.config)
+        prepare_columns(self.config, self._model.needs_text(self.config))
+        dataset_path = self.config["data_path"]  # another one for a mixture
         try:
             super()._load_data(token, dataset_path)
         except ValueError as error:

@@ -107,7 +107,7 @@ class TIGERTrainer(WindowTrainer):
         if self.averages:
             self._swap_averages()
             for parameter, weights in zip(self.model.parameters(), state["trained_weights"], strict=True):
-                parameter.data = weights
+                parameter.data = weights.to(parameter.device)
 
     def fit(self, *args, **kwargs):
         """Train; arguments and result as in RecBole's trainer."""

@@ -157,7 +157,7 @@ class WindowTrainer(Trainer):
 
     def resume_checkpoint(self, resume_file):
         """Resume from a checkpoint of this trainer, of the best or of the last epoch."""
-        state = load_checkpoint(resume_file, self.device)
+        state = load_checkpoint(resume_file)
         self._load_model(state, resume_file)
         if "random_state" not in state:
             raise TigerError(f"{resume_file} was not written by this trainer: it lacks the state to resume from")
@@ -184,10 +184,10 @@ class WindowTrainer(Trainer):
         self.best_valid_result = state["best_valid_result"]
         self.epoch_log = state["epoch_log"]
         self.stopped = state["stopped"]
-        torch.set_rng_state(state["random_state"].cpu())
+        torch.set_rng_state(state["random_state"])
         np.random.set_state(tuple(state["numpy_random_state"]))
         if state["cuda_random_states"] and self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda_random_states"][0].cpu(), self.device)
+            torch.cuda.set_rng_state(state["cuda_random_states"][0], self.device)
         self.saved_model_file = os.path.join(self.checkpoint_dir, state["saved_model_file"])
 
     # --- RecBole's interface ---
@@ -253,7 +253,7 @@ class WindowTrainer(Trainer):
     def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progress=False):
         """Evaluate; arguments as in RecBole's trainer."""
         if eval_data and load_best_model:
-            state = load_checkpoint(model_file or self.saved_model_file, self.device)
+            state = load_checkpoint(model_file or self.saved_model_file)
             self._load_model(state, model_file or self.saved_model_file)
             self.logger.info(f"Loading model structure and parameters from {model_file or self.saved_model_file}")
         # RecBole's collector keeps the rows of an interrupted evaluation, and would count them again.

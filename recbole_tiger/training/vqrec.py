@@ -24,7 +24,7 @@ def load_pretrained(config):
             f"pre_model_path {file} does not exist: give the checkpoint of a run with --train_stage=pretrain, or leave "
             f"pre_model_path out to train from scratch"
         )
-    state = load_checkpoint(file, "cpu")
+    state = load_checkpoint(file)
     theirs, model = state["config"], config["model"]
     if theirs["model"] != model:
         raise TigerError(f"pre_model_path {file} is a checkpoint of {theirs['model']}, not of {model}; give another")

@@ -1,12 +1,13 @@
 """Quantizers: embeddings -> codes, one file per quantizer.
 
-Every quantizer is a subclass of :class:`~recbole_tiger.catalogue.quantizers.base.Quantizer`: a constructor that takes the
-settings by name, ``fit``, ``encode``, ``learnt``, ``widths``, ``reconstruct``, ``distinct``, ``REVISION``. The same input
-and seed give the same codes on the same kind of processor; on a GPU, sums may differ by rounding.
+Every quantizer is a subclass of :class:`~recbole_tiger.catalogue.quantizers.base.Quantizer`, which says what it has to and
+what it may define; its constructor takes the settings by name. The same input and seed give the same codes on the same kind
+of processor; on a GPU, sums may differ by rounding.
 """
 
 import inspect
 
+from recbole_tiger.errors import TigerError
 from recbole_tiger.registry import Registry
 
 QUANTIZERS = Registry(
@@ -31,8 +32,12 @@ def register_quantizer(name, cls, settings=None):
         settings: its own settings and their defaults, a dict or the path of a YAML file like ``properties/catalogue.yaml``.
 
     Raises:
-        TigerError: the name is taken.
+        TigerError: ``cls`` is no such class, or the name is taken.
     """
+    from recbole_tiger.catalogue.quantizers.base import Quantizer
+
+    if not isinstance(cls, type) or not issubclass(cls, Quantizer):
+        raise TigerError(f"{cls!r} is no subclass of Quantizer: derive it from that, see quantizers/base.py")
     QUANTIZERS.register(name, cls, settings or {})
 
 
@@ -41,8 +46,15 @@ def _setting_names(quantizer):
 
 
 def quantizer_settings(config):
-    """The settings that the configured quantizer reads, by name."""
-    return {key: config[key] for key in _setting_names(config["quantizer"])}
+    """The settings that the configured quantizer reads, by name.
+
+    Raises:
+        TigerError: a parameter of the quantizer is no setting.
+    """
+    names = _setting_names(config["quantizer"])
+    if absent := [key for key in names if key not in config]:
+        raise TigerError(f"quantizer {config['quantizer']} takes {', '.join(absent)}: register it with a default for this")
+    return {key: config[key] for key in names}
 
 
 def unread_settings(config, given):

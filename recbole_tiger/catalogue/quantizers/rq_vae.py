@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from recbole_tiger.catalogue.quantizers.base import Quantizer
 from recbole_tiger.catalogue.quantizers.kmeans import assign, kmeans
-from recbole_tiger.errors import TigerError, check_number
+from recbole_tiger.errors import TigerError
 from recbole_tiger.graphs import Graphs
 
 
@@ -113,16 +113,11 @@ class RQVAE(Quantizer):
         kmeans_sample,
     ):
         super().__init__()
-        if not isinstance(rq_vae_warmup_steps, int) or not 0 <= rq_vae_warmup_steps < rq_vae_steps:
+        if rq_vae_warmup_steps >= rq_vae_steps:
             raise TigerError(
-                f"rq_vae_warmup_steps {rq_vae_warmup_steps!r} has to be a whole number from 0 up to the {rq_vae_steps} "
-                f"rq_vae_steps: quantization begins after the warm-up; lower it"
+                f"rq_vae_warmup_steps {rq_vae_warmup_steps} has to be less than rq_vae_steps {rq_vae_steps}: quantization "
+                f"begins after the warm-up; lower it"
             )
-        check_number("rq_vae_learning_rate", rq_vae_learning_rate, positive=True)
-        check_number("rq_vae_beta", rq_vae_beta)
-        hidden = rq_vae_hidden_sizes
-        if not isinstance(hidden, list) or not all(isinstance(width, int) and width > 0 for width in hidden):
-            raise TigerError(f"rq_vae_hidden_sizes has to be a list of positive whole numbers, not {hidden!r}")
         self.codebook_size, self.codebook_depth = codebook_size, codebook_depth
         self.hidden_sizes, self.latent_size, self.beta = rq_vae_hidden_sizes, rq_vae_latent_size, rq_vae_beta
         self.steps, self.warmup_steps = rq_vae_steps, rq_vae_warmup_steps

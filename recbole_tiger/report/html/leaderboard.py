@@ -78,7 +78,7 @@ def _row(row, metrics):
         **found,
         "seeds": len(row.results),
         "epochs": number(row.average("epochs")),
-        "marks": "T" * row.any("out_of_time") + "*" * row.any("still_improving"),
+        "marks": row.marks,
         "half": "H" * row.any("enable_amp"),
         "seconds": number(row.average("train_seconds")),
         "speed": number(row.average("eval_users_per_second")),
