@@ -1,5 +1,5 @@
-"""Which targets does a model find? Test metrics of all result files by how often the target occurs in training, by whether
-it follows an item of the user's history in training, and by whether it is of the same day as the item before it.
+"""Which targets does a model find? Test metrics of all result files by how often the target occurs in training, and by
+whether it follows an item of the user's history in training.
 
 python benchmarks/rare_items.py --results_dir=benchmarks/results/leaderboard --dataset=amazon-beauty --data_path=dataset
 """
@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 from tabulate import tabulate
 
-from recbole_tiger.catalogue.download import DAY
 from recbole_tiger.errors import TigerError
 from recbole_tiger.report.leaderboard import comparison, rows_of
 from recbole_tiger.report.results import read_results, write_result
@@ -21,8 +20,6 @@ from recbole_tiger.settings.identity import run_inputs
 
 # The target and some item of the history, in training histories: in this order, only in the other order, never together.
 SEEN, REVERSED, UNSEEN = "in order", "reversed", "in none"
-# The day of the target and of the item before it; on the same day, the order is that of a file.
-SAME, LATER = "same day", "later day"
 
 
 def ranges_of(counts):
@@ -77,21 +74,8 @@ def seen(training, histories, targets, items):
     return pd.Series(np.select([found[SEEN], found[REVERSED]], [SEEN, REVERSED], UNSEEN), index=targets.index)
 
 
-def days_apart(before, target):
-    """Whether the target is of the same day as the item before it.
-
-    Args:
-        before, target: pandas.Series of times in seconds, indexed by user.
-
-    Returns:
-        pandas.Series of SAME or LATER, indexed as ``target``.
-    """
-    same = before.reindex(target.index) // DAY == target // DAY
-    return same.map({True: SAME, False: LATER})
-
-
 def main(argv=None):
-    """Print three tables, one row per model, and write them as JSON."""
+    """Print two tables, one row per model, and write them as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results_dir", required=True)
     parser.add_argument("--dataset", required=True)
@@ -122,17 +106,15 @@ def main(argv=None):
         return 2
     if bare := [row.label for row in all_rows if row.ranks is None]:
         print(f"rare_items.py: left out, for their ranks are not here: {', '.join(bare)}", file=sys.stderr)
-    item, user, time = config["ITEM_ID_FIELD"], config["USER_ID_FIELD"], config["TIME_FIELD"]
+    item, user = config["ITEM_ID_FIELD"], config["USER_ID_FIELD"]
 
-    def column(data, field):
+    def items(data):
         data = data.dataset
-        return pd.Series(data.inter_feat[field].double().numpy(), index=data.id2token(user, data.inter_feat[user].numpy()))
+        return pd.Series(data.inter_feat[item].numpy(), index=data.id2token(user, data.inter_feat[user].numpy()))
 
-    training, validation, targets = (column(data, item).astype(int) for data in (train_data, valid_data, test_data))
+    training, validation, targets = map(items, (train_data, valid_data, test_data))
     counts = targets.map(training.value_counts()).fillna(0)
     known = seen(training, pd.concat([training, validation]), targets, config["MAX_ITEM_LIST_LENGTH"])
-    before = pd.concat([column(train_data, time), column(valid_data, time)]).groupby(level=0).max()
-    days = days_apart(before, column(test_data, time))
 
     def table(groups):
         lines = [{"model": "share of the targets", **groups.value_counts(normalize=True).sort_index().round(4)}]
@@ -142,7 +124,7 @@ def main(argv=None):
         print(tabulate(lines, headers="keys", tablefmt="github", floatfmt=".4f"), end="\n\n")
         return lines
 
-    tables = {"rows": table(ranges_of(counts)), "pairs": table(known), "days": table(days)}
+    tables = {"rows": table(ranges_of(counts)), "pairs": table(known)}
     if args.output:
         write_result({"dataset": args.dataset, "metric": args.metric, **tables}, args.output)
     return 0

@@ -233,13 +233,13 @@ def days_table():
     """Metrics by whether the target is of the same day as the item before it."""
     lines = []
     for dataset, name in DATASETS.items():
-        recall, ndcg = (read(f"{dataset}-rare-items{suffix}.json")["days"] for suffix in ("", "-ndcg"))
-        for row, other in zip(recall, ndcg, strict=True):
-            line = {"dataset": name, "model": row["model"]}
-            for group in ("later day", "same day"):
-                is_share = row["model"] == "share of the targets"
-                line[group] = number_text(row[group], 3) if is_share else metrics_text([row[group], other[group]])
-            lines.append(line)
+        found = [row for row in rows(dataset).values() if row.later_day is not None]
+        share = found[0].later_day.mean()
+        line = {"dataset": name, "model": "share of the targets"}
+        lines.append({**line, "later day": number_text(share, 3), "same day": number_text(1 - share, 3)})
+        for row in found:
+            line = {"dataset": name, "model": row.label}
+            lines.append({**line, "later day": means_text(row, row.later_day), "same day": means_text(row, ~row.later_day)})
     return markdown(lines)
 
 

@@ -84,6 +84,52 @@ def test_bars_are_what_the_result_files_say():
     assert bars == pytest.approx(expected, abs=5e-5)  # result files have four digits
 
 
+def table_of(page, name):
+    """Rows of a table of a page: the cells of its first columns, joined -> the other cells by column."""
+    text = (BENCHMARKS / page).read_text(encoding="utf-8").split(f"<!-- table {name} -->")[1].split("<!-- end -->")[0]
+    header, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.strip().splitlines()]
+    n_names = header.index("test") if "test" in header else 2 if header[0] == "dataset" else 1
+    return {" ".join(row[:n_names]): dict(zip(header, row, strict=True)) for row in rows}
+
+
+def per_user(folder, dataset, label):
+    """Means over seeds of Recall@10 and NDCG@10 of every user, and whether the target is of a later day, from the files."""
+    values, later = [], {}
+    for file in sorted((BENCHMARKS / "results" / folder).glob(f"{dataset}-*.json")):
+        run = json.loads(file.read_text())
+        with np.load(file.parent / run["ranks"]) as arrays:
+            if "later_day" in arrays:
+                later = dict(zip(arrays["users"].tolist(), arrays["later_day"].tolist(), strict=True))
+            if run["label"] == label:
+                users, ranks = arrays["users"].tolist(), arrays["ranks"].astype(float)
+                found = (ranks > 0) & (ranks <= 10)
+                values.append([found, np.where(found, 1 / np.log2(np.maximum(ranks, 1) + 1), 0)])
+    return np.mean(values, axis=0), np.array([later[user] for user in users])
+
+
+def test_tables_are_what_the_result_files_say():
+    """A few cells, computed anew: the sign of a difference, the targets of a later day, what a drawn order loses."""
+
+    def text(values):
+        return " / ".join(f"{value:.4f}".removeprefix("0") for value in values)
+
+    (ours, later), (theirs, _) = (per_user("leaderboard", "amazon-beauty", label) for label in ("FDSA", "SASRec"))
+    by = (ours - theirs).mean(axis=1)
+    assert (by < 0).all()
+    cell = table_of("quality.md", "differences")["FDSA - SASRec"]["Beauty"]
+    assert [float(part) for part in re.findall(r"[+-]\.\d+", cell)] == pytest.approx(by, abs=5.1e-5)
+    days = table_of("data.md", "days")
+    assert days["Beauty SASRec"]["later day"] == text(theirs[:, later].mean(axis=1))
+    assert days["Beauty SASRec"]["same day"] == text(theirs[:, ~later].mean(axis=1))
+    assert days["Beauty share of the targets"]["later day"] == f"{later.mean():.3f}".removeprefix("0")
+    first, *drawn = json.loads((BENCHMARKS / "results/amazon-beauty-SASRec-ties.json").read_text())["rows"]
+    lost = [1 - np.mean([row[metric] for row in drawn]) / first[metric] for metric in ("recall@10", "ndcg@10")]
+    assert table_of("data.md", "ties")["SASRec"]["lost"] == " / ".join(f"{share:.0%}" for share in lost)
+    values, later = per_user("identifiers", "amazon-beauty", "TIGER-vq")
+    row = table_of("semantic_ids.md", "identifiers")["vq, 256 codes .0284"]
+    assert (row["test"], row["later day"]) == (text(values.mean(axis=1)), text(values[:, later].mean(axis=1)))
+
+
 def test_conditions_are_of_runs_that_are_here():
     runs = read_results(BENCHMARKS / "results/leaderboard")
     here = {(run["dataset"], run["label"], run["seed"]) for run in runs if run["label"] != "Pop"}
@@ -155,7 +201,7 @@ def test_rare_items_runs(data_path, tmp_path, capsys):
     rare, where = script("rare_items"), ["--results_dir=results", f"--data_path={data_path}"]
     assert rare.main([*where, "--dataset=tiny", "--output=rare.json"]) == 0
     tables = json.loads(Path("rare.json").read_text())
-    for rows in (tables["rows"], tables["pairs"], tables["days"]):
+    for rows in (tables["rows"], tables["pairs"]):
         shares, found = ({name: row[name] or 0 for name in row if name != "model"} for row in rows)
         # Weighed by the shares of the targets, the groups make up the whole.
         whole = sum(shares[name] * found[name] for name in found)
@@ -274,13 +320,6 @@ def test_drawn_order_stays_within_days():
     table = pd.DataFrame({"u": [*"aaaab"], "t": [str(t) for t in (0, 1, day, day + 1, 0)], "i": [*"pqrsp"]})
     seen = {"".join(draw.drawn(table, "u", "t", np.random.default_rng(seed))["i"]) for seed in range(30)}
     assert seen == {"pqrsp", "qprsp", "pqsrp", "qpsrp"}
-
-
-def test_days_apart():
-    rare, day = script("rare_items"), 86400
-    before = pd.Series({"a": 5.0 * day, "b": 5.0 * day, "c": 6.0 * day - 1})
-    target = pd.Series({"c": 6.0 * day, "a": 6.0 * day - 1, "b": 7.0 * day})
-    assert rare.days_apart(before, target).to_dict() == {"c": rare.LATER, "a": rare.SAME, "b": rare.LATER}
 
 
 # --- the grid ---
