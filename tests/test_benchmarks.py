@@ -492,7 +492,7 @@ def test_bad_grid(grid, text, arguments, message):
     assert not Path("results").exists()
 
 
-@pytest.mark.parametrize(("name", "cells"), [("leaderboard", 117), ("ablations", 18)])
+@pytest.mark.parametrize(("name", "cells"), [("leaderboard", 117), ("ablations", 18), ("identifiers", 18)])
 def test_grids_that_are_here(real_data, capsys, name, cells):
     """Every cell of the grids beside the scripts can be run: its settings are known and its data are there."""
     arguments = [f"--grid={BENCHMARKS / name}.yaml", "--dry-run", f"--data_path={real_data}", "--results_dir=none"]

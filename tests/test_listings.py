@@ -5,7 +5,8 @@ import yaml
 
 from recbole_tiger.cli import main
 from recbole_tiger.model import MODELS
-from recbole_tiger.settings.properties import recbole_models, recipes
+from recbole_tiger.settings.config import make_config
+from recbole_tiger.settings.properties import property_file, recbole_models, recipes
 from tests.test_readme import ROOT
 
 
@@ -45,6 +46,14 @@ def test_settings_of_all(capsys):
 def test_settings_of_a_recipe_have_its_values(capsys):
     assert listed(capsys, "settings", "TIGER-rq-kmeans")["quantizer"].split()[1] == '"rq_kmeans"'
     assert listed(capsys, "settings", "TIGER")["quantizer"].split()[1] == '"rq_vae"'
+
+
+@pytest.mark.parametrize("recipe", recipes())
+def test_settings_of_a_recipe_are_those_of_its_runs(recipe, data_path):
+    given = property_file("recipe", recipe)
+    config = make_config(recipe, "tiny", {"data_path": str(data_path)})
+    assert {key: config[key] for key in given} == given
+    assert config["label"] == recipe
 
 
 def test_settings_of_every_model_of_recbole(capsys):

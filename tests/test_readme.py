@@ -67,25 +67,32 @@ def with_settings(arguments, settings):
 
 
 def vqrec(arguments, folder):
-    """Arguments of a small VQRec on made-up datasets, the second time with the checkpoint of the first."""
+    """Arguments of a small VQRec on made-up datasets."""
     for name in ("one", "two", "three"):
         write_dataset(folder / "dataset", name)
     small = {**SMALL, "epochs": 2, "permutation_epochs": 1, "codebook_size": 8, "codebook_depth": 4}
     places = {"amazon-sports-outdoors,amazon-toys-games": "one,two", "amazon-beauty": "three"}
     for old, new in places.items():
         arguments = [part.replace(old, new) for part in arguments]
-    newest = max((folder / "saved").glob("VQRec-*.pth"), key=lambda file: file.stat().st_mtime, default=None)
-    arguments = [f"--pre_model_path={newest}" if part.startswith("--pre_model_path=") else part for part in arguments]
     return with_settings(arguments, small)
 
 
+def with_newest(part, folder):
+    """An argument with a file in place of what a shell would put there."""
+    pattern = re.search(r"\$\(ls -t (\S+) \| head -1\)", part)
+    if pattern is None:
+        return part
+    newest = max(folder.glob(pattern[1]), key=lambda file: file.stat().st_mtime)
+    return part.replace(pattern[0], str(newest))
+
+
 def shortened(line, folder, official):
-    """Arguments of a command with SMALL settings, and the newest checkpoint where a page writes a placeholder.
+    """Arguments of a command with SMALL settings, and the newest checkpoint of its pattern.
 
     The sweep is the page's own, of four trials. A download comes from ``official``, made-up files of the published size on
     this machine.
     """
-    arguments = shlex.split(line.replace("<", "\\<").replace(">", "\\>"))[1:]
+    arguments = [with_newest(part, folder) for part in shlex.split(line)[1:]]
     if arguments[0] == "download":
         return [*arguments, f"--source={official}"]
     if arguments[0] == "leaderboard":
@@ -93,8 +100,7 @@ def shortened(line, folder, official):
     if arguments[0] == "add-items":
         (folder / "new.item").write_text("item_id:token\tmovie_title:token_seq\nnew\tThe New One\n")
     if arguments[0] in ("recommend", "add-items"):
-        newest = max((folder / "saved").glob("TIGER-*.pth"), key=lambda file: file.stat().st_mtime)
-        return [f"--checkpoint={newest}" if part.startswith("--checkpoint=") else part for part in arguments]
+        return arguments
     if arguments[0] == "tune":
         (sweep,) = re.findall(r"^```yaml\n(# mine.yaml.*?)^```", SETTINGS, flags=re.MULTILINE | re.DOTALL)
         (folder / "mine.yaml").write_text(sweep)
