@@ -126,7 +126,7 @@ def start_prefixes(recommender, start, n_old, text):
 
 
 def ranks_of(scores, target):
-    """Rank of each row's target, from 1; ties with other candidates count half.
+    """Rank of each row's target, from 1; ties with other candidates count half, so it may lie between two places.
 
     Args:
         scores: float array [n, candidates]. target: int array [n].
@@ -260,21 +260,29 @@ def others(before, recommenders, sequences, new, users=500):
 
 
 def table_of(draws):
-    """Recall of every method by K and by epsilon, over all users of the draws; with intervals at K = 10, epsilon = .1."""
+    """Recall of every method by K and by epsilon, over all users of the draws.
+
+    Rows have intervals, and the difference from the model, the first method, with its interval.
+    """
     ranks = {name: np.concatenate([one["ranks"][name] for one in draws]) for name in draws[0]["ranks"]}
-    items = [f"{one['seed']}:{item}" for one in draws for item in one["targets"]]
+    items = [item for one in draws for item in one["targets"]]
+    of_model = next(iter(ranks.values()))
     rows = []
     for name, values in ranks.items():
-        for k in KS:
-            rows.append({"method": name, "k": k, "epsilon": 0.1, "recall": recall_at(values, int(0.1 * k + 1e-9))})
-        for epsilon in EPSILONS:
-            rows.append({"method": name, "k": 10, "epsilon": epsilon, "recall": recall_at(values, int(epsilon * 10 + 1e-9))})
-        rows[-len(EPSILONS) - len(KS) + 1]["interval"] = interval_over_items(values <= 1, items)
+        for k, epsilon in [*((k, 0.1) for k in KS), *((10, epsilon) for epsilon in EPSILONS)]:
+            places = int(epsilon * k + 1e-9)
+            hits = (values <= places).astype(float)
+            row = {"method": name, "k": k, "epsilon": epsilon, "recall": float(hits.mean())}
+            row["interval"] = interval_over_items(hits, items)
+            if values is not of_model:
+                by = hits - (of_model <= places)
+                row["minus_model"], row["interval_minus_model"] = float(by.mean()), interval_over_items(by, items)
+            rows.append(row)
     return rows
 
 
 def interval_over_items(hits, items):
-    """Percentile bootstrap interval of the mean of ``hits`` [users]; draws items with all their users.
+    """Percentile bootstrap interval of the mean of ``hits`` [users]; draws items with all their users, of all draws.
 
     The users of one target have the same chance of a hit, so they are no sample of their own.
     """
@@ -282,11 +290,6 @@ def interval_over_items(hits, items):
     hits_of, users_of = np.bincount(place, weights=hits), np.bincount(place)
     drawn = np.random.RandomState(0).multinomial(len(number), np.full(len(number), 1 / len(number)), size=RESAMPLES)
     return np.quantile((drawn @ hits_of) / (drawn @ users_of), [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
-
-
-def recall_at(ranks, places):
-    """Share of targets among the first places; a rank between two places, of equal scores, counts as the later one."""
-    return float((ranks <= places).mean())
 
 
 def plot(rows, file):

@@ -602,9 +602,14 @@ def test_places_of_new_items():
     scores = np.array([[0.1, 0.5, 0.3], [0.2, 0.2, 0.9], [0.4, 0.4, 0.4]])
     ranks = cold_start.ranks_of(scores, np.array([2, 0, 1]))
     assert ranks.tolist() == [2, 2.5, 2]
-    assert cold_start.recall_at(ranks, 2) == pytest.approx(2 / 3)
-    assert cold_start.recall_at(ranks, 3) == 1
-    assert cold_start.recall_at(ranks, 0) == 0
+    # A rank between two places counts as the later one. The users of item b find it all or not at all.
+    of_text, targets = np.array([1, 1, 9, 9]), ["a", "b", "a", "a"]
+    draw = {"ranks": {"model": np.append(ranks, 1), "text": of_text}, "targets": targets}
+    found = {(row["method"], row["epsilon"]): row for row in cold_start.table_of([draw]) if row["k"] == 10}
+    assert [found["model", share]["recall"] for share in (0.05, 0.1, 0.2, 0.3)] == [0, 0.25, 0.75, 1]
+    assert [found["text", share]["minus_model"] for share in (0.1, 0.2)] == [0.25, -0.25]
+    assert found["text", 0.1]["interval"] == pytest.approx([1 / 3, 1])  # a alone, or b alone
+    assert found["text", 0.1]["interval_minus_model"] == pytest.approx([0, 1])
     # Two items of one prefix: the text decides between them, and never against the prefix.
     levels = torch.log(torch.tensor([[[0.5, 0.1], [0.5, 0.9], [0.2, 1.0]]]))
     text = np.array([[0.9, 0.1, 1.0]])
