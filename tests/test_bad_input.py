@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import json
+import multiprocessing
 import os
 import pickle
 import re
@@ -1762,6 +1763,26 @@ def test_results_dir_that_is_a_file(capsys, own, tmp_path):
 
 
 # --- two runs at once ---
+
+
+def _count(times):
+    for _ in range(times):
+        while True:
+            with contextlib.suppress(TigerError), locked("counter.lock", "this"):
+                Path("counter").write_text(str(int(Path("counter").read_text()) + 1))
+                break
+
+
+def test_a_lock_is_held_by_one():
+    """Processes that take turns lose no count, although each removes the file of the lock."""
+    Path("counter").write_text("0")
+    counting = [multiprocessing.get_context("fork").Process(target=_count, args=(100,)) for _ in range(4)]
+    for process in counting:
+        process.start()
+    for process in counting:
+        process.join()
+    assert Path("counter").read_text() == "400"
+    assert not Path("counter.lock").exists()
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])

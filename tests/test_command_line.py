@@ -261,6 +261,17 @@ def test_no_ranks_where_a_user_has_several_targets(settings):
     assert not list(Path("results").glob("*.npz"))
 
 
+def test_a_run_without_lists(settings, capsys):
+    """GAUC ranks each user's target and has no list, so there are no ranks, and no test with the history left out."""
+    plain = {key: settings[key] for key in ("data_path", "checkpoint_dir", "show_progress")}
+    plain |= {"epochs": 1, "metrics": ["GAUC"], "valid_metric": "GAUC"}
+    assert main(["run", "--model=SASRec", "--dataset=tiny", *arguments(plain)]) == 0
+    (result,) = read_results("results")
+    assert result["ranks"] is None and "test_result_without_history" not in result
+    assert main(["leaderboard"]) == 0
+    assert f"{result['test_result']['gauc']:.4f}" in rows_of(capsys.readouterr().out)["SASRec"]
+
+
 def test_a_dataset_of_one_user(tmp_path, settings, capsys):
     folder = write_dataset(tmp_path / "data", n_users=1)
     settings |= {"data_path": str(tmp_path / "data"), "item_embeddings": str(folder / "embeddings.npz")}

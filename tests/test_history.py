@@ -74,22 +74,23 @@ def in_lists(ranks, length=20):
     return [rank if rank <= length else 0 for rank in ranks]
 
 
-@pytest.mark.parametrize("exclude_history", [False, True])
 @pytest.mark.parametrize(
     ("model", "more"),
     [
         ("SASRec", {}),
+        ("SASRec", {"exclude_history": True}),
         ("BPR", {}),
         ("BPR", {"repeatable": False}),
         ("VQRec", {"codebook_size": 16, "codebook_depth": 4}),
         ("TIGER", {"scoring": "exact"}),
         ("TIGER", {"beam_size": N_ITEMS}),
         ("TIGER", {"beam_size": N_ITEMS, "trie_softmax": True}),
+        ("TIGER", {"beam_size": N_ITEMS, "trie_softmax": True, "exclude_history": True}),
     ],
 )
-def test_ranks_without_what_users_have(model, more, exclude_history, settings):
+def test_ranks_without_what_users_have(model, more, settings):
     sequences = read_sequences(settings["data_path"] + "/tiny")
-    result, trainer, test_data = run_of(model, settings, exclude_history=exclude_history, **more)
+    result, trainer, test_data = run_of(model, settings, **more)
     found = ranks_by_user("ranks_without_history")
     with leaving_out(test_data, on=False):
         expected = by_hand(trainer.model, test_data, sequences, "test")
@@ -110,8 +111,7 @@ def test_ranks_without_what_users_have(model, more, exclude_history, settings):
     assert read_result("results/x.json")["test_result_without_history"] == result["test_result_without_history"]
 
 
-@pytest.mark.parametrize("valid_users", [None, 50])
-@pytest.mark.parametrize("model", ["SASRec", "BPR", "TIGER"])
+@pytest.mark.parametrize(("model", "valid_users"), [("SASRec", None), ("BPR", None), ("TIGER", None), ("TIGER", 50)])
 def test_validation_goes_by_the_setting(model, valid_users, settings):
     """One epoch's weights are validated in two ways."""
     sequences = read_sequences(settings["data_path"] + "/tiny")

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from recbole_tiger import Recommender
+from recbole_tiger.catalogue.quantizers.rq_kmeans import RQKMeans
 from recbole_tiger.catalogue.semantic_ids import SemanticIDs
 from recbole_tiger.cli import main
 from recbole_tiger.errors import TigerError
@@ -185,6 +186,13 @@ def test_quantizers_without_embeddings_take_no_new_items(settings, data_path):
     config = experiment.prepare("TIGER", "tiny", {**settings, "quantizer": "atomic", "epochs": 1})
     recommender = Recommender.load(experiment.run(config, Path("results"))["checkpoint"], "cpu")
     with pytest.raises(TigerError, match="cannot encode new items"):
+        recommender.add_items(*write_new(data_path, ["i3"]))
+
+
+def test_a_tokenizer_of_another_revision(recommender, data_path, monkeypatch):
+    """Its codes would have another meaning."""
+    monkeypatch.setattr(RQKMeans, "REVISION", 99)
+    with pytest.raises(TigerError, match=r"has revision \d+ of the quantizer rq_kmeans, which is not installed"):
         recommender.add_items(*write_new(data_path, ["i3"]))
 
 

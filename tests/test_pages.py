@@ -115,6 +115,20 @@ def occurrences_of(sequences):
     return {user: counts[items[-1]] for user, items in sequences.items()}
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--data_path=."], "--data_path is for --html: give --html=FILE too, or leave --data_path out"),
+        (["--data_path=absent", "--html=page.html"], "data_path absent is no folder: give the folder of datasets"),
+    ],
+)
+def test_folders_of_datasets_that_cannot_be_read(options, said, capsys):
+    write_run("A")
+    assert main(["leaderboard", *options]) == 2
+    assert said in capsys.readouterr().err
+    assert not Path("page.html").exists()
+
+
 def test_recall_by_occurrences_counts_training_interactions(tiny, tmp_path):
     main(["run", "--model=Pop", "--dataset=tiny", "--html=page.html", f"--data_path={tiny.folder}", "--show_progress=False"])
     sequences = read_sequences(tiny.path)
@@ -131,6 +145,8 @@ def test_recall_by_occurrences_counts_training_interactions(tiny, tmp_path):
         (curve,) = table["occurrences"]["rows"].values()
         mean = sum(share * (value or 0) for share, value in zip(inside, curve, strict=True)) / len(sequences)
         assert mean == pytest.approx(result[test]["recall@10"], abs=1e-4)
+    assert main(["leaderboard", "--html=other.html", f"--data_path={tiny.folder}"]) == 0
+    assert [table["occurrences"] for table in data_of("other.html")["tables"]] == [table["occurrences"] for table in tables]
     assert target_occurrences({**result, "data_hash": "another"}, tiny.folder) is None
     drawn = {**result["settings"], "eval_args": {**result["settings"]["eval_args"], "order": "RO"}}
     assert target_occurrences({**result, "settings": drawn}, tiny.folder) is None

@@ -1,8 +1,10 @@
 """Recommender: from a checkpoint alone, the same as the trained model says."""
 
+import json
 import math
 import shutil
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from recbole_tiger.commands.recommend import read_history
 from recbole_tiger.errors import TigerError
 from recbole_tiger.model import base
 from recbole_tiger.runs import experiment
-from tests.conftest import small_settings
+from tests.conftest import data_of, small_settings
 
 VARIANTS = {
     "paper": {},
@@ -223,6 +225,34 @@ def test_users_are_asked_for_where_the_model_reads_them(trained, recommender):
         assert [r["score"] for r in recommendations] == pytest.approx(alone, abs=1e-4)
     one, two = (recommender.recommend(trained["histories"][0], scoring="exact", user=user) for user in ("u1", "u2"))
     assert [r["score"] for r in one] != [r["score"] for r in two]
+
+
+def test_levels_sum_to_the_score(trained, recommender):
+    user = trained["users"] and trained["users"][0]
+    rows = recommender.recommend(trained["histories"][0], k=5, user=user)
+    (levels,) = recommender.log_probs_of_levels(trained["histories"][:1], [[row["item"] for row in rows]], user)
+    assert list(map(sum, levels)) == pytest.approx([row["score"] for row in rows], abs=1e-4)
+
+
+def test_commands_with_a_user(trained, recommender, capsys):
+    if trained["users"] is None:
+        pytest.skip("this model has no user token")
+    Path("histories").write_text("i3,i9\n")
+    call = ["recommend", f"--checkpoint={trained['checkpoint']}", "--k=3"]
+    for user in ("u1", "u2"):
+        expected = recommender.recommend(["i3", "i9"], k=3, user=user)
+        assert main([*call, "--histories=histories", f"--user={user}", "--html=page.html"]) == 0
+        line = json.loads(capsys.readouterr().out)
+        assert [row["item"] for row in line["recommendations"]] == [row["item"] for row in expected]
+        assert main([*call, "--history=i3,i9", f"--user={user}"]) == 0
+        assert all(f"| {row['item']} " in line for row, line in zip(expected, lines_of(capsys), strict=True))
+        (shown,) = data_of("page.html")["histories"]
+        assert [sum(levels) for levels in shown["parts"]] == pytest.approx(shown["scores"], abs=1e-3)
+
+
+def lines_of(capsys):
+    """The rows of a printed table."""
+    return capsys.readouterr().out.splitlines()[2:]
 
 
 def test_histories_are_read_as_csv():

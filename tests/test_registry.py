@@ -214,12 +214,12 @@ def test_what_cannot_be_registered_is_refused():
         (
             "from recbole_tiger import SemanticIDModel, register_model\n"
             "class SASRec(SemanticIDModel): pass\nregister_model(SASRec)",
-            "RecBole has a model called SASRec",
+            "RecBole has a model called SASRec: choose another name than SASRec",
         ),
         (
             "from recbole_tiger import SemanticIDModel, register_model\n"
             "class Sasrec(SemanticIDModel): pass\nregister_model(Sasrec)",
-            "RecBole has a model called Sasrec, in any case",
+            "RecBole has a model called SASRec: choose another name than Sasrec",
         ),
         ("from recbole_tiger import register_quantizer\nregister_quantizer('mine', dict)", "is no subclass of Quantizer"),
     ],

@@ -22,6 +22,7 @@ def register_model(cls, settings=None):
 
     if not isinstance(cls, type) or not issubclass(cls, SemanticIDModel):
         raise TigerError(f"{cls!r} is no subclass of SemanticIDModel: derive it from that, see recbole_tiger/model/base.py")
-    if cls.__name__.lower() in map(str.lower, recbole_models()):  # RecBole finds a model by its name in lower case
-        raise TigerError(f"RecBole has a model called {cls.__name__}, in any case: choose another name")
+    # RecBole finds a model by its name in lower case.
+    if there := [name for name in recbole_models() if name.lower() == cls.__name__.lower()]:
+        raise TigerError(f"RecBole has a model called {there[0]}: choose another name than {cls.__name__}")
     MODELS.register(cls.__name__, cls, settings or {})
