@@ -22,6 +22,9 @@ LISTS_OF_COLUMNS = [f"alias_of_{kind}_id" for kind in ("user", "item", "entity",
 LISTS_OF_COLUMNS += ["numerical_features", "normalize_field", "selected_features"]
 # Settings of RecBole's training loader, which WindowTrainer does not use, and their defaults.
 UNREAD_BY_WINDOWS = {"transform": None, "shuffle": True, "enable_scaler": False}
+# Bytes of the dataset and the label in the names of files; these add the seed, the time and the key, to less than the 255
+# bytes that file systems allow.
+LONGEST_NAME = 180
 # NumPy requires seeds below this.
 SEEDS = 2**32
 # The data that RecBole's list metrics use; their names include the list length.
@@ -158,11 +161,16 @@ def check_run(config):
     if Path(config["label"]).name != config["label"]:
         raise TigerError(f"label {config['label']!r} has to be usable in a file name: leave out its slashes")
     try:
-        os.fsencode(config["label"])
+        size = len(os.fsencode(f"{config['dataset']}-{config['label']}"))
     except UnicodeEncodeError as error:
         raise TigerError(
             f"label {config['label']!r} cannot be part of a file name in this locale: choose another, or set PYTHONUTF8=1"
         ) from error
+    if size > LONGEST_NAME:
+        raise TigerError(
+            f"label {config['label']!r} and dataset {config['dataset']!r} are too long for a file name: shorten them to "
+            f"{LONGEST_NAME} bytes in all"
+        )
     _check_evaluation(config)
 
 
