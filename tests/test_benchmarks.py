@@ -522,7 +522,8 @@ def test_documented_searches_can_be_planned(real_data, command):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "count"), [(["fuzz.py", "--examples=12"], 12), (["kills.py", "--kills=2", "--commands=tokenize"], 2)]
+    ("arguments", "count"),
+    [(["fuzz.py", "--examples=6", "--kinds=histories"], 1), (["kills.py", "--kills=2", "--commands=tokenize"], 2)],
 )
 def test_faults_are_searched_for(arguments, count):
     done = subprocess.run(
