@@ -26,7 +26,7 @@ from tqdm import tqdm
 from recbole_tiger.catalogue.quantizers.kmeans import means
 from recbole_tiger.files import whole_file
 from recbole_tiger.report.results import write_result
-from recbole_tiger.report.statistics import LEVEL, RESAMPLES
+from recbole_tiger.report.statistics import RESAMPLES, percentile_interval
 from recbole_tiger.runs import experiment
 from recbole_tiger.runs.recommend import Recommender, padded_left
 from recbole_tiger.settings.arguments import parse_arguments
@@ -265,7 +265,7 @@ def table_of(draws):
     Rows have intervals, and the difference from the model, the first method, with its interval.
     """
     ranks = {name: np.concatenate([one["ranks"][name] for one in draws]) for name in draws[0]["ranks"]}
-    items = [item for one in draws for item in one["targets"]]
+    interval = interval_over_items([item for one in draws for item in one["targets"]])
     of_model = next(iter(ranks.values()))
     rows = []
     for name, values in ranks.items():
@@ -273,23 +273,26 @@ def table_of(draws):
             places = int(epsilon * k + 1e-9)
             hits = (values <= places).astype(float)
             row = {"method": name, "k": k, "epsilon": epsilon, "recall": float(hits.mean())}
-            row["interval"] = interval_over_items(hits, items)
+            row["interval"] = interval(hits)
             if values is not of_model:
                 by = hits - (of_model <= places)
-                row["minus_model"], row["interval_minus_model"] = float(by.mean()), interval_over_items(by, items)
+                row["minus_model"], row["interval_minus_model"] = float(by.mean()), interval(by)
             rows.append(row)
     return rows
 
 
-def interval_over_items(hits, items):
-    """Percentile bootstrap interval of the mean of ``hits`` [users]; draws items with all their users, of all draws.
+def interval_over_items(items):
+    """A function of hits [users]: the percentile bootstrap interval of their mean, which draws items with all their users.
 
     The users of one target have the same chance of a hit, so they are no sample of their own.
+
+    Args:
+        items: targets of the users, of all draws.
     """
     number, place = np.unique(items, return_inverse=True)
-    hits_of, users_of = np.bincount(place, weights=hits), np.bincount(place)
     drawn = np.random.RandomState(0).multinomial(len(number), np.full(len(number), 1 / len(number)), size=RESAMPLES)
-    return np.quantile((drawn @ hits_of) / (drawn @ users_of), [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
+    users = drawn @ np.bincount(place)
+    return lambda hits: list(percentile_interval((drawn @ np.bincount(place, weights=hits)) / users))
 
 
 def plot(rows, file):

@@ -517,9 +517,9 @@ def check_settings(example):
     read = {key: value for key, value in chosen.items() if f"{key}: {json.dumps(value)}" in text.splitlines()}
     read = {key: value for key, value in read.items() if key not in REWRITTEN}
     for key, value in read.items():
-        absent = value if key in NOT_IN_RUN_KEY or key in ADDED_LATER else None
-        if result["settings"].get(key, absent) != value and not any(text.startswith(f"--{key}=") for text in arguments):
-            raise Fault(f"{key} is {result['settings'][key]!r} and not {value!r}")
+        found = result["settings"].get(key, value if key in NOT_IN_RUN_KEY or key in ADDED_LATER else None)
+        if found != value and not any(text.startswith(f"--{key}=") for text in arguments):
+            raise Fault(f"{key} is {found!r} and not {value!r}")
     if not all(0 <= value <= 1 for value in result["test_result"].values()):
         raise Fault(f"metrics {result['test_result']}")
     return "right"

@@ -20,6 +20,8 @@ import numpy as np
 import pytest
 import torch
 
+from recbole_tiger.catalogue.quantizers import QUANTIZERS
+from recbole_tiger.model import MODELS
 from recbole_tiger.registry import IMPORTED_FILES, PLUGIN_FILES
 
 # The tests run on the CPU; those of test_cuda.py bring the GPU back.
@@ -96,6 +98,9 @@ def own_folder(tmp_path, monkeypatch):
     """Give each test a working directory, for what RecBole writes there, and undo what commands change in the process."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["test"])
+    for registry in (MODELS, QUANTIZERS):
+        monkeypatch.setattr(registry, "data", dict(registry.data))
+        monkeypatch.setattr(registry, "settings", dict(registry.settings))
     lists = [(files, files[:]) for files in (IMPORTED_FILES, PLUGIN_FILES)]
     on_sigterm, on_thread_error = signal.getsignal(signal.SIGTERM), threading.excepthook
     yield

@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 from pathlib import Path
 
 import pytest
@@ -30,12 +29,8 @@ WRONG = {"TIGER": ("n_heads", 0), "VQRec": ("n_heads", 7), "Toy": ("codebook_siz
 
 
 @pytest.fixture(params=list(SMALL), autouse=True)
-def name(request, monkeypatch):
-    for registry in (MODELS, QUANTIZERS):
-        monkeypatch.setattr(registry, "data", dict(registry.data))
-        monkeypatch.setattr(registry, "settings", dict(registry.settings))
+def name(request, own_folder):
     if request.param == "Toy":
-        monkeypatch.delitem(sys.modules, "toy", raising=False)
         import_file(Path(__file__).with_name("toy.py"))
     return request.param
 

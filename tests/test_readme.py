@@ -11,9 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.originals import served, write_published_size
-from recbole_tiger.catalogue.quantizers import QUANTIZERS
 from recbole_tiger.cli import main, make_parser
-from recbole_tiger.model import MODELS
 from recbole_tiger.runs import experiment
 from recbole_tiger.settings.arguments import check_keys, parse_arguments
 from recbole_tiger.settings.properties import defaults_of, protocol
@@ -128,9 +126,6 @@ def official(tmp_path_factory):
 @pytest.mark.parametrize("number", range(len(list(commands()))))
 def test_runs(number, folder, official, monkeypatch, capsys):
     monkeypatch.chdir(folder)
-    for registry in (MODELS, QUANTIZERS):  # what a plugin registers is forgotten
-        monkeypatch.setattr(registry, "data", dict(registry.data))
-        monkeypatch.setattr(registry, "settings", dict(registry.settings))
     kind, text = list(commands())[number]
     if kind == "python":
         exec(text.replace('{"epochs": 1}', repr({**SMALL, **SMALL_TIGER})), {"__name__": "__main__"})

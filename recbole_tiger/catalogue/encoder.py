@@ -71,9 +71,9 @@ def encode(texts, encoder, show_progress=False, check_width=None):
     """
     if check_width is not None:
         check_width(encoder.encode(texts[:1], show_progress_bar=False).shape[1])
-    distinct = dict.fromkeys(texts)  # the encoder's batches would round the embeddings of one text differently
-    found = encoder.encode(list(distinct), show_progress_bar=show_progress, convert_to_numpy=True).astype(np.float32)
-    row = {text: i for i, text in enumerate(distinct)}
+    # The encoder's batches would round the embeddings of one text differently.
+    row = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+    found = encoder.encode(list(row), show_progress_bar=show_progress, convert_to_numpy=True).astype(np.float32)
     return found[[row[text] for text in texts]]
 
 

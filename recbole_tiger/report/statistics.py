@@ -62,14 +62,19 @@ def bootstrap_means(values, seed=0):
     return np.concatenate([part @ distinct for part in drawn]) / len(values)
 
 
-def interval(values):
-    """Percentile bootstrap interval of the mean over users.
+def percentile_interval(means):
+    """Percentile bootstrap interval, from the means of the samples.
 
     Returns:
         low, high: floats.
     """
-    low, high = np.quantile(bootstrap_means(values), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
+
+
+def interval(values):
+    """Percentile bootstrap interval of the mean over users: low, high."""
+    return percentile_interval(bootstrap_means(values))
 
 
 def paired_p(first, second):

@@ -181,9 +181,11 @@ def catalogue_settings():
         TigerError: a registered quantizer has a setting of RecBole or of a model, or another default than all quantizers.
     """
     found = dict(_described("catalogue"))
+    if not QUANTIZERS.settings:
+        return found
+    elsewhere = _recbole_settings().union(*map(_model_settings, MODELS)) - set(found)
     for name, settings in QUANTIZERS.settings.items():
         own = _registered(settings)
-        elsewhere = _recbole_settings().union(*map(_model_settings, MODELS)) - set(found)
         if taken := sorted(elsewhere & set(own)):
             raise TigerError(
                 f"the settings of quantizer {name} have {', '.join(taken)}, which RecBole or a model reads: rename it"

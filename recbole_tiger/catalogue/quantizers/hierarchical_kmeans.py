@@ -30,6 +30,8 @@ class HierarchicalKMeans(Quantizer):
 
     def __init__(self, *, hierarchical_branches, hierarchical_leaf_size, kmeans_iterations, kmeans_sample):
         super().__init__()
+        if hierarchical_branches < 2:
+            raise TigerError(f"hierarchical_branches {hierarchical_branches} splits nothing; give 2 or more")
         if kmeans_sample < hierarchical_branches:
             raise TigerError(
                 f"kmeans_sample {kmeans_sample} is less than hierarchical_branches {hierarchical_branches}; raise it"

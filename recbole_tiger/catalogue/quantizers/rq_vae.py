@@ -115,8 +115,8 @@ class RQVAE(Quantizer):
         super().__init__()
         if rq_vae_warmup_steps >= rq_vae_steps:
             raise TigerError(
-                f"rq_vae_warmup_steps {rq_vae_warmup_steps} has to be less than rq_vae_steps {rq_vae_steps}: quantization "
-                f"begins after the warm-up; lower it"
+                f"rq_vae_warmup_steps {rq_vae_warmup_steps} has to be less than the {rq_vae_steps} rq_vae_steps: "
+                f"quantization begins after the warm-up; lower it"
             )
         self.codebook_size, self.codebook_depth = codebook_size, codebook_depth
         self.hidden_sizes, self.latent_size, self.beta = rq_vae_hidden_sizes, rq_vae_latent_size, rq_vae_beta
