@@ -544,7 +544,8 @@ def dumbbells(axes, lines, names):
                 fontsize=8,
             )
     axes.set_yticks(range(len(lines)), [label for label, *_ in reversed(lines)])
-    axes.margins(x=0.28, y=0.12)
+    axes.margins(x=0.28)
+    axes.set_ylim(-0.6, len(lines) - 0.4)
     style_axes(axes, "x")
 
 
